@@ -1,0 +1,67 @@
+{
+  'variables': {
+    # address or thread: see scripts/build.mjs.
+    'sanitizer%': '',
+    'core_sources': '<!(node scripts/native-sources.mjs native/core)',
+    'binding_sources': '<!(node scripts/native-sources.mjs native/binding)',
+    'keeper_sources': '<!(node scripts/native-sources.mjs native/keeper)',
+    'test_sources': '<!(node scripts/native-sources.mjs native/test)',
+  },
+  'target_defaults': {
+    'include_dirs': ['native'],
+    'cflags!': ['-fno-omit-frame-pointer'],
+    'cflags_cc!': ['-fno-exceptions', '-fno-rtti', '-std=gnu++17', '-std=gnu++20'],
+    'cflags_cc': ['-std=c++20', '-fexceptions', '-frtti'],
+    'cflags': ['-g', '-fPIC', '-Wall', '-Wextra', '-Werror', '-pthread'],
+    'ldflags': ['-pthread'],
+    'configurations': {
+      'Release': {'cflags!': ['-O3'], 'cflags': ['-O2']},
+    },
+    'conditions': [
+      ['sanitizer!=""', {
+        'cflags': ['-fsanitize=<(sanitizer)', '-fno-omit-frame-pointer'],
+        'ldflags': ['-fsanitize=<(sanitizer)'],
+      }],
+      ['sanitizer=="address"', {
+        'cflags': ['-fsanitize=undefined'],
+        'ldflags': ['-fsanitize=undefined'],
+      }],
+    ],
+  },
+  'targets': [
+    {
+      'target_name': 'core',
+      'type': 'static_library',
+      'sources': ['<!@(node scripts/native-sources.mjs native/core)'],
+    },
+  ],
+  'conditions': [
+    ['binding_sources!=""', {
+      'targets': [{
+        'target_name': 'replpage',
+        'dependencies': [
+          'core',
+          '<!(node -p "require(\'node-addon-api\').targets"):node_addon_api_except',
+        ],
+        'defines': ['NAPI_VERSION=9', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS'],
+        'sources': ['<!@(node scripts/native-sources.mjs native/binding)'],
+      }],
+    }],
+    ['keeper_sources!=""', {
+      'targets': [{
+        'target_name': 'replpage-keeper',
+        'type': 'executable',
+        'dependencies': ['core'],
+        'sources': ['<!@(node scripts/native-sources.mjs native/keeper)'],
+      }],
+    }],
+    ['test_sources!=""', {
+      'targets': [{
+        'target_name': 'core_test',
+        'type': 'executable',
+        'dependencies': ['core'],
+        'sources': ['<!@(node scripts/native-sources.mjs native/test)'],
+      }],
+    }],
+  ],
+}
