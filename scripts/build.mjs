@@ -7,14 +7,19 @@ import {
   mkdirSync,
   readdirSync,
   realpathSync,
+  renameSync,
   rmSync,
   symlinkSync,
+  writeFileSync,
 } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
+/** Files whose time says when each build was last complete. */
+export const stamps = { native: 'build/.built', ts: 'dist/.built' };
+
 const bin = (name) => join(root, 'node_modules', '.bin', name);
 
 function run(command, args, cwd = root) {
@@ -31,6 +36,7 @@ function nodeDir() {
 export function buildNative(gypArgs = [], cwd = root) {
   run(bin('node-gyp'), ['configure', ...nodeDir(), ...gypArgs], cwd);
   run(bin('node-gyp'), ['build', '--jobs', String(availableParallelism())], cwd);
+  writeFileSync(join(cwd, stamps.native), '');
 }
 
 /** node-gyp builds in the folder it runs in: a folder of links gives a sanitized build its own. */
@@ -44,9 +50,16 @@ function buildSanitized(sanitizer, folder) {
 }
 
 export function buildTypeScript() {
-  rmSync(join(root, 'dist'), { recursive: true, force: true });
-  run(bin('tsc'), ['-p', 'tsconfig.build.json']);
-  chmodSync(join(root, 'dist/cli/main.js'), 0o755);
+  // Made beside and swapped in, so that a command started meanwhile finds all of it.
+  const fresh = join(root, 'build', 'dist-new');
+  const old = join(root, 'build', 'dist-old');
+  for (const folder of [fresh, old]) rmSync(folder, { recursive: true, force: true });
+  run(bin('tsc'), ['-p', 'tsconfig.build.json', '--outDir', fresh]);
+  chmodSync(join(fresh, 'cli/main.js'), 0o755);
+  writeFileSync(join(fresh, '.built'), '');
+  if (existsSync(join(root, 'dist'))) renameSync(join(root, 'dist'), old);
+  renameSync(fresh, join(root, 'dist'));
+  rmSync(old, { recursive: true, force: true });
 }
 
 const targets = {
@@ -58,7 +71,8 @@ const targets = {
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   for (const name of process.argv.slice(2)) {
-    if (!targets[name]) throw new Error(`unknown target ${name}: ${Object.keys(targets).join(', ')}`);
+    if (!targets[name])
+      throw new Error(`unknown target ${name}: ${Object.keys(targets).join(', ')}`);
     targets[name]();
   }
   if (process.argv.includes('native')) {

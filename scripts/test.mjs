@@ -1,0 +1,129 @@
+// Runs the suites and prints, as the very last line, "N passed, N failed, N skipped" over all of
+// them. The exit status says the same. A suite that dies before it has counted is a failure.
+// Usage: node scripts/test.mjs [lint] [types] [native] [unit] [e2e]   (no name: all of them)
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const root = dirname(dirname(fileURLToPath(import.meta.url)));
+const bin = (name) => join(root, 'node_modules', '.bin', name);
+
+function run(command, args, options = {}) {
+  const done = spawnSync(command, args, {
+    cwd: root,
+    stdio: ['ignore', 'inherit', 'inherit'],
+    maxBuffer: 256 * 1024 * 1024,
+    ...options,
+  });
+  if (done.error) console.error(`${command}: ${done.error.message}`);
+  return done;
+}
+
+/** A check that has no cases of its own counts as one. */
+function check(command, args) {
+  const passed = run(command, args).status === 0;
+  return { passed: passed ? 1 : 0, failed: passed ? 0 : 1, skipped: 0 };
+}
+
+/** The tool's own closing line, `# { total: 3, pass: 2, skip: 1 }`, leaves zero counts out. */
+function countClosing(text) {
+  const closing = text.split('\n').findLast((line) => line.startsWith('# {'));
+  if (closing === undefined) return undefined;
+  const get = (key) => Number(new RegExp(`\\b${key}: (\\d+)`).exec(closing)?.[1] ?? 0);
+  return { passed: get('pass'), failed: get('fail'), skipped: get('skip') + get('todo') };
+}
+
+/** Plain TAP, as core_test prints it. */
+function countTap(text) {
+  const count = { passed: 0, failed: 0, skipped: 0 };
+  for (const line of text.split('\n')) {
+    if (/^not ok\b/.test(line)) count.failed++;
+    else if (/^ok\b.*# SKIP/i.test(line)) count.skipped++;
+    else if (/^ok\b/.test(line)) count.passed++;
+  }
+  return count;
+}
+
+/** The counts, made to agree with how the suite ended. */
+function settle(count, status) {
+  const known = count ?? { passed: 0, failed: 0, skipped: 0 };
+  if (status !== 0 && known.failed === 0) known.failed = 1;
+  if (count === undefined && status === 0) known.failed = 1;
+  return known;
+}
+
+function tapSuite(folders, args = []) {
+  const files = folders
+    .filter((folder) => existsSync(join(root, folder)))
+    .flatMap((folder) =>
+      readdirSync(join(root, folder), { recursive: true }).map((name) => join(folder, name)),
+    )
+    .filter((name) => name.endsWith('.test.ts'));
+  if (files.length === 0) return { passed: 0, failed: 0, skipped: 0 };
+  const scratch = mkdtempSync(join(tmpdir(), 'replpage-test-'));
+  try {
+    const output = join(scratch, 'out.tap');
+    const { status } = run(bin('tap'), ['run', '-o', output, ...args, ...files]);
+    const text = existsSync(output) ? readFileSync(output, 'utf8') : '';
+    return settle(countClosing(text), status);
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+}
+
+function nativeSuite() {
+  const program = join(root, 'build/Release/core_test');
+  if (!existsSync(program)) return { passed: 0, failed: 1, skipped: 0 };
+  const { status, stdout } = run(program, [], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    encoding: 'utf8',
+    timeout: 300_000,
+  });
+  process.stdout.write(stdout ?? '');
+  return settle(countTap(stdout ?? ''), status);
+}
+
+function lint() {
+  const parts = [
+    check(bin('eslint'), ['.']),
+    check(bin('prettier'), ['--check', '--log-level', 'warn', '.']),
+    check(process.execPath, ['scripts/format-native.mjs', '--check']),
+  ];
+  return parts.reduce(add);
+}
+
+const suites = {
+  lint,
+  types: () => check(bin('tsc'), ['--noEmit']),
+  native: nativeSuite,
+  unit: () => tapSuite(['test/unit', 'test/tidy']),
+  // These own ports, namespaces and whole processes: one file at a time.
+  e2e: () => tapSuite(['test/e2e'], ['--jobs=1', '--timeout=600']),
+};
+
+function add(a, b) {
+  return {
+    passed: a.passed + b.passed,
+    failed: a.failed + b.failed,
+    skipped: a.skipped + b.skipped,
+  };
+}
+
+const line = ({ passed, failed, skipped }) =>
+  `${passed} passed, ${failed} failed, ${skipped} skipped`;
+
+const named = process.argv.slice(2);
+let total = { passed: 0, failed: 0, skipped: 0 };
+const summary = [];
+for (const name of named.length > 0 ? named : Object.keys(suites)) {
+  if (!suites[name]) throw new Error(`unknown suite ${name}: ${Object.keys(suites).join(', ')}`);
+  const started = Date.now();
+  const count = suites[name]();
+  total = add(total, count);
+  summary.push(`# ${name}: ${line(count)} in ${((Date.now() - started) / 1000).toFixed(0)} s`);
+}
+console.log(summary.join('\n'));
+process.exitCode = total.failed > 0 || total.passed === 0 ? 1 : 0;
+console.log(line(total));
