@@ -1,0 +1,17 @@
+// Time for durations. CLOCK_MONOTONIC, in microseconds and nanoseconds since some start.
+#pragma once
+
+#include <cstdint>
+#include <ctime>
+
+namespace replpage {
+
+inline uint64_t now_ns() {
+  timespec t{};
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(t.tv_nsec);
+}
+
+inline uint64_t now_us() { return now_ns() / 1000; }
+
+}  // namespace replpage

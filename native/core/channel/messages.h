@@ -1,0 +1,169 @@
+// Messages between a group's tracer (in the daemon) and its keeper.
+//
+// One SOCK_SEQPACKET connection; each packet is a MessageHeader and a body, descriptors travel as
+// SCM_RIGHTS of the same packet (at most kDescriptorsMax). Page content never travels in packets: it
+// lies in the staging area, a memfd followed by a spill file in one offset space.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "core/base/archive.h"
+#include "core/memory/memory_capture.h"
+#include "core/memory/page_run.h"
+
+namespace replpage {
+
+inline constexpr uint32_t kMessageMagic = 0x4B505052;  // "RPPK"
+inline constexpr uint16_t kMessageVersion = 1;
+inline constexpr uint32_t kMessageBytesMax = 128 * 1024;
+inline constexpr size_t kDescriptorsMax = 200;
+
+enum class MessageType : uint16_t {
+  // tracer -> keeper
+  kConfigure = 1,    // ConfigureMessage + staging memfd and spill file
+  kBuild = 2,        // ImageMessage: shape the replica; nothing is committed yet
+  kPages = 3,        // PagesMessage: apply at once (before the first commit), then kPagesDone
+  kStage = 4,        // PagesMessage: keep until the commit
+  kCommit = 5,       // ImageMessage: apply everything staged; then kCommitted
+  kDropStaged = 6,   // forget what was staged
+  kDescriptors = 7,  // DescriptorsMessage + descriptors, before kPromote
+  kPromote = 8,      // PromoteMessage: apply staged pages, then run
+  kReleased = 9,     // the dying process is gone: lazy sources are closed
+  // keeper -> tracer
+  kReady = 32,
+  kPagesDone = 33,
+  kCommitted = 34,   // CommittedMessage
+  kPromoted = 35,    // PromotedMessage
+  kDrained = 36,     // DrainedMessage: nothing is read from the dying process any more
+  kFailed = 37,      // FailedMessage: the replica is lost (before promotion) or promotion failed
+  kBuilt = 38,
+};
+
+struct MessageHeader {
+  uint32_t magic = kMessageMagic;
+  uint16_t version = kMessageVersion;
+  MessageType type{};
+  uint32_t body_bytes = 0;
+  uint32_t body_crc = 0;    // CRC32C
+  uint32_t header_crc = 0;  // CRC32C of the bytes before it
+  uint32_t reserved = 0;    // zero
+};
+static_assert(sizeof(MessageHeader) == 24);
+
+struct ConfigureMessage {
+  std::string name;
+  uint64_t generation = 0;
+  uint64_t staging_bytes = 0;  // of the memfd; offsets beyond it lie in the spill file
+  uint64_t spill_bytes_max = 0;
+  std::string control_socket;  // path the keeper listens on, answers "status\n" with one JSON line
+  std::string stdio_path;      // opened by the tracer, descriptor travels with the message; empty: null
+  int32_t namespaces_of = 0;   // host pid whose mount, net, ipc, uts namespaces were entered
+  template <class A>
+  void visit(A& a) {
+    a(name, generation, staging_bytes, spill_bytes_max, control_socket, stdio_path, namespaces_of);
+  }
+};
+
+// Position of an encoded structure in the staging area.
+struct StagedBytes {
+  uint64_t offset = 0, length = 0;
+  uint32_t crc = 0;  // CRC32C
+  template <class A>
+  void visit(A& a) {
+    a(offset, length, crc);
+  }
+};
+
+struct ImageMessage {
+  uint64_t epoch = 0;
+  StagedBytes image;  // encoded GroupImage
+  template <class A>
+  void visit(A& a) {
+    a(epoch, image);
+  }
+};
+
+struct PagesMessage {
+  uint64_t epoch = 0;
+  StagedBytes runs;  // encoded std::vector<PageRun> wrapped in PageRunList
+  template <class A>
+  void visit(A& a) {
+    a(epoch, runs);
+  }
+};
+
+struct PageRunList {
+  std::vector<PageRun> runs;
+  template <class A>
+  void visit(A& a) {
+    a(runs);
+  }
+};
+
+struct DescriptorsMessage {
+  std::vector<uint32_t> positions;  // in GroupImage::open_files, one per descriptor of the packet
+  std::vector<int32_t> memory_pids;  // for trailing descriptors: /proc/PID/mem of these group pids
+  template <class A>
+  void visit(A& a) {
+    a(positions, memory_pids);
+  }
+};
+
+struct PromoteMessage {
+  uint64_t epoch = 0;
+  StagedBytes image;
+  bool exact = false;
+  bool keep_files = false;
+  StagedBytes lazy;  // encoded LazyRangeList
+  template <class A>
+  void visit(A& a) {
+    a(epoch, image, exact, keep_files, lazy);
+  }
+};
+
+struct LazyRangeList {
+  std::vector<LazyRange> ranges;
+  template <class A>
+  void visit(A& a) {
+    a(ranges);
+  }
+};
+
+struct CommittedMessage {
+  uint64_t epoch = 0, apply_us = 0, resident_bytes = 0;
+  template <class A>
+  void visit(A& a) {
+    a(epoch, apply_us, resident_bytes);
+  }
+};
+
+struct PromotedMessage {
+  uint64_t epoch = 0, promote_us = 0;
+  int32_t pid = 0;       // as the program sees it
+  int32_t host_pid = 0;  // as the daemon sees it (SCM_CREDENTIALS or NSpid, filled by the receiver if 0)
+  template <class A>
+  void visit(A& a) {
+    a(epoch, promote_us, pid, host_pid);
+  }
+};
+
+struct DrainedMessage {
+  uint64_t pages = 0, took_us = 0;
+  template <class A>
+  void visit(A& a) {
+    a(pages, took_us);
+  }
+};
+
+struct FailedMessage {
+  std::string reason;
+  int32_t error = 0;
+  template <class A>
+  void visit(A& a) {
+    a(reason, error);
+  }
+};
+
+}  // namespace replpage

@@ -1,0 +1,53 @@
+// Reads the kernel state of stopped processes into images.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "core/image/process_image.h"
+#include "core/image/refusal.h"
+
+namespace replpage {
+
+// Runs a system call in the stopped thread `tid`; see TraceTree::inject. Empty: must not inject
+// (steady state, exit stop): what only injection can learn is taken from `previous`.
+using Inject = std::function<std::optional<long>(pid_t tid, long number,
+                                                 std::array<uint64_t, 6> arguments,
+                                                 std::vector<uint8_t>* argument_data)>;
+
+struct ThreadCaptureInput {
+  pid_t host_tid = 0;
+  const ThreadImage* previous = nullptr;  // of the last epoch, if the thread was there
+  bool slow_state = false;  // read what seldom changes too (name, scheduling, credentials ...)
+  Inject inject;
+};
+
+// The thread must be in a ptrace stop of the calling tracer. nullopt: it is gone.
+std::optional<ThreadImage> capture_thread(const ThreadCaptureInput& input);
+
+struct ProcessCaptureInput {
+  pid_t host_pid = 0;
+  std::vector<pid_t> host_tids;             // leader first, all stopped
+  const ProcessImage* previous = nullptr;
+  bool slow_state = false;
+  Inject inject;
+};
+
+// Everything of ProcessImage except mappings, parent and file_table, which the caller fills.
+// nullopt: gone. Throws SysError.
+std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input);
+
+// What of a process cannot be replicated, except mappings and descriptors: seccomp filters,
+// namespaces other than those a keeper can enter (mount, net, ipc, uts, cgroup; pid is our own
+// business; user and time are refused), 32-bit mode, shadow stacks, AIO contexts, io_uring
+// registrations, tracing by others, setuid states we cannot restore.
+void find_process_refusals(pid_t host_pid, Refusals& refusals);
+
+// Pid in the innermost PID namespace of the process (last of NSpid), nullopt when gone.
+std::optional<int32_t> pid_in_namespace(pid_t host_pid);
+
+}  // namespace replpage

@@ -1,0 +1,91 @@
+// The primary's side of one process's memory: what changed since the last look, copied out.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/base/unique_fd.h"
+#include "core/image/group_image.h"
+#include "core/memory/page_run.h"
+
+namespace replpage {
+
+enum class TrackerKind : uint8_t { kUffdWp = 1, kSoftDirty = 2 };
+
+struct CopyRound {
+  uint64_t data_pages = 0, zero_pages = 0, absent_pages = 0;
+  uint64_t mapped_bytes = 0;
+  bool process_gone = false;
+};
+
+// What is left to be served from the frozen or dying process after promotion.
+struct LazyRange {
+  int32_t pid = 0;  // in the group's PID namespace
+  uint64_t start = 0, end = 0;
+  template <class A>
+  void visit(A& a) {
+    a(pid, start, end);
+  }
+};
+
+class MemoryCapture {
+ public:
+  // Makes a userfaultfd inside the process by injection: returns its number there, or -errno.
+  // nullopt when the process is gone. `close_remote` removes it from the process's table again.
+  struct Injector {
+    std::function<std::optional<long>()> create_uffd;
+    std::function<void(int)> close_remote;
+  };
+
+  // host_pid: as we see it; group_pid: what PageRuns carry. The process must be stopped (the
+  // injector needs it) for this constructor and for nothing else. Throws SysError, with EBUSY when
+  // the process has a userfaultfd of its own and soft-dirty does not work on this kernel.
+  static std::unique_ptr<MemoryCapture> create(pid_t host_pid, int32_t group_pid,
+                                               std::optional<TrackerKind> wanted,
+                                               const Injector& injector);
+  virtual ~MemoryCapture() = default;
+
+  [[nodiscard]] virtual TrackerKind tracker() const = 0;
+
+  // Copies everything that was written, appeared, moved or vanished since the last call and re-arms
+  // tracking. May run while the process runs (pre-copy) or while it is frozen (stop-and-copy): the
+  // call under freeze leaves nothing behind. New mappings in `mappings` are armed and copied whole.
+  // After an exception the next call copies everything again. Not for shared objects.
+  virtual CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) = 0;
+
+  // Pages written since the last copy, without re-arming; stops counting at `limit`.
+  [[nodiscard]] virtual uint64_t count_dirty(const std::vector<MappingImage>& mappings,
+                                             uint64_t limit) = 0;
+
+  // The last copy from a frozen or dying process: mappings with few dirty pages are copied, at most
+  // `copy_pages_max` pages in all; of the others the whole mapping (or an aligned part of it) is
+  // returned as lazy, meaning: forget what the replica has there and read it from this process.
+  virtual std::vector<LazyRange> copy_last(const std::vector<MappingImage>& mappings,
+                                           PageSink& sink, uint64_t copy_pages_max) = 0;
+};
+
+// Objects shared by processes of the group (shared anonymous memory, memfd): the union of what was
+// written through any tracked mapping, and everything again when the object itself was changed
+// otherwise (pwrite, fallocate: seen by its change time). Runs have pid 0.
+class SharedObjectCapture {
+ public:
+  static std::unique_ptr<SharedObjectCapture> create();
+  virtual ~SharedObjectCapture() = default;
+  // `processes` pairs host pids with their images. Call after MemoryCapture of all of them.
+  struct ProcessView {
+    pid_t host_pid;
+    const ProcessImage* image;
+    MemoryCapture* memory;
+  };
+  virtual CopyRound copy_changed(const std::vector<ProcessView>& processes,
+                                 const std::vector<SharedObjectImage>& objects,
+                                 PageSink& sink) = 0;
+};
+
+}  // namespace replpage
