@@ -1,0 +1,22 @@
+/**
+ * Structured logs on stderr, one JSON object a line: stdout belongs to a command's result.
+ * Messages are lower-case and constant, data is in fields.
+ */
+import { pino } from 'pino';
+
+export interface Log {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+  /** Same destination; `fields` are added to every line. */
+  child(fields: Record<string, unknown>): Log;
+}
+
+export const logLevels = ['debug', 'info', 'warn', 'error', 'silent'] as const;
+export type LogLevel = (typeof logLevels)[number];
+
+export function createLog(level: LogLevel): Log {
+  const destination = pino.destination({ dest: 2, sync: true });
+  return pino({ level, base: null, timestamp: pino.stdTimeFunctions.isoTime }, destination);
+}

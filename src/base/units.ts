@@ -1,0 +1,82 @@
+/**
+ * Quantities as users type and read them: "100ms", "5%", "256MiB". Parsers throw ERR_USAGE with
+ * what was typed and what would be right.
+ */
+import { ReplicationError } from './errors.js';
+
+const durationUnitsMs: Readonly<Record<string, number>> = {
+  us: 0.001,
+  ms: 1,
+  s: 1000,
+  min: 60_000,
+  h: 3_600_000,
+};
+
+const byteUnits: Readonly<Record<string, number>> = {
+  B: 1,
+  KiB: 1024,
+  MiB: 1024 ** 2,
+  GiB: 1024 ** 3,
+  TiB: 1024 ** 4,
+};
+
+function parseQuantity(
+  text: string,
+  units: Readonly<Record<string, number>>,
+  example: string,
+): number {
+  const match = /^(\d+(?:\.\d+)?)\s*([A-Za-z]+)$/.exec(text.trim());
+  const factor = match?.[2] === undefined ? undefined : units[match[2]];
+  if (match?.[1] === undefined || factor === undefined) {
+    throw new ReplicationError('ERR_USAGE', `"${text}" is not understood`, {
+      advice: `write a number and one of ${Object.keys(units).join(', ')}, such as ${example}`,
+    });
+  }
+  return Number(match[1]) * factor;
+}
+
+/** "250us", "100ms", "2s", "1min", "1h" -> milliseconds. */
+export function parseDurationMs(text: string): number {
+  return parseQuantity(text, durationUnitsMs, '100ms');
+}
+
+/** "512B", "64KiB", "256MiB", "1.5GiB" -> bytes, rounded. */
+export function parseBytes(text: string): number {
+  return Math.round(parseQuantity(text, byteUnits, '256MiB'));
+}
+
+/** "5%" -> 0.05. Between 0 (excluded) and 100 %. */
+export function parsePercent(text: string): number {
+  const match = /^(\d+(?:\.\d+)?)\s*%$/.exec(text.trim());
+  const share = match?.[1] === undefined ? Number.NaN : Number(match[1]) / 100;
+  if (!(share > 0 && share <= 1)) {
+    throw new ReplicationError('ERR_USAGE', `"${text}" is not a share`, {
+      advice: 'write a percentage above 0% and up to 100%, such as 5%',
+    });
+  }
+  return share;
+}
+
+/** 1610612736 -> "1.5 GiB". */
+export function formatBytes(bytes: number): string {
+  const units = Object.entries(byteUnits).reverse();
+  const [unit, size] = units.find(([, factor]) => bytes >= factor) ?? ['B', 1];
+  const value = bytes / size;
+  return `${value >= 100 || size === 1 ? Math.round(value) : value.toFixed(1)} ${unit}`;
+}
+
+/** Microseconds -> "870 us", "12.3 ms", "4.1 s". */
+export function formatUs(us: number): string {
+  if (us < 1000) return `${Math.round(us)} us`;
+  if (us < 1_000_000) return `${(us / 1000).toFixed(us < 10_000 ? 2 : 1)} ms`;
+  return `${(us / 1_000_000).toFixed(us < 10_000_000 ? 2 : 1)} s`;
+}
+
+export function formatMs(ms: number): string {
+  return formatUs(ms * 1000);
+}
+
+/** 0.0512 -> "5.1%". */
+export function formatPercent(share: number): string {
+  return `${(share * 100).toFixed(1)}%`;
+}

@@ -1,0 +1,24 @@
+/** How a primary ended, in words. */
+import { constants } from 'node:os';
+import type { NativeGroupEvent } from '../native/group.js';
+
+type Died = Extract<NativeGroupEvent, { type: 'died' }>;
+
+export function signalName(signal: number): string {
+  const found = Object.entries(constants.signals).find(([, number]) => number === signal);
+  return found?.[0] ?? `signal ${signal}`;
+}
+
+export function describeDeath(died: Omit<Died, 'type'>): string {
+  const by = died.signal === undefined ? 'a signal' : signalName(died.signal);
+  switch (died.cause) {
+    case 'sigkill':
+      return 'killed by SIGKILL';
+    case 'signal':
+      return `ended by ${by}`;
+    case 'crash':
+      return `crashed by ${by}`;
+    case 'exit':
+      return `ended by itself with status ${died.status ?? 0}`;
+  }
+}

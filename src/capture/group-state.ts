@@ -1,0 +1,313 @@
+/**
+ * The life of one group as a pure machine: `step(group, event)` gives the next group and what to do.
+ * The shell in group.ts carries the effects out and feeds their outcome back as events.
+ *
+ *   protecting ---- started ----> protected <---- epoch / abandoned x5 ----> lagging
+ *   protecting ---- startFailed ----> failed (first time) | promoted, again later | unprotected
+ *   protected, lagging ---- died / promoteAsked ----> promoting
+ *   promoting ---- promoted ----> promoted ---- drained ----> protecting (generation + 1)
+ *   promoting ---- promoteFailed ----> protected
+ *   any ---- ended ----> ended;  any ---- lost ----> unprotected
+ *   any ---- detachAsked ----> detached;  any ---- unprotectAsked ----> removed
+ *
+ * Events of an older generation's native group are ignored.
+ */
+import { assertNever } from '../base/assert.js';
+import type { DeathCause, PromotionReport } from '../native/group.js';
+
+export type Phase =
+  | { readonly kind: 'protecting'; readonly bytes: number; readonly bytesTotal: number }
+  | { readonly kind: 'protected' }
+  | { readonly kind: 'lagging'; readonly reason: string }
+  | { readonly kind: 'promoting'; readonly reason: string }
+  | { readonly kind: 'promoted'; readonly lazyPages: number }
+  | { readonly kind: 'unprotected'; readonly reason: string }
+  | { readonly kind: 'detached' }
+  | { readonly kind: 'ended'; readonly reason: string }
+  | { readonly kind: 'failed'; readonly reason: string }
+  | { readonly kind: 'removed' };
+
+export type PhaseName = Phase['kind'];
+
+export interface GroupCore {
+  readonly phase: Phase;
+  /** Root process as this machine sees it; still that of the dead one in `ended`. */
+  readonly hostPid: number;
+  /** Of the replica that is being kept, or was last. */
+  readonly generation: number;
+  readonly epoch: number;
+  /** Epochs given up one after the other. */
+  readonly abandonedRun: number;
+  readonly abandonedTotal: number;
+  readonly committedTotal: number;
+  /** Set by a crash, until its promotion is reported. */
+  readonly crashed: boolean;
+  readonly crashes: number;
+  readonly retries: number;
+  /** Failed tries to protect again what was promoted. */
+  readonly failedStarts: number;
+  readonly promotion: PromotionReport | undefined;
+}
+
+export type GroupEvent =
+  | { readonly type: 'progress'; readonly bytes: number; readonly bytesTotal: number }
+  | { readonly type: 'started'; readonly epoch: number }
+  | { readonly type: 'startFailed'; readonly reason: string; readonly final: boolean }
+  | { readonly type: 'committed'; readonly epoch: number }
+  | { readonly type: 'abandoned'; readonly reason: string }
+  | { readonly type: 'lagging'; readonly abandoned: number; readonly reason: string }
+  | { readonly type: 'died'; readonly cause: DeathCause; readonly reason: string }
+  | { readonly type: 'promoteAsked' }
+  | { readonly type: 'promoted'; readonly report: PromotionReport }
+  | { readonly type: 'promoteFailed'; readonly reason: string }
+  | { readonly type: 'drained'; readonly us: number; readonly pages: number }
+  | { readonly type: 'ended'; readonly reason: string }
+  | { readonly type: 'lost'; readonly reason: string }
+  | { readonly type: 'detachAsked' }
+  | { readonly type: 'unprotectAsked' };
+
+export type GroupEffect =
+  /** Starts a native group for `hostPid` at `generation`, after a delay. */
+  | { readonly type: 'start'; readonly delayMs: number }
+  | { readonly type: 'promote' }
+  | { readonly type: 'stop' }
+  | { readonly type: 'announce' }
+  | { readonly type: 'persist' }
+  | { readonly type: 'note'; readonly what: string; readonly why: string };
+
+export interface Step {
+  readonly group: GroupCore;
+  readonly effects: readonly GroupEffect[];
+}
+
+/** Epochs abandoned in a row that make a group `lagging`. */
+export const laggingAfter = 5;
+/** Tries to protect again what was promoted before it stays unprotected. */
+export const startTriesMax = 5;
+
+export function newGroup(hostPid: number, generation: number, retries: number): GroupCore {
+  return {
+    phase: { kind: 'protecting', bytes: 0, bytesTotal: 0 },
+    hostPid,
+    generation,
+    epoch: 0,
+    abandonedRun: 0,
+    abandonedTotal: 0,
+    committedTotal: 0,
+    crashed: false,
+    crashes: 0,
+    retries,
+    failedStarts: 0,
+    promotion: undefined,
+  };
+}
+
+export const retriesLeft = (group: GroupCore): number => Math.max(0, group.retries - group.crashes);
+
+/** Before the n-th crash is answered by a promotion: at once, then 1 s, 2 s, 4 s ... 30 s. */
+export function crashDelayMs(crashesSoFar: number): number {
+  return crashesSoFar === 0 ? 0 : Math.min(30_000, 1000 * 2 ** (crashesSoFar - 1));
+}
+
+/** Over for good, or until the user acts: no native group stands behind these. */
+export function isOver(phase: PhaseName): boolean {
+  return ['unprotected', 'detached', 'ended', 'failed', 'removed'].includes(phase);
+}
+
+const stay = (group: GroupCore): Step => ({ group, effects: [] });
+const note = (what: string, why: string): GroupEffect => ({ type: 'note', what, why });
+
+function leave(group: GroupCore, phase: Phase, what: string, why: string): Step {
+  return {
+    group: { ...group, phase },
+    effects: [{ type: 'stop' }, { type: 'persist' }, note(what, why)],
+  };
+}
+
+export function step(group: GroupCore, event: GroupEvent): Step {
+  if (isOver(group.phase.kind)) return stepOver(group, event);
+  switch (event.type) {
+    case 'progress':
+      if (group.phase.kind !== 'protecting') return stay(group);
+      return stay({
+        ...group,
+        phase: { kind: 'protecting', bytes: event.bytes, bytesTotal: event.bytesTotal },
+      });
+    case 'started':
+    case 'startFailed':
+      return stepStart(group, event);
+    case 'committed':
+    case 'abandoned':
+    case 'lagging':
+      return stepEpoch(group, event);
+    case 'died':
+    case 'promoteAsked':
+    case 'promoted':
+    case 'promoteFailed':
+    case 'drained':
+      return stepPromotion(group, event);
+    case 'ended':
+      return leave(group, { kind: 'ended', reason: event.reason }, 'ended', event.reason);
+    case 'lost':
+      return leave(
+        group,
+        { kind: 'unprotected', reason: event.reason },
+        'unprotected',
+        event.reason,
+      );
+    case 'detachAsked':
+      return leave(group, { kind: 'detached' }, 'detached', 'asked for');
+    case 'unprotectAsked':
+      return leave(group, { kind: 'removed' }, 'unprotected', 'asked for');
+    default:
+      return assertNever(event);
+  }
+}
+
+function stepOver(group: GroupCore, event: GroupEvent): Step {
+  // The process may end while nobody guards it; what else comes late is of no use.
+  if (event.type === 'unprotectAsked' && group.phase.kind !== 'removed') {
+    return leave(group, { kind: 'removed' }, 'removed', 'asked for');
+  }
+  return stay(group);
+}
+
+function stepStart(
+  group: GroupCore,
+  event: Extract<GroupEvent, { type: 'started' | 'startFailed' }>,
+): Step {
+  if (group.phase.kind !== 'protecting') return stay(group);
+  if (event.type === 'started') {
+    const next: GroupCore = {
+      ...group,
+      phase: { kind: 'protected' },
+      epoch: event.epoch,
+      failedStarts: 0,
+      abandonedRun: 0,
+      committedTotal: group.committedTotal + 1,
+    };
+    const why = `generation ${group.generation}, first epoch committed`;
+    return { group: next, effects: [{ type: 'persist' }, note('protected', why)] };
+  }
+  if (group.promotion === undefined) {
+    const phase: Phase = { kind: 'failed', reason: event.reason };
+    return leave(group, phase, 'not protected', event.reason);
+  }
+  const failedStarts = group.failedStarts + 1;
+  if (event.final || failedStarts >= startTriesMax) {
+    return leave(
+      { ...group, failedStarts },
+      { kind: 'unprotected', reason: event.reason },
+      'unprotected',
+      `could not protect the promoted process again: ${event.reason}`,
+    );
+  }
+  // A new start never takes the number of one that may have left something behind.
+  return {
+    group: { ...group, failedStarts, generation: group.generation + 1 },
+    effects: [
+      { type: 'stop' },
+      { type: 'start', delayMs: 500 * 2 ** failedStarts },
+      note('protecting again later', event.reason),
+    ],
+  };
+}
+
+function stepEpoch(
+  group: GroupCore,
+  event: Extract<GroupEvent, { type: 'committed' | 'abandoned' | 'lagging' }>,
+): Step {
+  const { kind } = group.phase;
+  if (kind !== 'protected' && kind !== 'lagging') return stay(group);
+  if (event.type === 'committed') {
+    const next: GroupCore = {
+      ...group,
+      phase: { kind: 'protected' },
+      epoch: event.epoch,
+      abandonedRun: 0,
+      committedTotal: group.committedTotal + 1,
+    };
+    const caughtUp = note('caught up', `after ${group.abandonedRun} abandoned epochs`);
+    return { group: next, effects: kind === 'lagging' ? [caughtUp] : [] };
+  }
+  const abandonedRun =
+    event.type === 'lagging' ? Math.max(event.abandoned, laggingAfter) : group.abandonedRun + 1;
+  const abandonedTotal = group.abandonedTotal + (event.type === 'abandoned' ? 1 : 0);
+  const counted = { ...group, abandonedRun, abandonedTotal };
+  if (abandonedRun < laggingAfter) return stay(counted);
+  const lagging: GroupCore = { ...counted, phase: { kind: 'lagging', reason: event.reason } };
+  return { group: lagging, effects: kind === 'lagging' ? [] : [note('lagging', event.reason)] };
+}
+
+type PromotionEvent = Extract<
+  GroupEvent,
+  { type: 'died' | 'promoteAsked' | 'promoted' | 'promoteFailed' | 'drained' }
+>;
+
+function stepPromotion(group: GroupCore, event: PromotionEvent): Step {
+  const { kind } = group.phase;
+  switch (event.type) {
+    case 'died': {
+      const dying = { ...group, crashed: event.cause === 'crash' };
+      const effects = [note('died', event.reason)];
+      // Before the first epoch there is nothing to promote; `ended` follows.
+      if (kind !== 'protected' && kind !== 'lagging') return { group: dying, effects };
+      return { group: { ...dying, phase: { kind: 'promoting', reason: event.reason } }, effects };
+    }
+    case 'promoteAsked':
+      if (kind !== 'protected' && kind !== 'lagging') return stay(group);
+      return {
+        group: { ...group, phase: { kind: 'promoting', reason: 'asked for' } },
+        effects: [{ type: 'promote' }],
+      };
+    case 'promoted':
+      return promoted(group, event.report);
+    case 'promoteFailed':
+      if (kind !== 'promoting') return stay(group);
+      return {
+        group: { ...group, phase: { kind: 'protected' } },
+        effects: [note('promotion failed', event.reason)],
+      };
+    case 'drained': {
+      if (kind !== 'promoted') return stay(group);
+      const why = `${event.pages} pages came from the dying process`;
+      return again(group, [note('drained', why)]);
+    }
+    default:
+      return assertNever(event);
+  }
+}
+
+function promoted(group: GroupCore, report: PromotionReport): Step {
+  if (group.phase.kind === 'promoted') return stay(group);
+  const next: GroupCore = {
+    ...group,
+    phase: { kind: 'promoted', lazyPages: report.lazyPages },
+    hostPid: report.hostPid,
+    epoch: report.epoch,
+    crashes: group.crashes + (group.crashed ? 1 : 0),
+    crashed: false,
+    promotion: report,
+  };
+  const exactly = report.exact ? 'nothing lost' : `epoch ${report.epoch}`;
+  const effects: GroupEffect[] = [
+    { type: 'persist' },
+    { type: 'announce' },
+    note('promoted', `pid ${report.pid} runs on as host pid ${report.hostPid}, ${exactly}`),
+  ];
+  // Its pages must all be its own before it can be tracked again: one userfaultfd a mapping.
+  if (report.lazyPages > 0) return { group: next, effects };
+  return again(next, effects);
+}
+
+function again(group: GroupCore, effects: readonly GroupEffect[]): Step {
+  return {
+    group: {
+      ...group,
+      phase: { kind: 'protecting', bytes: 0, bytesTotal: 0 },
+      generation: group.generation + 1,
+      abandonedRun: 0,
+    },
+    effects: [...effects, { type: 'persist' }, { type: 'stop' }, { type: 'start', delayMs: 0 }],
+  };
+}

@@ -1,0 +1,382 @@
+/**
+ * Drives one group: carries out what the pure machine of group-state.ts decides, takes epochs at
+ * the pace of pace-policy.ts, and protects again what was promoted. Promotion itself happens in
+ * native code and waits for nobody here.
+ */
+import { assertNever } from '../base/assert.js';
+import { describe, hasCode, isSystemError, refusalsOf, ReplicationError } from '../base/errors.js';
+import { QuantileWindow } from '../base/quantiles.js';
+import type { EpochStats, NativeGroup, NativeGroupEvent, StartReport } from '../native/group.js';
+import { describeDeath } from './death.js';
+import type { GroupHost, GroupSpec } from './group-spec.js';
+import {
+  crashDelayMs,
+  isOver,
+  newGroup,
+  retriesLeft,
+  step,
+  type GroupCore,
+  type GroupEffect,
+  type GroupEvent,
+} from './group-state.js';
+import { firstPace, nextPace, type Pace } from './pace-policy.js';
+
+const pauseSamples = 1024;
+/** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
+const epochErrorsMax = 3;
+const promotedPollMs = 500;
+
+export interface GroupSnapshot {
+  readonly spec: GroupSpec;
+  readonly core: GroupCore;
+  readonly pace: Pace;
+  readonly pauseUs: QuantileWindow;
+  readonly lastEpoch: EpochStats | undefined;
+  readonly start: StartReport | undefined;
+  readonly lagMs: number;
+  readonly counters: Record<string, number>;
+}
+
+export class Group {
+  readonly spec: GroupSpec;
+  readonly #host: GroupHost;
+  #core: GroupCore;
+  #pace: Pace;
+  #native: NativeGroup | undefined;
+  #start: StartReport | undefined;
+  #lastEpoch: EpochStats | undefined;
+  #lastCommitMs = 0;
+  readonly #pauseUs = new QuantileWindow(pauseSamples);
+  readonly #closing = new AbortController();
+  /** Stops and starts of native groups, one after the other. */
+  #lifecycle: Promise<void> = Promise.resolve();
+  readonly #firstStart = deferred<StartReport>();
+  readonly #promotionAsked: Deferred<void>[] = [];
+  #onProgress: ((bytes: number, bytesTotal: number) => void) | undefined;
+
+  constructor(spec: GroupSpec, host: GroupHost, hostPid: number, generation: number) {
+    this.spec = spec;
+    this.#host = host;
+    this.#core = newGroup(hostPid, generation, spec.retries);
+    this.#pace = firstPace(spec);
+  }
+
+  get core(): GroupCore {
+    return this.#core;
+  }
+
+  /** Resolves when the first epoch is committed; throws why not, and the process runs untouched. */
+  protect(onProgress?: (bytes: number, bytesTotal: number) => void): Promise<StartReport> {
+    this.#onProgress = onProgress;
+    this.#enqueueStart(0);
+    return this.#firstStart.promise;
+  }
+
+  /** Resolves when the replica runs. Throws ERR_STATE when there is none to promote. */
+  async promote(): Promise<void> {
+    const { kind } = this.#core.phase;
+    if (kind !== 'protected' && kind !== 'lagging') {
+      throw new ReplicationError('ERR_STATE', `cannot promote ${this.spec.name}: it is ${kind}`, {
+        advice: 'wait until replpage status shows it as protected',
+      });
+    }
+    const asked = deferred<void>();
+    this.#promotionAsked.push(asked);
+    this.#apply({ type: 'promoteAsked' });
+    await asked.promise;
+  }
+
+  /** The process runs on without us. Resolves when it is let go. */
+  async unprotect(): Promise<void> {
+    this.#apply({ type: 'unprotectAsked' });
+    await this.#lifecycle;
+  }
+
+  async detach(): Promise<void> {
+    this.#apply({ type: 'detachAsked' });
+    await this.#lifecycle;
+  }
+
+  /** The daemon ends: lets the process go and leaves the group's record as it is. */
+  async shutdown(): Promise<void> {
+    this.#closing.abort();
+    await this.#enqueue(() => this.#stopNative());
+  }
+
+  snapshot(): GroupSnapshot {
+    const lagMs = this.#lastCommitMs === 0 ? 0 : this.#host.clock.nowMs() - this.#lastCommitMs;
+    return {
+      spec: this.spec,
+      core: this.#core,
+      pace: this.#pace,
+      pauseUs: this.#pauseUs,
+      lastEpoch: this.#lastEpoch,
+      start: this.#start,
+      lagMs: Math.round(lagMs * 10) / 10,
+      counters: this.#native?.counters() ?? {},
+    };
+  }
+
+  #apply(event: GroupEvent): void {
+    const { group, effects } = step(this.#core, event);
+    this.#core = group;
+    for (const effect of effects) this.#carryOut(effect);
+    if (isOver(group.phase.kind)) this.#settleWaiters();
+  }
+
+  #carryOut(effect: GroupEffect): void {
+    switch (effect.type) {
+      case 'start':
+        return this.#enqueueStart(effect.delayMs);
+      case 'stop':
+        return void this.#enqueue(() => this.#stopNative());
+      case 'promote':
+        return void this.#promoteNative();
+      case 'announce':
+        return this.#announce();
+      case 'persist':
+        return this.#host.persist();
+      case 'note':
+        return this.#host.note(this.spec.name, effect.what, effect.why);
+      default:
+        return assertNever(effect);
+    }
+  }
+
+  #enqueue(work: () => Promise<void>): Promise<void> {
+    this.#lifecycle = this.#lifecycle.then(work).catch((error: unknown) => {
+      this.#host.log.error({ group: this.spec.name, reason: describe(error) }, 'group step failed');
+    });
+    return this.#lifecycle;
+  }
+
+  async #stopNative(): Promise<void> {
+    const native = this.#native;
+    this.#native = undefined;
+    await native?.stop();
+  }
+
+  #enqueueStart(delayMs: number): void {
+    void this.#enqueue(async () => {
+      await this.#host.clock.sleep(delayMs, this.#closing.signal);
+      if (this.#closing.signal.aborted || this.#core.phase.kind !== 'protecting') return;
+      // Not awaited: a stop must be able to overtake a long first copy.
+      void this.#startNative();
+      await Promise.resolve();
+    });
+  }
+
+  async #startNative(): Promise<void> {
+    const { generation } = this.#core;
+    try {
+      const native = this.#createNative(generation);
+      this.#native = native;
+      const report = await native.start();
+      if (this.#core.generation !== generation) return;
+      this.#start = report;
+      this.#lastCommitMs = this.#host.clock.nowMs();
+      this.#pace = firstPace(this.spec);
+      this.#apply({ type: 'started', epoch: report.epoch });
+      this.#firstStart.resolve(report);
+      void this.#takeEpochs(native, generation);
+    } catch (error) {
+      this.#firstStart.reject(asStartError(error, this.#core.hostPid));
+      if (this.#core.generation !== generation) return;
+      this.#startFailed(error);
+    }
+  }
+
+  #startFailed(error: unknown): void {
+    const reason = describe(error);
+    if (this.#core.promotion !== undefined && !this.#host.processAlive(this.#core.hostPid)) {
+      this.#apply({ type: 'ended', reason: 'it ended before it was protected again' });
+      return;
+    }
+    this.#apply({ type: 'startFailed', reason, final: hasCode(error, 'ERR_REFUSED') });
+  }
+
+  #createNative(generation: number): NativeGroup {
+    const { spec } = this;
+    const { limits, paths } = this.#host;
+    return this.#host.createNative(
+      {
+        name: spec.name,
+        pid: this.#core.hostPid,
+        generation,
+        ...paths,
+        attach: spec.attach,
+        onExit: spec.onExit,
+        files: spec.files,
+        retriesLeft: retriesLeft(this.#core),
+        crashDelayMs: crashDelayMs(this.#core.crashes),
+        ...limits,
+        stdio: spec.stdio,
+        uid: spec.owner.uid,
+        gid: spec.owner.gid,
+        groups: spec.owner.groups,
+        tracker: spec.tracker,
+      },
+      (event) => this.#onNativeEvent(generation, event),
+    );
+  }
+
+  /** Late events of a native group that was replaced are ignored. */
+  #onNativeEvent(generation: number, event: NativeGroupEvent): void {
+    if (generation !== this.#core.generation || this.#closing.signal.aborted) return;
+    switch (event.type) {
+      case 'progress':
+        this.#onProgress?.(event.bytes, event.bytesTotal);
+        return this.#apply(event);
+      case 'died':
+        return this.#apply({ type: 'died', cause: event.cause, reason: describeDeath(event) });
+      case 'promoted':
+        this.#apply({ type: 'promoted', report: event });
+        this.#settleWaiters();
+        if (event.lazyPages > 0) void this.#watchPromoted(event.keeperSocket, generation);
+        return;
+      case 'ended':
+        return this.#apply({ type: 'ended', reason: event.reason });
+      case 'unprotected':
+        return this.#apply({ type: 'lost', reason: event.reason });
+      case 'lagging':
+      case 'drained':
+        return this.#apply(event);
+      default:
+        return assertNever(event);
+    }
+  }
+
+  /** One epoch after the other, at the pace that their cost allows, until the group moves on. */
+  async #takeEpochs(native: NativeGroup, generation: number): Promise<void> {
+    const { clock } = this.#host;
+    let startedMs = clock.nowMs();
+    let errors = 0;
+    for (;;) {
+      await clock.sleep(startedMs + this.#pace.intervalMs - clock.nowMs(), this.#closing.signal);
+      if (this.#closing.signal.aborted || !this.#isTakingEpochs(generation)) return;
+      const elapsedMs = clock.nowMs() - startedMs;
+      startedMs = clock.nowMs();
+      try {
+        const stats = await native.epoch();
+        if (!this.#isTakingEpochs(generation)) return;
+        this.#epochDone(stats, startedMs, elapsedMs);
+        errors = 0;
+      } catch (error) {
+        if (!this.#isTakingEpochs(generation)) return;
+        errors++;
+        this.#apply({ type: 'abandoned', reason: describe(error) });
+        if (errors >= epochErrorsMax) this.#apply({ type: 'lost', reason: describe(error) });
+      }
+    }
+  }
+
+  #isTakingEpochs(generation: number): boolean {
+    const { kind } = this.#core.phase;
+    return this.#core.generation === generation && (kind === 'protected' || kind === 'lagging');
+  }
+
+  #epochDone(stats: EpochStats, startedMs: number, elapsedMs: number): void {
+    this.#pauseUs.add(stats.pauseUs);
+    this.#pace = nextPace(this.spec, this.#pace, { ...stats, elapsedMs }, this.#host.processors);
+    if (stats.abandoned) {
+      this.#apply({ type: 'abandoned', reason: stats.reason ?? 'no reason given' });
+      return;
+    }
+    this.#lastEpoch = stats;
+    this.#lastCommitMs = startedMs;
+    this.#apply({ type: 'committed', epoch: stats.epoch });
+  }
+
+  async #promoteNative(): Promise<void> {
+    const { generation } = this.#core;
+    try {
+      const report = await this.#native?.promote();
+      // The event usually came first, and this one is then of an older generation.
+      if (report) this.#onNativeEvent(generation, { type: 'promoted', ...report });
+    } catch (error) {
+      if (this.#core.generation !== generation) return;
+      this.#promotionAsked.splice(0).forEach((asked) => asked.reject(asOwnError(error)));
+      this.#apply({ type: 'promoteFailed', reason: describe(error) });
+      if (this.#native && this.#isTakingEpochs(generation)) {
+        void this.#takeEpochs(this.#native, generation);
+      }
+    }
+  }
+
+  /** The native side says when all pages are its own; the keeper says when it ended before. */
+  async #watchPromoted(keeperSocket: string, generation: number): Promise<void> {
+    const { clock } = this.#host;
+    for (;;) {
+      await clock.sleep(promotedPollMs, this.#closing.signal);
+      const { core } = this;
+      if (this.#closing.signal.aborted || core.generation !== generation) return;
+      if (core.phase.kind !== 'promoted') return;
+      try {
+        const status = await this.#host.askKeeper(keeperSocket);
+        if (status.exited) this.#apply({ type: 'ended', reason: 'it ended after its promotion' });
+      } catch (error) {
+        if (this.#host.processAlive(core.hostPid)) continue;
+        this.#apply({ type: 'ended', reason: `it ended after its promotion: ${describe(error)}` });
+      }
+    }
+  }
+
+  #announce(): void {
+    const { promotion, generation } = this.#core;
+    if (promotion) this.#host.announce(this.spec, { ...promotion, generation });
+  }
+
+  #settleWaiters(): void {
+    const { phase } = this.#core;
+    const asked = this.#promotionAsked.splice(0);
+    if (!isOver(phase.kind)) return asked.forEach((one) => one.resolve());
+    const why = 'reason' in phase ? phase.reason : phase.kind;
+    const over = new ReplicationError('ERR_ENDED', `${this.spec.name} is ${phase.kind}: ${why}`);
+    asked.forEach((one) => one.reject(over));
+    this.#firstStart.reject(over);
+  }
+}
+
+interface Deferred<T> {
+  readonly promise: Promise<T>;
+  readonly resolve: (value: T) => void;
+  readonly reject: (reason: unknown) => void;
+}
+
+function deferred<T>(): Deferred<T> {
+  let resolve!: (value: T) => void;
+  let reject!: (reason: unknown) => void;
+  const promise = new Promise<T>((yes, no) => {
+    resolve = yes;
+    reject = no;
+  });
+  // Nobody may be waiting for it: a rejection without a waiter is not a bug here.
+  promise.catch(() => undefined);
+  return { promise, resolve, reject };
+}
+
+/** Native rejections in our own words; what is ours already stays as it is. */
+function asOwnError(error: unknown): ReplicationError {
+  if (error instanceof ReplicationError) return error;
+  const refusals = refusalsOf(error);
+  if (hasCode(error, 'ERR_REFUSED')) {
+    return new ReplicationError('ERR_REFUSED', describe(error), { refusals });
+  }
+  return new ReplicationError('ERR_NATIVE', describe(error), { cause: undefined });
+}
+
+function asStartError(error: unknown, pid: number): ReplicationError {
+  const doing = `cannot protect process ${pid}`;
+  if (error instanceof ReplicationError) return error;
+  if (hasCode(error, 'ESRCH')) {
+    return new ReplicationError('ERR_NO_PROCESS', `${doing}: it is gone`);
+  }
+  if (hasCode(error, 'ERR_REFUSED')) {
+    return new ReplicationError('ERR_REFUSED', `${doing}: it has what cannot be replicated`, {
+      refusals: refusalsOf(error),
+      advice: 'the process runs on untouched; remove what is named and protect again',
+    });
+  }
+  const call = isSystemError(error) && error.syscall ? ` (${error.syscall})` : '';
+  return new ReplicationError('ERR_NATIVE', `${doing}: ${describe(error)}${call}`);
+}

@@ -1,0 +1,52 @@
+/**
+ * The typed face of the addon, and the only file that loads it. It is loaded on first use, so that
+ * commands that only talk to the daemon work where the addon was not built.
+ */
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import { ReplicationError } from '../base/errors.js';
+import type { NativeGroup, NativeGroupEvent, NativeGroupOptions } from './group.js';
+
+export interface PeerCredentials {
+  readonly pid: number;
+  readonly uid: number;
+  readonly gid: number;
+}
+
+export interface TraceVerdict {
+  readonly allowed: boolean;
+  readonly reason?: string;
+}
+
+export interface NativeAddon {
+  readonly NativeGroup: new (
+    options: NativeGroupOptions,
+    onEvent: (event: NativeGroupEvent) => void,
+  ) => NativeGroup;
+  /** SO_PEERCRED of a connected Unix socket: unix(7). Throws a SystemError. */
+  peerCredentials(fd: number): PeerCredentials;
+  /** The kernel's ptrace rule, applied to the caller instead of to us. */
+  mayTrace(caller: PeerCredentials, targetPid: number): TraceVerdict;
+  /** What this kernel offers, found by trying, never by version. */
+  probeKernel(): Record<string, boolean | string | number>;
+}
+
+// src/native and dist/native are equally deep.
+const buildUrl = new URL('../../build/Release/', import.meta.url);
+
+export const keeperPath = fileURLToPath(new URL('replpage-keeper', buildUrl));
+
+let loaded: NativeAddon | undefined;
+
+export function loadNative(): NativeAddon {
+  const path = fileURLToPath(new URL('replpage.node', buildUrl));
+  try {
+    loaded ??= createRequire(import.meta.url)(path) as NativeAddon;
+  } catch (cause) {
+    throw new ReplicationError('ERR_NATIVE_MISSING', `cannot load the native addon ${path}`, {
+      cause,
+      advice: 'build it with: npm run build:native',
+    });
+  }
+  return loaded;
+}

@@ -1,0 +1,110 @@
+/**
+ * What the native side of one group takes, gives and reports. One tracer thread stands behind each
+ * NativeGroup; a call is one whole operation, and pages never come up here. Rejections are Errors
+ * with `{code, errno?, syscall?, pid?, address?, path?}`; what cannot be replicated has the code
+ * ERR_REFUSED and a list `refusals`.
+ */
+
+export type AttachMode = 'always' | 'epochs';
+export type OnExit = 'end' | 'promote';
+export type FileRule = 'refuse' | 'keep';
+export type TrackerChoice = 'auto' | 'uffd-wp' | 'soft-dirty';
+
+export interface NativeGroupOptions {
+  readonly name: string;
+  readonly pid: number;
+  readonly generation: number;
+  readonly keeperPath: string;
+  /** The keeper listens on `<runtimeDir>/keepers/<name>.<generation>.sock`. */
+  readonly runtimeDir: string;
+  readonly spillDir: string;
+  readonly attach: AttachMode;
+  readonly onExit: OnExit;
+  readonly files: FileRule;
+  /** Crash promotions still allowed. */
+  readonly retriesLeft: number;
+  /** To wait before the next crash is answered by a promotion. */
+  readonly crashDelayMs: number;
+  readonly freezeDeadlineUs: number;
+  readonly stagingBytesMax: number;
+  readonly spillBytesMax: number;
+  /** Where standard output that leads outside the group goes; null is /dev/null. */
+  readonly stdio: string | null;
+  /** Of whoever asked: `stdio` is opened with these rights. */
+  readonly uid: number;
+  readonly gid: number;
+  readonly groups: readonly number[];
+  readonly tracker: TrackerChoice;
+}
+
+export interface StartReport {
+  readonly epoch: number;
+  readonly tracker: string;
+  readonly copiedBytes: number;
+  readonly copyUs: number;
+  readonly warnings: readonly string[];
+}
+
+export interface EpochStats {
+  readonly epoch: number;
+  /** From the first thread stopped to the last one let go. */
+  readonly pauseUs: number;
+  readonly copyUs: number;
+  readonly commitUs: number;
+  /** Processor time that this epoch took on our side. */
+  readonly cpuUs: number;
+  readonly dirtyPages: number;
+  readonly zeroPages: number;
+  readonly bytes: number;
+  readonly precopyRounds: number;
+  readonly abandoned: boolean;
+  readonly reason?: string;
+  readonly mappedBytes: number;
+  readonly residentBytes: number;
+  readonly threads: number;
+  readonly processes: number;
+}
+
+export interface PromotionReport {
+  readonly epoch: number;
+  /** As the program sees it. */
+  readonly pid: number;
+  readonly hostPid: number;
+  /** True when it was taken from the dying process: nothing is lost. */
+  readonly exact: boolean;
+  readonly decisionToRunUs: number;
+  readonly deathToRunUs: number;
+  /** Pages still to be fetched from the dying process. */
+  readonly lazyPages: number;
+  readonly keeperSocket: string;
+}
+
+export type DeathCause = 'sigkill' | 'signal' | 'crash' | 'exit';
+
+export type NativeGroupEvent =
+  | { readonly type: 'progress'; readonly bytes: number; readonly bytesTotal: number }
+  | {
+      readonly type: 'died';
+      readonly cause: DeathCause;
+      readonly signal?: number;
+      readonly status?: number;
+    }
+  | ({ readonly type: 'promoted' } & PromotionReport)
+  | { readonly type: 'drained'; readonly us: number; readonly pages: number }
+  | {
+      readonly type: 'ended';
+      readonly reason: string;
+      readonly signal?: number;
+      readonly status?: number;
+    }
+  | { readonly type: 'unprotected'; readonly reason: string }
+  | { readonly type: 'lagging'; readonly abandoned: number; readonly reason: string };
+
+export interface NativeGroup {
+  start(): Promise<StartReport>;
+  epoch(): Promise<EpochStats>;
+  promote(): Promise<PromotionReport>;
+  /** Detaches; the primary, or what was promoted, runs on. */
+  stop(): Promise<void>;
+  counters(): Record<string, number>;
+}
