@@ -61,33 +61,37 @@ struct MemoryLayout {
 };
 
 struct ProcessImage {
-  int32_t pid = 0;         // in the group's own PID namespace
-  int32_t parent = 0;      // pid within the group, 0 for the root
+  int32_t pid = 0;                         // in the group's own PID namespace
+  int32_t parent = 0;                      // pid within the group, 0 for the root
   int32_t process_group = 0, session = 0;  // may name a process outside the group
   int32_t exit_signal = 17;                // sent to the parent; SIGCHLD
   std::string executable, working_directory, root_directory;
   MemoryLayout layout;
-  std::vector<MappingImage> mappings;      // ascending
-  std::vector<ThreadImage> threads;        // leader first
-  std::vector<SignalAction> actions;       // 64, for signals 1..64
-  std::vector<SignalInfo> pending;         // the process's shared queue, in order
+  std::vector<MappingImage> mappings;  // ascending
+  std::vector<ThreadImage> threads;    // leader first
+  std::vector<SignalAction> actions;   // 64, for signals 1..64
+  std::vector<SignalInfo> pending;     // the process's shared queue, in order
   std::array<IntervalTimer, 3> interval_timers{};
   std::vector<PosixTimer> posix_timers;
-  std::vector<ResourceLimit> limits;       // RLIMIT_* in number order, 16
-  uint32_t file_mode_mask = 0;             // umask
+  std::vector<ResourceLimit> limits;  // RLIMIT_* in number order, 16
+  uint32_t file_mode_mask = 0;        // umask
   uint32_t personality = 0;
   int32_t oom_score_adj = 0;
   int32_t dumpable = 1;
   bool child_subreaper = false;
   bool thp_disabled = false;
-  uint32_t file_table = 0;                 // position in GroupImage::file_tables
-  uint32_t mlock_future = 0;               // MCL_* of mlockall(2)
+  uint32_t file_table = 0;          // position in GroupImage::file_tables
+  uint32_t mlock_future = 0;        // MCL_* of mlockall(2)
+  uint32_t membarrier = 0;          // MEMBARRIER_CMD_GET_REGISTRATIONS of membarrier(2)
+  uint32_t deny_write_execute = 0;  // PR_GET_MDWE
+  bool stopped = false;             // by job control: the replica must get a SIGSTOP
+  uint64_t captured_ns = 0;         // CLOCK_MONOTONIC of the capturing machine
   template <class A>
   void visit(A& a) {
     a(pid, parent, process_group, session, exit_signal, executable, working_directory,
       root_directory, layout, mappings, threads, actions, pending, interval_timers, posix_timers,
       limits, file_mode_mask, personality, oom_score_adj, dumpable, child_subreaper, thp_disabled,
-      file_table, mlock_future);
+      file_table, mlock_future, membarrier, deny_write_execute, stopped, captured_ns);
   }
 };
 

@@ -1,0 +1,30 @@
+// How a replica's process takes on the kernel state of its image that all its threads share. See
+// thread_state.h for the order.
+#pragma once
+
+#include <sys/types.h>
+
+#include "core/image/process_image.h"
+#include "core/restore/syscall_batch.h"
+
+namespace replpage {
+
+// Run by the leader as soon as it exists, before its other threads and its children are created:
+// session, process group leadership, transparent huge pages, membarrier registrations (which cost
+// milliseconds once there are threads).
+void add_build_state(const ProcessImage& process, SyscallBatch& batch);
+
+// Run by the leader at promotion, with memory and descriptors in place and all rights still there:
+// process group, executable, layout, personality, signal actions, umask, directories, timers,
+// pending signals. Throws SysError(ENOTSUP) when the kernel cannot restore a timer's number.
+void add_process_state(const ProcessImage& process, SyscallBatch& batch);
+
+// Run by the leader after every thread has run add_thread_state: what a change of credentials
+// resets, and what would forbid the steps before it.
+void add_final_state(const ProcessImage& process, SyscallBatch& batch);
+
+// Sets resource limits and oom_score_adj of process `pid` (as the caller and its /proc see it) from
+// outside. Comes last; needs CAP_SYS_RESOURCE. Throws SysError.
+void apply_process_limits(pid_t pid, const ProcessImage& process);
+
+}  // namespace replpage

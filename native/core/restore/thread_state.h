@@ -1,0 +1,30 @@
+// How a replica's thread takes on the kernel state of its image, when promoted.
+//
+// Order of a promotion, for each process: descriptors, then add_process_state (leader), then
+// add_thread_state in every thread with the leader last, then add_final_state (leader, may share
+// its batch), apply_process_limits, and apply_registers for every thread. Signals stay blocked in
+// the stub until apply_registers, except SIGTRAP: a breakpoint with SIGTRAP blocked makes the
+// kernel reset its action (force_sig_info_to_task in kernel/signal.c).
+#pragma once
+
+#include <sys/types.h>
+
+#include "core/image/process_image.h"
+#include "core/restore/syscall_batch.h"
+
+namespace replpage {
+
+// Appends what `thread` of `process` must do to itself: alternate stack, robust list, rseq, tid
+// address, name, scheduling, pending signals, and last its credentials, after which it has no more
+// rights than the primary's thread. Scheduling operations may fail (a CPU or a real-time budget is
+// missing here); everything else must succeed. rseq and the robust list touch the thread's memory,
+// which has to be in place or served by then. The caller's own capabilities are taken as those
+// that the replica's thread has now.
+void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SyscallBatch& batch);
+
+// Sets general registers, the XSAVE area and the signal mask of a thread that the caller traces and
+// that is in a signal-delivery-stop (the stub's breakpoint), so that an interrupted system call is
+// restarted by the kernel when it resumes. `tid` as the caller sees it. Throws SysError.
+void apply_registers(pid_t tid, const ThreadImage& thread);
+
+}  // namespace replpage
