@@ -1,0 +1,232 @@
+#include "core/restore/process_state.h"
+
+#include <fcntl.h>
+#include <linux/membarrier.h>
+#include <linux/prctl.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+
+#include <cstring>
+#include <ctime>
+
+#include "core/base/procfs.h"
+#include "core/base/sys_error.h"
+
+namespace replpage {
+namespace {
+
+// Newer than Debian 12's headers (include/uapi/linux/prctl.h).
+constexpr int kPrSetMdwe = 65;
+constexpr int kPrTimerCreateRestoreIds = 77;
+constexpr int kRestoreIdsOff = 0, kRestoreIdsOn = 1, kRestoreIdsGet = 2;
+
+constexpr int32_t kDummyTimersMax = 1024;  // without kPrTimerCreateRestoreIds
+constexpr int kDumpableNo = 0, kDumpableYes = 1;
+constexpr std::string_view kDeleted = " (deleted)";
+
+void add_layout(const ProcessImage& process, SyscallBatch& batch) {
+  const size_t file =
+      batch.add("executable", SYS_open,
+                {BatchArgument::data(batch.put_text(process.executable)), O_RDONLY | O_CLOEXEC, 0});
+  batch.add("executable", SYS_prctl,
+            {PR_SET_MM, PR_SET_MM_EXE_FILE, BatchArgument::result_of(file), 0, 0});
+  batch.add("executable", SYS_close, {BatchArgument::result_of(file)});
+  // The kernel reads the struct and the vector it points to. The pointer is an address of the
+  // batch's data, known only when it runs, so the vector is set by a call of its own.
+  const MemoryLayout& layout = process.layout;
+  const std::span<const uint8_t> vector{reinterpret_cast<const uint8_t*>(layout.auxv.data()),
+                                        layout.auxv.size() * sizeof(uint64_t)};
+  prctl_mm_map map{};
+  map.start_code = layout.start_code;
+  map.end_code = layout.end_code;
+  map.start_data = layout.start_data;
+  map.end_data = layout.end_data;
+  map.start_brk = layout.start_brk;
+  map.brk = layout.brk;
+  map.start_stack = layout.start_stack;
+  map.arg_start = layout.arg_start;
+  map.arg_end = layout.arg_end;
+  map.env_start = layout.env_start;
+  map.env_end = layout.env_end;
+  map.exe_fd = static_cast<uint32_t>(-1);
+  batch.add("memory layout", SYS_prctl,
+            {PR_SET_MM, PR_SET_MM_MAP, BatchArgument::data(batch.put_value(map)), sizeof map, 0});
+  if (!vector.empty()) {
+    batch.add(
+        "auxiliary vector", SYS_prctl,
+        {PR_SET_MM, PR_SET_MM_AUXV, BatchArgument::data(batch.put(vector)), vector.size(), 0});
+  }
+}
+
+void add_actions(const ProcessImage& process, SyscallBatch& batch) {
+  for (size_t index = 0; index < process.actions.size(); ++index) {
+    const int signal = static_cast<int>(index) + 1;
+    if (signal == SIGKILL || signal == SIGSTOP) continue;
+    batch.add("signal action", SYS_rt_sigaction,
+              {signal, BatchArgument::data(batch.put_value(process.actions[index])), 0, 8});
+  }
+}
+
+// A working directory that was removed becomes another removed one: nothing can be made in either.
+void add_directories(const ProcessImage& process, SyscallBatch& batch) {
+  std::string directory = process.working_directory;
+  const bool removed = directory.ends_with(kDeleted);
+  if (removed) directory = "/tmp/.replpage-removed-" + std::to_string(process.pid);
+  const auto path = BatchArgument::data(batch.put_text(directory));
+  if (removed) batch.add("removed working directory", SYS_mkdir, {path, 0700});
+  batch.add("working directory", SYS_chdir, {path});
+  if (removed) batch.add("removed working directory", SYS_rmdir, {path});
+  if (process.root_directory != "/") {
+    batch.add("root directory", SYS_chroot,
+              {BatchArgument::data(batch.put_text(process.root_directory))});
+  }
+}
+
+timeval microseconds(uint64_t us) {
+  return {.tv_sec = static_cast<time_t>(us / 1'000'000),
+          .tv_usec = static_cast<suseconds_t>(us % 1'000'000)};
+}
+
+timespec nanoseconds(uint64_t ns) {
+  return {.tv_sec = static_cast<time_t>(ns / 1'000'000'000),
+          .tv_nsec = static_cast<long>(ns % 1'000'000'000)};
+}
+
+void add_interval_timers(const ProcessImage& process, SyscallBatch& batch) {
+  for (size_t which = 0; which < process.interval_timers.size(); ++which) {
+    const IntervalTimer& timer = process.interval_timers[which];
+    if (timer.value_us == 0) continue;
+    const itimerval value{.it_interval = microseconds(timer.interval_us),
+                          .it_value = microseconds(timer.value_us)};
+    batch.add("interval timer", SYS_setitimer,
+              {which, BatchArgument::data(batch.put_value(value)), 0});
+  }
+}
+
+// The kernel's struct sigevent: glibc's has no name for the thread.
+struct KernelSigevent {
+  uint64_t value = 0;
+  int32_t signal = 0, notify = 0, thread = 0;
+  std::array<int32_t, 11> padding{};
+};
+static_assert(sizeof(KernelSigevent) == 64);
+
+// Timer numbers count up from 0 in a new process, so those in between are made and deleted.
+void add_dummy_timers(int32_t from, int32_t to, SyscallBatch& batch) {
+  if (to - from > kDummyTimersMax) throw SysError("restore timer " + std::to_string(to), ENOTSUP);
+  for (int32_t number = from; number < to; ++number) {
+    const uint64_t id = batch.put_value<int64_t>(0);
+    batch.add("timer number", SYS_timer_create, {CLOCK_MONOTONIC, 0, BatchArgument::data(id)});
+    batch.add("timer number", SYS_timer_delete, {BatchArgument::load32(id)});
+  }
+}
+
+void add_posix_timer(const PosixTimer& timer, SyscallBatch& batch) {
+  const KernelSigevent event{.value = timer.signal_value,
+                             .signal = timer.signal,
+                             .notify = timer.notify,
+                             .thread = timer.thread};
+  batch.add("timer", SYS_timer_create,
+            {timer.clock, BatchArgument::data(batch.put_value(event)),
+             BatchArgument::data(batch.put_value<int64_t>(timer.id))});
+  if (timer.value_ns == 0) return;
+  const itimerspec value{.it_interval = nanoseconds(timer.interval_ns),
+                         .it_value = nanoseconds(timer.value_ns)};
+  batch.add("timer value", SYS_timer_settime,
+            {timer.id, 0, BatchArgument::data(batch.put_value(value)), 0});
+}
+
+void add_posix_timers(const ProcessImage& process, SyscallBatch& batch) {
+  if (process.posix_timers.empty()) return;
+  const bool by_number = ::prctl(kPrTimerCreateRestoreIds, kRestoreIdsGet, 0, 0, 0) >= 0;
+  if (by_number) {
+    batch.add("timer numbers", SYS_prctl, {kPrTimerCreateRestoreIds, kRestoreIdsOn, 0, 0, 0});
+  }
+  int32_t next = 0;
+  for (const PosixTimer& timer : process.posix_timers) {
+    if (!by_number) add_dummy_timers(next, timer.id, batch);
+    add_posix_timer(timer, batch);
+    next = timer.id + 1;
+  }
+  if (by_number) {
+    batch.add("timer numbers", SYS_prctl, {kPrTimerCreateRestoreIds, kRestoreIdsOff, 0, 0, 0});
+  }
+}
+
+void add_pending(const ProcessImage& process, SyscallBatch& batch) {
+  for (const SignalInfo& info : process.pending) {
+    int32_t signal = 0;
+    std::memcpy(&signal, info.data(), sizeof signal);
+    batch.add("pending signal of the process", SYS_rt_sigqueueinfo,
+              {process.pid, signal, BatchArgument::data(batch.put_value(info))});
+  }
+}
+
+}  // namespace
+
+void add_build_state(const ProcessImage& process, SyscallBatch& batch) {
+  // Fails when it is so already (a shape that comes twice).
+  if (process.session == process.pid) {
+    batch.add("session", SYS_setsid, {}, false);
+  } else if (process.process_group == process.pid) {
+    batch.add("process group", SYS_setpgid, {0, 0}, false);
+  }
+  if (process.thp_disabled) {
+    batch.add("huge pages", SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  }
+  // Each registration of membarrier(2) has a command of its own, whose bits the kernel reports.
+  for (uint32_t bit = 1; bit != 0; bit <<= 1) {
+    if ((process.membarrier & bit) != 0) batch.add("membarrier", SYS_membarrier, {bit, 0, 0});
+  }
+}
+
+void add_process_state(const ProcessImage& process, SyscallBatch& batch) {
+  // A group whose leader is gone, or outside, cannot be joined again.
+  if (process.process_group != process.pid && process.session != process.pid) {
+    batch.add("process group", SYS_setpgid, {0, process.process_group}, false);
+  }
+  batch.add("personality", SYS_personality, {process.personality});
+  add_layout(process, batch);
+  batch.add("child subreaper", SYS_prctl, {PR_SET_CHILD_SUBREAPER, process.child_subreaper});
+  add_actions(process, batch);
+  batch.add("umask", SYS_umask, {process.file_mode_mask});
+  add_directories(process, batch);
+  if (process.mlock_future != 0) {
+    batch.add("mlockall", SYS_mlockall, {process.mlock_future});
+  }
+  add_interval_timers(process, batch);
+  add_posix_timers(process, batch);
+  add_pending(process, batch);
+}
+
+void add_final_state(const ProcessImage& process, SyscallBatch& batch) {
+  if (process.deny_write_execute != 0) {
+    batch.add("memory deny write execute", SYS_prctl,
+              {kPrSetMdwe, process.deny_write_execute, 0, 0, 0});
+  }
+  // 2 (suid_dumpable) cannot be asked for: prctl(2). It differs from 0 only in core dumps as root.
+  const int dumpable = process.dumpable == kDumpableYes ? kDumpableYes : kDumpableNo;
+  batch.add("dumpable", SYS_prctl, {PR_SET_DUMPABLE, dumpable, 0, 0, 0});
+}
+
+void apply_process_limits(pid_t pid, const ProcessImage& process) {
+  for (size_t resource = 0; resource < process.limits.size(); ++resource) {
+    const rlimit64 limit{.rlim_cur = process.limits[resource].soft,
+                         .rlim_max = process.limits[resource].hard};
+    if (::syscall(SYS_prlimit64, pid, resource, &limit, nullptr) != 0) {
+      throw SysError::from_errno("set resource limit " + std::to_string(resource), on_pid(pid));
+    }
+  }
+  const std::string path = "/proc/" + std::to_string(pid) + "/oom_score_adj";
+  const UniqueFd file = open_path(path, O_WRONLY);
+  const std::string text = std::to_string(process.oom_score_adj);
+  if (::write(file.get(), text.data(), text.size()) < 0) {
+    throw SysError::from_errno("write", on_path(path));
+  }
+}
+
+}  // namespace replpage
