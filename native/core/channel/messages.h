@@ -1,8 +1,8 @@
 // Messages between a group's tracer (in the daemon) and its keeper.
 //
 // One SOCK_SEQPACKET connection; each packet is a MessageHeader and a body, descriptors travel as
-// SCM_RIGHTS of the same packet (at most kDescriptorsMax). Page content never travels in packets: it
-// lies in the staging area, a memfd followed by a spill file in one offset space.
+// SCM_RIGHTS of the same packet (at most kDescriptorsMax). Page content never travels in packets:
+// it lies in the staging area, a memfd followed by a spill file in one offset space.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ inline constexpr size_t kDescriptorsMax = 200;
 
 enum class MessageType : uint16_t {
   // tracer -> keeper
-  kConfigure = 1,    // ConfigureMessage + staging memfd and spill file
+  kConfigure = 1,    // ConfigureMessage + descriptors as listed there; sent by spawn_keeper
   kBuild = 2,        // ImageMessage: shape the replica; nothing is committed yet
   kPages = 3,        // PagesMessage: apply at once (before the first commit), then kPagesDone
   kStage = 4,        // PagesMessage: keep until the commit
@@ -32,13 +32,13 @@ enum class MessageType : uint16_t {
   kPromote = 8,      // PromoteMessage: apply staged pages, then run
   kReleased = 9,     // the dying process is gone: lazy sources are closed
   // keeper -> tracer
-  kReady = 32,
-  kPagesDone = 33,
-  kCommitted = 34,   // CommittedMessage
-  kPromoted = 35,    // PromotedMessage
-  kDrained = 36,     // DrainedMessage: nothing is read from the dying process any more
-  kFailed = 37,      // FailedMessage: the replica is lost (before promotion) or promotion failed
-  kBuilt = 38,
+  kReady = 32,      // ReadyMessage + a pidfd of the keeper
+  kPagesDone = 33,  // empty: the chunk's room in the staging area is free again
+  kCommitted = 34,  // CommittedMessage
+  kPromoted = 35,   // PromotedMessage
+  kDrained = 36,    // DrainedMessage: nothing is read from the dying process any more
+  kFailed = 37,     // FailedMessage: the replica is lost (before promotion) or promotion failed
+  kBuilt = 38,      // empty
 };
 
 struct MessageHeader {
@@ -52,21 +52,32 @@ struct MessageHeader {
 };
 static_assert(sizeof(MessageHeader) == 24);
 
+// Descriptors of the packet, in this order: staging memfd; spill file if spill_bytes_max is not 0;
+// where outside streams lead if stdio_path is not empty; pidfd of namespaces_of if that is not 0.
 struct ConfigureMessage {
   std::string name;
   uint64_t generation = 0;
   uint64_t staging_bytes = 0;  // of the memfd; offsets beyond it lie in the spill file
   uint64_t spill_bytes_max = 0;
   std::string control_socket;  // path the keeper listens on, answers "status\n" with one JSON line
-  std::string stdio_path;      // opened by the tracer, descriptor travels with the message; empty: null
-  int32_t namespaces_of = 0;   // host pid whose mount, net, ipc, uts namespaces were entered
+  std::string stdio_path;  // opened by the tracer, descriptor travels with the message; empty: null
+  int32_t namespaces_of = 0;  // host pid whose mount, net, ipc, uts namespaces were entered
   template <class A>
   void visit(A& a) {
     a(name, generation, staging_bytes, spill_bytes_max, control_socket, stdio_path, namespaces_of);
   }
 };
 
-// Position of an encoded structure in the staging area.
+struct ReadyMessage {
+  int32_t holder_pid = 0, keeper_pid = 0;  // as the daemon sees them
+  std::vector<std::string> notes;          // what could not be had, and why
+  template <class A>
+  void visit(A& a) {
+    a(holder_pid, keeper_pid, notes);
+  }
+};
+
+// Position of an encoded structure in the staging area. Length 0: there is none.
 struct StagedBytes {
   uint64_t offset = 0, length = 0;
   uint32_t crc = 0;  // CRC32C
@@ -103,7 +114,7 @@ struct PageRunList {
 };
 
 struct DescriptorsMessage {
-  std::vector<uint32_t> positions;  // in GroupImage::open_files, one per descriptor of the packet
+  std::vector<uint32_t> positions;   // in GroupImage::open_files, one per descriptor of the packet
   std::vector<int32_t> memory_pids;  // for trailing descriptors: /proc/PID/mem of these group pids
   template <class A>
   void visit(A& a) {
@@ -113,7 +124,7 @@ struct DescriptorsMessage {
 
 struct PromoteMessage {
   uint64_t epoch = 0;
-  StagedBytes image;
+  StagedBytes image;  // none: the image of the last commit
   bool exact = false;
   bool keep_files = false;
   StagedBytes lazy;  // encoded LazyRangeList
@@ -141,8 +152,9 @@ struct CommittedMessage {
 
 struct PromotedMessage {
   uint64_t epoch = 0, promote_us = 0;
-  int32_t pid = 0;       // as the program sees it
-  int32_t host_pid = 0;  // as the daemon sees it (SCM_CREDENTIALS or NSpid, filled by the receiver if 0)
+  int32_t pid = 0;  // as the program sees it
+  int32_t host_pid =
+      0;  // as the daemon sees it (SCM_CREDENTIALS or NSpid, filled by the receiver if 0)
   template <class A>
   void visit(A& a) {
     a(epoch, promote_us, pid, host_pid);

@@ -1,0 +1,63 @@
+// The first copy of a group: a ring of chunks of the staging area. A filled chunk goes to the
+// keeper (kPages), which applies it while the next one is being filled, and comes back with
+// kPagesDone.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "core/capture/staging.h"
+#include "core/channel/channel.h"
+
+namespace replpage {
+
+class PageStream : public PageSink {
+ public:
+  static constexpr uint64_t kChunkBytes = 8ull << 20;
+  static constexpr size_t kChunks = 4;
+  static constexpr size_t kRunsPerChunk = 8192;
+
+  // Pages of a reservation must be listed by add() before the next reserve().
+  // `between` (may be empty) is called after every chunk and every few milliseconds while the
+  // keeper is waited for, so that the tracer can handle stops of the primary meanwhile. The staging
+  // area must be empty; it is reset by finish() and by the destructor.
+  PageStream(StagingArea& staging, Channel& channel, uint64_t epoch,
+             std::function<void()> between = {});
+  ~PageStream() override;
+  PageStream(const PageStream&) = delete;
+  PageStream& operator=(const PageStream&) = delete;
+
+  // These throw KeeperLost when the keeper failed, went away or did not answer for kAnswerMs.
+  static constexpr int kAnswerMs = 30'000;
+  std::span<uint8_t> reserve(uint64_t bytes) override;
+  [[nodiscard]] uint64_t chunk_bytes_max() const override { return kStagingChunkBytes; }
+  uint64_t keep(uint64_t used) override;
+  void add(const PageRun& run) override;
+
+  // Sends what is left and waits until the keeper has applied everything.
+  void finish();
+
+  [[nodiscard]] uint64_t bytes_sent() const { return bytes_sent_; }
+
+ private:
+  static constexpr uint64_t kRunBytesMax = 64;  // of one encoded run, amply
+  static constexpr uint64_t kDataBytes = kChunkBytes - kRunsPerChunk * kRunBytesMax;
+  void flush();
+  void wait_answer();
+
+  StagingArea& staging_;
+  Channel& channel_;
+  uint64_t epoch_;
+  std::function<void()> between_;
+  std::vector<PageRun> runs_;
+  size_t chunk_ = 0;      // being filled
+  size_t in_flight_ = 0;  // with the keeper
+  uint64_t filled_ = 0;   // bytes of pages in the current chunk
+  uint64_t covered_ = 0;  // of these, bytes listed in runs_
+  uint64_t bytes_sent_ = 0;
+};
+
+}  // namespace replpage

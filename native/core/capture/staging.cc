@@ -1,0 +1,158 @@
+#include "core/capture/staging.h"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "core/base/crc32c.h"
+#include "core/base/page.h"
+#include "core/base/procfs.h"
+#include "core/base/sys_error.h"
+
+namespace replpage {
+namespace {
+
+// Part of the warm memory given back by every epoch that did not need it.
+constexpr uint64_t kCoolingDivisor = 8;
+// More than this is never kept warm: refilling it costs less than an epoch of such a size does.
+constexpr uint64_t kWarmBytesMax = 64ull << 20;
+
+uint64_t page_up(uint64_t offset) { return page_ceil(offset); }
+
+// A file without a name; some file systems lack O_TMPFILE.
+UniqueFd make_spill(const std::string& directory) {
+  UniqueFd fd(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+  if (fd.valid()) return fd;
+  if (errno != EOPNOTSUPP && errno != EISDIR) {
+    throw SysError::from_errno("open a spill file in", on_path(directory));
+  }
+  std::string path = directory + "/spill.XXXXXX";
+  fd.reset(::mkostemp(path.data(), O_CLOEXEC));
+  if (!fd.valid()) throw SysError::from_errno("open a spill file in", on_path(directory));
+  ::unlink(path.c_str());
+  return fd;
+}
+
+}  // namespace
+
+StagingArea::StagingArea(const StagingOptions& options)
+    : memory_bytes_(options.memory_bytes), spill_bytes_max_(options.spill_bytes_max) {
+  if (memory_bytes_ > kStagingBytesMax || memory_bytes_ < 4 * kStagingChunkBytes ||
+      memory_bytes_ % kPageSize != 0) {
+    throw SysError("staging area of " + std::to_string(memory_bytes_) + " bytes", EINVAL);
+  }
+  memory_fd_.reset(::memfd_create("replpage-staging", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!memory_fd_.valid()) throw SysError::from_errno("memfd_create for staging");
+  // Sealed in size, so that no mapping of it can ever raise SIGBUS.
+  if (::ftruncate(memory_fd_.get(), static_cast<off_t>(memory_bytes_)) != 0 ||
+      ::fcntl(memory_fd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    throw SysError::from_errno("set the size of the staging memory");
+  }
+  if (spill_bytes_max_ != 0) spill_fd_ = make_spill(options.spill_directory);
+  void* at =
+      ::mmap(nullptr, memory_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd_.get(), 0);
+  if (at == MAP_FAILED) throw SysError::from_errno("mmap of the staging memory");
+  memory_ = static_cast<uint8_t*>(at);
+}
+
+StagingArea::~StagingArea() { ::munmap(memory_, memory_bytes_); }
+
+// Where `bytes` more go: never across the border between memory and spill file.
+uint64_t StagingArea::place(uint64_t bytes) const {
+  const uint64_t offset = at_ < memory_bytes_ && bytes > memory_bytes_ - at_ ? memory_bytes_ : at_;
+  if (bytes > memory_bytes_ + spill_bytes_max_ - offset) {
+    throw SysError("stage " + std::to_string(bytes) + " more bytes", ENOSPC);
+  }
+  return offset;
+}
+
+std::span<uint8_t> StagingArea::reserve(uint64_t bytes) {
+  if (bytes > kStagingChunkBytes) throw SysError("reserve a staging chunk", EINVAL);
+  reserved_at_ = place(bytes);
+  reserved_bytes_ = bytes;
+  if (reserved_at_ < memory_bytes_) return {memory_ + reserved_at_, bytes};
+  if (spill_buffer_.size() < bytes) spill_buffer_.resize(kStagingChunkBytes);
+  return {spill_buffer_.data(), bytes};
+}
+
+uint64_t StagingArea::keep(uint64_t used) {
+  if (used > reserved_bytes_) throw SysError("keep more than was reserved", EINVAL);
+  if (reserved_at_ >= memory_bytes_) write_spill(reserved_at_, {spill_buffer_.data(), used});
+  at_ = page_up(reserved_at_ + used);
+  reserved_bytes_ = 0;
+  return reserved_at_;
+}
+
+void StagingArea::write_spill(uint64_t offset, std::span<const uint8_t> bytes) {
+  auto at = static_cast<off_t>(offset - memory_bytes_);
+  while (!bytes.empty()) {
+    const ssize_t put = ::pwrite(spill_fd_.get(), bytes.data(), bytes.size(), at);
+    if (put < 0 && errno == EINTR) continue;
+    if (put < 0) throw SysError::from_errno("write the spill file");
+    bytes = bytes.subspan(static_cast<size_t>(put));
+    at += put;
+  }
+}
+
+void StagingArea::add(const PageRun& run) {
+  if (!runs_.empty()) {
+    PageRun& last = runs_.back();
+    const bool goes_on = last.pid == run.pid && last.object == run.object &&
+                         last.kind == run.kind && last.address + last.length == run.address;
+    const bool data_goes_on =
+        run.kind != PageRunKind::kData || last.data_offset + last.length == run.data_offset;
+    // A run must not cross the border either: the reader maps the two parts separately.
+    if (goes_on && data_goes_on &&
+        (run.kind != PageRunKind::kData || run.data_offset != memory_bytes_)) {
+      last.length += run.length;
+      return;
+    }
+  }
+  runs_.push_back(run);
+}
+
+StagedBytes StagingArea::put_encoded(std::span<const uint8_t> bytes) {
+  const uint64_t offset = place(bytes.size());
+  if (offset < memory_bytes_) {
+    std::memcpy(memory_ + offset, bytes.data(), bytes.size());
+  } else {
+    write_spill(offset, bytes);
+  }
+  at_ = page_up(offset + bytes.size());
+  return {.offset = offset, .length = bytes.size(), .crc = crc32c(bytes)};
+}
+
+StagedBytes StagingArea::put_runs() {
+  PageRunList list{.runs = std::move(runs_)};
+  runs_ = {};
+  return put(list);
+}
+
+void StagingArea::punch_memory(uint64_t start, uint64_t end) {
+  if (start >= end) return;
+  // Failure costs memory until the next reset, nothing else.
+  (void)::fallocate(memory_fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                    static_cast<off_t>(start), static_cast<off_t>(end - start));
+}
+
+void StagingArea::reset() {
+  const uint64_t used = std::min(page_up(at_), memory_bytes_);
+  const uint64_t cooled = page_floor(warm_bytes_ - warm_bytes_ / kCoolingDivisor);
+  const uint64_t populated = std::max(used, warm_bytes_);
+  // An epoch of a few pages does not keep anything from cooling down to itself.
+  warm_bytes_ = std::min(std::max(used, cooled < (1ull << 20) ? 0 : cooled), kWarmBytesMax);
+  punch_memory(warm_bytes_, populated);
+  if (at_ > memory_bytes_) {
+    if (::ftruncate(spill_fd_.get(), 0) != 0) throw SysError::from_errno("empty the spill file");
+    spill_buffer_ = {};
+  }
+  at_ = 0;
+  reserved_bytes_ = 0;
+  runs_.clear();
+}
+
+}  // namespace replpage

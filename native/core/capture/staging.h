@@ -1,0 +1,87 @@
+// The tracer's end of the staging area: a memfd, then a bounded spill file, in one offset space.
+//
+// An epoch appends to it (pages, run lists, encoded images), the keeper reads it through its own
+// mapping, and reset() gives the room back once the keeper holds the epoch. Both files have no
+// name, so nothing is left behind by a killed daemon.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/base/unique_fd.h"
+#include "core/channel/messages.h"
+#include "core/memory/page_run.h"
+
+namespace replpage {
+
+inline constexpr uint64_t kStagingBytesMax = 256ull << 20;
+// Largest single reservation; process_vm_readv gains nothing from more.
+inline constexpr uint64_t kStagingChunkBytes = 2ull << 20;
+
+struct StagingOptions {
+  uint64_t memory_bytes = kStagingBytesMax;  // at most kStagingBytesMax, at least 4 chunks
+  uint64_t spill_bytes_max = 0;              // 0: no spill file
+  std::string spill_directory;               // on a file system of its own choosing; not tmpfs
+};
+
+class StagingArea : public PageSink {
+ public:
+  // Throws SysError (memfd_create, ftruncate, mmap, open of the spill file; EINVAL: sizes).
+  explicit StagingArea(const StagingOptions& options);
+  ~StagingArea() override;
+  StagingArea(const StagingArea&) = delete;
+  StagingArea& operator=(const StagingArea&) = delete;
+
+  std::span<uint8_t> reserve(uint64_t bytes) override;
+  [[nodiscard]] uint64_t chunk_bytes_max() const override { return kStagingChunkBytes; }
+  uint64_t keep(uint64_t used) override;
+  // Joins a run with the one before it where address and data go on.
+  void add(const PageRun& run) override;
+
+  // Stages an encoded structure of any size. Throws SysError(ENOSPC).
+  StagedBytes put_encoded(std::span<const uint8_t> bytes);
+  template <class T>
+  StagedBytes put(T& structure) {
+    return put_encoded(encode(structure));
+  }
+  // Stages the runs added since the last call, as a PageRunList for kPages and kStage.
+  StagedBytes put_runs();
+  [[nodiscard]] size_t runs_waiting() const { return runs_.size(); }
+
+  // Forgets everything staged. Memory that recent epochs did not need goes back to the system at
+  // once, the rest over some dozen idle epochs: the next epoch finds warm pages, idle costs
+  // nothing.
+  void reset();
+
+  [[nodiscard]] uint64_t used_bytes() const { return at_; }
+  [[nodiscard]] uint64_t spilled_bytes() const {
+    return at_ > memory_bytes_ ? at_ - memory_bytes_ : 0;
+  }
+  [[nodiscard]] uint64_t memory_bytes() const { return memory_bytes_; }
+  [[nodiscard]] uint64_t spill_bytes_max() const { return spill_bytes_max_; }
+  [[nodiscard]] int memory_fd() const { return memory_fd_.get(); }
+  [[nodiscard]] int spill_fd() const { return spill_fd_.get(); }  // -1: none
+
+ private:
+  friend class PageStream;
+  [[nodiscard]] uint64_t place(uint64_t bytes) const;
+  void write_spill(uint64_t offset, std::span<const uint8_t> bytes);
+  void punch_memory(uint64_t start, uint64_t end);
+
+  uint64_t memory_bytes_ = 0, spill_bytes_max_ = 0;
+  UniqueFd memory_fd_, spill_fd_;
+  uint8_t* memory_ = nullptr;
+  std::vector<uint8_t> spill_buffer_;
+  std::vector<PageRun> runs_;
+  uint64_t at_ = 0;           // first free offset
+  uint64_t reserved_at_ = 0;  // of the last reservation
+  uint64_t reserved_bytes_ = 0;
+  uint64_t warm_bytes_ = 0;  // kept populated across resets
+};
+
+}  // namespace replpage
