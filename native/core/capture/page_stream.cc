@@ -3,23 +3,14 @@
 #include <algorithm>
 #include <utility>
 
-#include "core/base/clock.h"
 #include "core/base/crc32c.h"
 #include "core/base/page.h"
 #include "core/base/sys_error.h"
-#include "core/capture/keeper_lost.h"
 
 namespace replpage {
-namespace {
 
-// How long the tracer may be deaf for stops of the primary while it waits for the keeper.
-constexpr int kDeafMs = 1;
-
-}  // namespace
-
-PageStream::PageStream(StagingArea& staging, Channel& channel, uint64_t epoch,
-                       std::function<void()> between)
-    : staging_(staging), channel_(channel), epoch_(epoch), between_(std::move(between)) {
+PageStream::PageStream(StagingArea& staging, Keeper keeper)
+    : staging_(staging), keeper_(std::move(keeper)) {
   if (staging.used_bytes() != 0 || staging.memory_bytes() < kChunks * kChunkBytes) {
     throw SysError("start the first copy in a staging area in use or too small", EINVAL);
   }
@@ -74,41 +65,22 @@ void PageStream::flush() {
   const Bytes encoded = encode(list);
   const uint64_t offset = chunk_ * kChunkBytes + kDataBytes;
   std::copy(encoded.begin(), encoded.end(), staging_.memory_ + offset);
-  try {
-    channel_.send(MessageType::kPages,
-                  PagesMessage{.epoch = epoch_, .runs = {offset, encoded.size(), crc32c(encoded)}});
-  } catch (const SysError& error) {
-    throw KeeperLost(error.what());
-  }
+  keeper_.send_pages({.offset = offset, .length = encoded.size(), .crc = crc32c(encoded)});
   ++in_flight_;
   chunk_ = (chunk_ + 1) % kChunks;
   filled_ = 0;
   covered_ = 0;
-  if (between_) between_();
-  if (in_flight_ == kChunks) wait_answer();
+  if (in_flight_ == kChunks) wait_one();
 }
 
-void PageStream::wait_answer() {
-  const uint64_t deadline = now_ns() + kAnswerMs * 1'000'000ull;
-  for (;;) {
-    std::optional<ReceivedMessage> answer = channel_.receive(between_ ? kDeafMs : kAnswerMs);
-    if (answer && answer->type == MessageType::kPagesDone) {
-      --in_flight_;
-      return;
-    }
-    if (answer && answer->type == MessageType::kFailed) {
-      throw KeeperLost(decode<FailedMessage>(answer->body).reason);
-    }
-    if (answer) throw FormatError("keeper answered kPages with something else");
-    if (channel_.closed()) throw KeeperLost("the keeper has ended");
-    if (now_ns() > deadline) throw KeeperLost("the keeper does not answer");
-    if (between_) between_();
-  }
+void PageStream::wait_one() {
+  keeper_.wait_pages_done();
+  --in_flight_;
 }
 
 void PageStream::finish() {
   flush();
-  while (in_flight_ > 0) wait_answer();
+  while (in_flight_ > 0) wait_one();
 }
 
 }  // namespace replpage

@@ -3,14 +3,12 @@
 // kPagesDone.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <vector>
 
 #include "core/capture/staging.h"
-#include "core/channel/channel.h"
 
 namespace replpage {
 
@@ -20,18 +18,19 @@ class PageStream : public PageSink {
   static constexpr size_t kChunks = 4;
   static constexpr size_t kRunsPerChunk = 8192;
 
-  // Pages of a reservation must be listed by add() before the next reserve().
-  // `between` (may be empty) is called after every chunk and every few milliseconds while the
-  // keeper is waited for, so that the tracer can handle stops of the primary meanwhile. The staging
-  // area must be empty; it is reset by finish() and by the destructor.
-  PageStream(StagingArea& staging, Channel& channel, uint64_t epoch,
-             std::function<void()> between = {});
+  // The way to the keeper. What these throw (KeeperLost) passes through.
+  struct Keeper {
+    std::function<void(StagedBytes runs)> send_pages;  // kPages
+    std::function<void()> wait_pages_done;             // returns after the next kPagesDone
+  };
+
+  // The staging area must be empty; it is reset by the destructor. Pages of a reservation must be
+  // listed by add() before the next reserve().
+  PageStream(StagingArea& staging, Keeper keeper);
   ~PageStream() override;
   PageStream(const PageStream&) = delete;
   PageStream& operator=(const PageStream&) = delete;
 
-  // These throw KeeperLost when the keeper failed, went away or did not answer for kAnswerMs.
-  static constexpr int kAnswerMs = 30'000;
   std::span<uint8_t> reserve(uint64_t bytes) override;
   [[nodiscard]] uint64_t chunk_bytes_max() const override { return kStagingChunkBytes; }
   uint64_t keep(uint64_t used) override;
@@ -46,12 +45,10 @@ class PageStream : public PageSink {
   static constexpr uint64_t kRunBytesMax = 64;  // of one encoded run, amply
   static constexpr uint64_t kDataBytes = kChunkBytes - kRunsPerChunk * kRunBytesMax;
   void flush();
-  void wait_answer();
+  void wait_one();
 
   StagingArea& staging_;
-  Channel& channel_;
-  uint64_t epoch_;
-  std::function<void()> between_;
+  Keeper keeper_;
   std::vector<PageRun> runs_;
   size_t chunk_ = 0;      // being filled
   size_t in_flight_ = 0;  // with the keeper

@@ -115,10 +115,7 @@ void Channel::send(MessageType type, Bytes body, std::span<const int> descriptor
   attach(message, control, descriptors);
   for (;;) {
     if (::sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) return;
-    if (gone(errno)) {
-      closed_ = true;
-      throw SysError("send to the other end of the channel", EPIPE);
-    }
+    if (gone(errno)) throw SysError("send to the other end of the channel", EPIPE);
     if (errno != EINTR && errno != EAGAIN) {
       throw SysError::from_errno("send to the other end of the channel");
     }

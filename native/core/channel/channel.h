@@ -17,11 +17,13 @@ struct ReceivedMessage {
   std::vector<UniqueFd> descriptors;
 };
 
+// One thread may send while another receives.
 class Channel {
  public:
   explicit Channel(UniqueFd socket) : socket_(std::move(socket)) {}
 
-  // Throws SysError (EPIPE: the other end is gone; EMSGSIZE: body or descriptors over the limit).
+  // Throws SysError (EPIPE: the other end is gone; EMSGSIZE: body or descriptors over the limit;
+  // ETIMEDOUT: the other end took nothing for two seconds).
   void send(MessageType type, Bytes body, std::span<const int> descriptors = {});
   template <class T>
   void send(MessageType type, T message, std::span<const int> descriptors = {}) {
