@@ -81,9 +81,14 @@ class Replica {
   virtual void write(std::span<const PageRun> runs, StagedPages& staged) = 0;
 
   // Turns the replica into the running group. Before a single instruction runs, `before_run` is
-  // called with what must be served from now on.
+  // called with what must be served from now on; it must start serving in another thread and
+  // return, because kernel state restored after it may touch lazy pages. `image` has been shaped.
   virtual PromotedReplica promote(PromoteInput input,
                                   const std::function<void(PromotedReplica&)>& before_run) = 0;
+
+  // After promote(), from the same thread: frees the old content of lazy ranges, which was only
+  // moved away, while the group runs. Never stops it. Returns the bytes freed.
+  virtual uint64_t free_moved() = 0;
 
   // Bytes resident in all processes of the replica.
   [[nodiscard]] virtual uint64_t resident_bytes() const = 0;

@@ -11,6 +11,7 @@
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace replpage {
@@ -61,13 +62,20 @@ class SyscallBatch {
     return put({reinterpret_cast<const uint8_t*>(&value), sizeof value});
   }
   uint64_t reserve(size_t bytes);  // zeroed; read back with BatchResult::data
+  // For structs that hold pointers (iovec, msghdr, clone_args): when the batch runs, the 8 bytes at
+  // offset `at` become the replica's address of the data at offset `target`.
+  void store_address(uint64_t at, uint64_t target);
   [[nodiscard]] bool empty() const { return operations_.empty(); }
   [[nodiscard]] const std::vector<BatchOperation>& operations() const { return operations_; }
   [[nodiscard]] const std::vector<uint8_t>& data() const { return data_; }
+  [[nodiscard]] const std::vector<std::pair<uint64_t, uint64_t>>& addresses() const {
+    return addresses_;
+  }
 
  private:
   std::vector<BatchOperation> operations_;
   std::vector<uint8_t> data_;
+  std::vector<std::pair<uint64_t, uint64_t>> addresses_;
 };
 
 struct BatchResult {
