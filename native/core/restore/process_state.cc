@@ -1,7 +1,7 @@
 #include "core/restore/process_state.h"
 
 #include <fcntl.h>
-#include <linux/membarrier.h>
+#include <linux/futex.h>
 #include <linux/prctl.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -28,18 +28,16 @@ constexpr int32_t kDummyTimersMax = 1024;  // without kPrTimerCreateRestoreIds
 constexpr int kDumpableNo = 0, kDumpableYes = 1;
 constexpr std::string_view kDeleted = " (deleted)";
 
-void add_layout(const ProcessImage& process, SyscallBatch& batch) {
-  const size_t file =
-      batch.add("executable", SYS_open,
-                {BatchArgument::data(batch.put_text(process.executable)), O_RDONLY | O_CLOEXEC, 0});
-  batch.add("executable", SYS_prctl,
-            {PR_SET_MM, PR_SET_MM_EXE_FILE, BatchArgument::result_of(file), 0, 0});
-  batch.add("executable", SYS_close, {BatchArgument::result_of(file)});
-  // The kernel reads the struct and the vector it points to. The pointer is an address of the
-  // batch's data, known only when it runs, so the vector is set by a call of its own.
-  const MemoryLayout& layout = process.layout;
-  const std::span<const uint8_t> vector{reinterpret_cast<const uint8_t*>(layout.auxv.data()),
-                                        layout.auxv.size() * sizeof(uint64_t)};
+// Stores a value that is known only when the batch runs at `offset` of its data. No system call
+// does just that; the robust list is set to its own value later (thread_state.h).
+void add_store(BatchArgument value, uint64_t offset, SyscallBatch& batch) {
+  const uint64_t length = batch.put_value<uint64_t>(0);
+  batch.add("memory layout", SYS_set_robust_list, {value, sizeof(robust_list_head)});
+  batch.add("memory layout", SYS_get_robust_list,
+            {0, BatchArgument::data(offset), BatchArgument::data(length)});
+}
+
+prctl_mm_map layout_map(const MemoryLayout& layout) {
   prctl_mm_map map{};
   map.start_code = layout.start_code;
   map.end_code = layout.end_code;
@@ -52,14 +50,32 @@ void add_layout(const ProcessImage& process, SyscallBatch& batch) {
   map.arg_end = layout.arg_end;
   map.env_start = layout.env_start;
   map.env_end = layout.env_end;
-  map.exe_fd = static_cast<uint32_t>(-1);
-  batch.add("memory layout", SYS_prctl,
-            {PR_SET_MM, PR_SET_MM_MAP, BatchArgument::data(batch.put_value(map)), sizeof map, 0});
-  if (!vector.empty()) {
-    batch.add(
-        "auxiliary vector", SYS_prctl,
-        {PR_SET_MM, PR_SET_MM_AUXV, BatchArgument::data(batch.put(vector)), vector.size(), 0});
+  map.auxv_size = static_cast<uint32_t>(layout.auxv.size() * sizeof(uint64_t));
+  return map;
+}
+
+// All in one PR_SET_MM_MAP: setting the parts one by one would need CAP_SYS_RESOURCE (prctl(2)).
+void add_layout(const ProcessImage& process, SyscallBatch& batch) {
+  const std::vector<uint64_t>& auxv = process.layout.auxv;
+  const uint64_t vector =
+      batch.put({reinterpret_cast<const uint8_t*>(auxv.data()), auxv.size() * sizeof(uint64_t)});
+  struct {
+    prctl_mm_map map;
+    uint64_t overwritten = 0;  // by the upper half of the descriptor
+  } data{.map = layout_map(process.layout)};
+  const uint64_t map = batch.put_value(data);
+  const size_t file =
+      batch.add("executable", SYS_open,
+                {BatchArgument::data(batch.put_text(process.executable)), O_RDONLY | O_CLOEXEC, 0});
+  if (!auxv.empty()) {
+    add_store(BatchArgument::data(vector), map + offsetof(prctl_mm_map, auxv), batch);
+    // The store covers 8 bytes: nothing beyond the pointer.
+    static_assert(sizeof(prctl_mm_map::auxv) == sizeof(uint64_t));
   }
+  add_store(BatchArgument::result_of(file), map + offsetof(prctl_mm_map, exe_fd), batch);
+  batch.add("memory layout and executable", SYS_prctl,
+            {PR_SET_MM, PR_SET_MM_MAP, BatchArgument::data(map), sizeof(prctl_mm_map), 0});
+  batch.add("executable", SYS_close, {BatchArgument::result_of(file)});
 }
 
 void add_actions(const ProcessImage& process, SyscallBatch& batch) {
@@ -211,6 +227,22 @@ void add_final_state(const ProcessImage& process, SyscallBatch& batch) {
   // 2 (suid_dumpable) cannot be asked for: prctl(2). It differs from 0 only in core dumps as root.
   const int dumpable = process.dumpable == kDumpableYes ? kDumpableYes : kDumpableNo;
   batch.add("dumpable", SYS_prctl, {PR_SET_DUMPABLE, dumpable, 0, 0, 0});
+}
+
+void check_process_rights(const ProcessImage& process) {
+  for (size_t resource = 0; resource < process.limits.size(); ++resource) {
+    rlimit64 own{};
+    if (::syscall(SYS_prlimit64, 0, resource, nullptr, &own) != 0) continue;
+    const ResourceLimit& wanted = process.limits[resource];
+    if (wanted.hard <= own.rlim_max || own.rlim_max == RLIM64_INFINITY) continue;
+    // Sets what is there already, but only who may raise it learns so.
+    const rlimit64 raised{.rlim_cur = own.rlim_cur, .rlim_max = wanted.hard};
+    if (::syscall(SYS_prlimit64, 0, resource, &raised, nullptr) != 0) {
+      throw SysError::from_errno("raise resource limit " + std::to_string(resource) + " to " +
+                                 std::to_string(wanted.hard));
+    }
+    ::syscall(SYS_prlimit64, 0, resource, &own, nullptr);
+  }
 }
 
 void apply_process_limits(pid_t pid, const ProcessImage& process) {

@@ -23,8 +23,12 @@ void add_process_state(const ProcessImage& process, SyscallBatch& batch);
 // resets, and what would forbid the steps before it.
 void add_final_state(const ProcessImage& process, SyscallBatch& batch);
 
+// To be called by the keeper before it builds the process: throws SysError(EPERM) when a resource
+// limit of the image is higher than the keeper's own and it may not raise it.
+void check_process_rights(const ProcessImage& process);
+
 // Sets resource limits and oom_score_adj of process `pid` (as the caller and its /proc see it) from
-// outside. Comes last; needs CAP_SYS_RESOURCE. Throws SysError.
+// outside. Comes last. Throws SysError.
 void apply_process_limits(pid_t pid, const ProcessImage& process);
 
 }  // namespace replpage
