@@ -47,6 +47,8 @@ export interface GroupCore {
   /** Failed tries to protect again what was promoted. */
   readonly failedStarts: number;
   readonly promotion: PromotionReport | undefined;
+  /** Taken up again by a restarted daemon: a failed start is tried again, as after a promotion. */
+  readonly resumed: boolean;
 }
 
 export type GroupEvent =
@@ -99,6 +101,7 @@ export function newGroup(hostPid: number, generation: number, retries: number): 
     retries,
     failedStarts: 0,
     promotion: undefined,
+    resumed: false,
   };
 }
 
@@ -189,7 +192,7 @@ function stepStart(
     const why = `generation ${group.generation}, first epoch committed`;
     return { group: next, effects: [{ type: 'persist' }, note('protected', why)] };
   }
-  if (group.promotion === undefined) {
+  if (group.promotion === undefined && !group.resumed) {
     const phase: Phase = { kind: 'failed', reason: event.reason };
     return leave(group, phase, 'not protected', event.reason);
   }
@@ -199,7 +202,7 @@ function stepStart(
       { ...group, failedStarts },
       { kind: 'unprotected', reason: event.reason },
       'unprotected',
-      `could not protect the promoted process again: ${event.reason}`,
+      `could not protect it again: ${event.reason}`,
     );
   }
   // A new start never takes the number of one that may have left something behind.

@@ -12,7 +12,6 @@ import type { GroupHost, GroupSpec } from './group-spec.js';
 import {
   crashDelayMs,
   isOver,
-  newGroup,
   retriesLeft,
   step,
   type GroupCore,
@@ -54,10 +53,10 @@ export class Group {
   readonly #promotionAsked: Deferred<void>[] = [];
   #onProgress: ((bytes: number, bytesTotal: number) => void) | undefined;
 
-  constructor(spec: GroupSpec, host: GroupHost, hostPid: number, generation: number) {
+  constructor(spec: GroupSpec, host: GroupHost, core: GroupCore) {
     this.spec = spec;
     this.#host = host;
-    this.#core = newGroup(hostPid, generation, spec.retries);
+    this.#core = core;
     this.#pace = firstPace(spec);
   }
 
@@ -70,6 +69,11 @@ export class Group {
     this.#onProgress = onProgress;
     this.#enqueueStart(0);
     return this.#firstStart.promise;
+  }
+
+  /** Waits for the pages of a promoted process that a restarted daemon found, then protects it. */
+  resumePromoted(keeperSocket: string): void {
+    void this.#watchPromoted(keeperSocket, this.#core.generation);
   }
 
   /** Resolves when the replica runs. Throws ERR_STATE when there is none to promote. */
@@ -188,7 +192,7 @@ export class Group {
 
   #startFailed(error: unknown): void {
     const reason = describe(error);
-    if (this.#core.promotion !== undefined && !this.#host.processAlive(this.#core.hostPid)) {
+    if (!isFirst(this.#core) && !this.#host.processAlive(this.#core.hostPid)) {
       this.#apply({ type: 'ended', reason: 'it ended before it was protected again' });
       return;
     }
@@ -210,6 +214,7 @@ export class Group {
         retriesLeft: retriesLeft(this.#core),
         crashDelayMs: crashDelayMs(this.#core.crashes),
         ...limits,
+        freezeDeadlineUs: Math.min(limits.freezeDeadlineUs, spec.maxPauseMs * 1000),
         stdio: spec.stdio,
         uid: spec.owner.uid,
         gid: spec.owner.gid,
@@ -314,6 +319,10 @@ export class Group {
       try {
         const status = await this.#host.askKeeper(keeperSocket);
         if (status.exited) this.#apply({ type: 'ended', reason: 'it ended after its promotion' });
+        // Otherwise its native group says so, when the dying process was let go too.
+        else if (core.resumed && status.lazyPages === 0) {
+          this.#apply({ type: 'drained', us: 0, pages: core.phase.lazyPages });
+        }
       } catch (error) {
         if (this.#host.processAlive(core.hostPid)) continue;
         this.#apply({ type: 'ended', reason: `it ended after its promotion: ${describe(error)}` });
@@ -336,6 +345,8 @@ export class Group {
     this.#firstStart.reject(over);
   }
 }
+
+const isFirst = (core: GroupCore): boolean => core.promotion === undefined && !core.resumed;
 
 interface Deferred<T> {
   readonly promise: Promise<T>;

@@ -1,0 +1,146 @@
+/** Talks to the daemon. Every failure is a ReplicationError with what to do about it. */
+import { request as httpRequest, type IncomingMessage } from 'node:http';
+import { hasCode, ReplicationError } from '../base/errors.js';
+import { fromProblem } from './problem.js';
+import type {
+  EventRecord,
+  GroupStatus,
+  KernelReport,
+  ProtectLine,
+  ProtectReport,
+  ProtectRequest,
+  StatusReport,
+} from './schema.js';
+
+export type GroupAction = 'promote' | 'unprotect' | 'detach';
+
+export class ApiClient {
+  readonly socketPath: string;
+
+  constructor(socketPath: string) {
+    this.socketPath = socketPath;
+  }
+
+  async status(): Promise<StatusReport> {
+    return (await this.#json('GET', '/v1/status')) as StatusReport;
+  }
+
+  async group(name: string): Promise<GroupStatus> {
+    return (await this.#json('GET', `/v1/groups/${encodeURIComponent(name)}`)) as GroupStatus;
+  }
+
+  async kernel(): Promise<KernelReport> {
+    return (await this.#json('GET', '/v1/kernel')) as KernelReport;
+  }
+
+  async act(name: string, action: GroupAction): Promise<GroupStatus> {
+    const path = `/v1/groups/${encodeURIComponent(name)}/${action}`;
+    return (await this.#json('POST', path)) as GroupStatus;
+  }
+
+  /** Resolves when the first epoch is committed; aborting lets the process go again. */
+  async protect(
+    body: ProtectRequest,
+    watch: { onProgress(bytes: number, bytesTotal: number): void; signal?: AbortSignal },
+  ): Promise<ProtectReport> {
+    const response = await this.#send('POST', '/v1/groups', { body, signal: watch.signal });
+    for await (const value of lines(response)) {
+      const line = value as ProtectLine;
+      if (line.type === 'progress') watch.onProgress(line.bytes, line.bytesTotal);
+      if (line.type === 'done') return line.report;
+      if (line.type === 'error') throw fromProblem(line.problem);
+    }
+    throw new ReplicationError('ERR_NO_DAEMON', 'the daemon ended before the first epoch', {
+      advice: 'the process runs on unprotected; see the log of the daemon',
+    });
+  }
+
+  async *events(options: {
+    after: number;
+    follow: boolean;
+    signal?: AbortSignal;
+  }): AsyncGenerator<EventRecord> {
+    const path = `/v1/events?after=${options.after}${options.follow ? '&follow=1' : ''}`;
+    const response = await this.#send('GET', path, { signal: options.signal });
+    for await (const line of lines(response)) yield line as EventRecord;
+  }
+
+  async #json(method: string, path: string): Promise<unknown> {
+    const response = await this.#send(method, path, {});
+    return JSON.parse(await text(response));
+  }
+
+  /** Throws what the daemon answered when it is not a success. */
+  async #send(
+    method: string,
+    path: string,
+    options: { body?: unknown; signal?: AbortSignal | undefined },
+  ): Promise<IncomingMessage> {
+    const response = await this.#exchange(method, path, options).catch((error: unknown) => {
+      throw this.#unreachable(error);
+    });
+    if (response.statusCode === 200) return response;
+    let problem: unknown;
+    try {
+      problem = JSON.parse(await text(response));
+    } catch {
+      problem = { detail: `the daemon answered with status ${response.statusCode}` };
+    }
+    throw fromProblem(problem);
+  }
+
+  #exchange(
+    method: string,
+    path: string,
+    options: { body?: unknown; signal?: AbortSignal | undefined },
+  ): Promise<IncomingMessage> {
+    const { body, signal } = options;
+    return new Promise((resolve, reject) => {
+      const outgoing = httpRequest({
+        socketPath: this.socketPath,
+        method,
+        path,
+        ...(signal ? { signal } : {}),
+      });
+      outgoing.on('response', resolve);
+      outgoing.on('error', reject);
+      outgoing.end(body === undefined ? undefined : JSON.stringify(body));
+    });
+  }
+
+  #unreachable(error: unknown): unknown {
+    if (hasCode(error, 'ENOENT') || hasCode(error, 'ECONNREFUSED')) {
+      return new ReplicationError('ERR_NO_DAEMON', `no daemon answers at ${this.socketPath}`, {
+        advice: 'start one as root: replpage daemon (or systemctl start replpaged)',
+      });
+    }
+    if (hasCode(error, 'EACCES')) {
+      return new ReplicationError('ERR_DENIED', `you may not talk to ${this.socketPath}`, {
+        advice: 'use sudo, or be a member of the group replpage',
+      });
+    }
+    return error;
+  }
+}
+
+async function text(response: IncomingMessage): Promise<string> {
+  response.setEncoding('utf8');
+  let whole = '';
+  for await (const chunk of response as AsyncIterable<string>) whole += chunk;
+  return whole;
+}
+
+/** One JSON value a line. A connection that breaks ends the lines, as a daemon that ends does. */
+async function* lines(response: IncomingMessage): AsyncGenerator<unknown> {
+  response.setEncoding('utf8');
+  let rest = '';
+  try {
+    for await (const chunk of response as AsyncIterable<string>) {
+      const whole = (rest + chunk).split('\n');
+      rest = whole.pop() ?? '';
+      for (const line of whole) if (line !== '') yield JSON.parse(line);
+    }
+  } catch (error) {
+    if (!hasCode(error, 'ECONNRESET')) throw error;
+  }
+}

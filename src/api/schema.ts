@@ -1,0 +1,225 @@
+/**
+ * What travels over the local socket: requests, answers and events, with their checks. Keys and
+ * units are stable; a new key may be added, none is renamed or removed.
+ *
+ *   GET  /v1/status                      -> StatusReport
+ *   GET  /v1/groups/NAME                 -> GroupStatus
+ *   POST /v1/groups                      ProtectRequest -> lines of ProtectLine
+ *   POST /v1/groups/NAME/promote | unprotect | detach  -> GroupStatus
+ *   GET  /v1/events?after=N[&follow=1]   -> lines of EventRecord
+ *   GET  /v1/kernel                      -> KernelReport
+ *
+ * Errors are application/problem+json (RFC 9457) with a `code` of base/errors.ts.
+ */
+import { ReplicationError, type Refusal } from '../base/errors.js';
+import type { QuantileSummary } from '../base/quantiles.js';
+
+export interface ProtectRequest {
+  readonly pid: number;
+  readonly name?: string | undefined;
+  readonly intervalMs?: number | undefined;
+  readonly overhead?: number | undefined;
+  readonly maxPauseMs?: number | undefined;
+  readonly attach?: 'always' | 'epochs' | undefined;
+  readonly onExit?: 'end' | 'promote' | undefined;
+  readonly files?: 'refuse' | 'keep' | undefined;
+  readonly retries?: number | undefined;
+  readonly tracker?: 'auto' | 'uffd-wp' | 'soft-dirty' | undefined;
+  /** Absolute path; null is /dev/null; absent is a log file of the daemon's choice. */
+  readonly stdio?: string | null | undefined;
+  readonly pidfile?: string | undefined;
+  readonly onPromote?: string | undefined;
+}
+
+export interface MemoryStatus {
+  readonly primaryBytes: number;
+  readonly residentBytes: number;
+  readonly coldBytes: number;
+  readonly absentBytes: number;
+}
+
+export interface ReplicaStatus {
+  readonly node: string;
+  readonly rank: number;
+  readonly epoch: number;
+  readonly state: string;
+  readonly keeperSocket: string;
+}
+
+export interface PromotionStatus {
+  readonly epoch: number;
+  readonly pid: number;
+  readonly hostPid: number;
+  readonly exact: boolean;
+  readonly decisionToRunUs: number;
+  readonly deathToRunUs: number;
+  readonly lazyPages: number;
+}
+
+/** What anyone on the socket may see of a group. */
+export interface GroupBrief {
+  readonly name: string;
+  readonly state: string;
+  readonly node: string;
+  /** False: the caller may not trace the process, and sees no more than this. */
+  readonly details: boolean;
+}
+
+export interface GroupStatus extends GroupBrief {
+  readonly details: true;
+  readonly reason: string | null;
+  /** As the program sees it. */
+  readonly pid: number;
+  readonly hostPid: number;
+  readonly generation: number;
+  readonly epoch: number;
+  readonly lagMs: number;
+  readonly pauseUs: QuantileSummary;
+  readonly memory: MemoryStatus;
+  readonly replicas: readonly ReplicaStatus[];
+  readonly interval: {
+    readonly ms: number;
+    readonly askedMs: number;
+    readonly boundBy: string;
+    readonly why: string;
+  };
+  readonly overhead: { readonly budget: number; readonly used: number };
+  readonly maxPauseMs: number;
+  readonly epochs: { readonly committed: number; readonly abandoned: number };
+  readonly lastEpoch: {
+    readonly dirtyPages: number;
+    readonly bytes: number;
+    readonly copyUs: number;
+    readonly commitUs: number;
+    readonly cpuUs: number;
+    readonly precopyRounds: number;
+    readonly threads: number;
+    readonly processes: number;
+  } | null;
+  readonly progress: { readonly bytes: number; readonly bytesTotal: number } | null;
+  readonly tracker: string | null;
+  readonly attach: string;
+  readonly onExit: string;
+  readonly files: string;
+  readonly retries: { readonly allowed: number; readonly left: number };
+  /** Where output that led outside the group goes after a promotion; null is /dev/null. */
+  readonly stdio: string | null;
+  readonly promotion: PromotionStatus | null;
+  readonly warnings: readonly string[];
+  readonly counters: Readonly<Record<string, number>>;
+}
+
+export interface StatusReport {
+  readonly node: string;
+  readonly daemon: { readonly pid: number; readonly uptimeMs: number; readonly version: string };
+  readonly groups: readonly (GroupStatus | GroupBrief)[];
+}
+
+export interface ProtectReport {
+  readonly group: GroupStatus;
+  readonly copiedBytes: number;
+  readonly copyUs: number;
+  readonly warnings: readonly string[];
+}
+
+export type ProtectLine =
+  | { readonly type: 'progress'; readonly bytes: number; readonly bytesTotal: number }
+  | { readonly type: 'done'; readonly report: ProtectReport }
+  | { readonly type: 'error'; readonly problem: Problem };
+
+export interface EventRecord {
+  readonly id: number;
+  /** Wall time, ISO 8601. */
+  readonly time: string;
+  readonly group: string;
+  readonly what: string;
+  readonly why: string;
+}
+
+export type KernelReport = Readonly<Record<string, boolean | string | number>>;
+
+export interface Problem {
+  readonly type: 'about:blank';
+  readonly title: string;
+  readonly status: number;
+  readonly code: string;
+  readonly detail: string;
+  readonly advice?: string | undefined;
+  readonly refusals?: readonly Refusal[] | undefined;
+}
+
+/** A group's name is part of file names and cgroup paths. */
+export const namePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/;
+
+const pathLengthMax = 4096;
+const commandLengthMax = 8192;
+
+type Check<T> = (value: unknown) => value is T;
+const isText =
+  (lengthMax: number): Check<string> =>
+  (value): value is string =>
+    typeof value === 'string' && value.length > 0 && value.length <= lengthMax;
+const isBetween =
+  (low: number, high: number): Check<number> =>
+  (value): value is number =>
+    typeof value === 'number' && value >= low && value <= high;
+const isInteger =
+  (low: number, high: number): Check<number> =>
+  (value): value is number =>
+    isBetween(low, high)(value) && Number.isInteger(value);
+const isOneOf =
+  <T extends string>(...allowed: readonly T[]): Check<T> =>
+  (value): value is T =>
+    allowed.some((one) => one === value);
+const isAbsolutePath: Check<string> = (value): value is string =>
+  isText(pathLengthMax)(value) && value.startsWith('/') && !value.includes('\0');
+
+/** Every key that a ProtectRequest may have, what it must be, and the words for that. */
+const protectFields: {
+  readonly [K in keyof Required<ProtectRequest>]: readonly [Check<ProtectRequest[K]>, string];
+} = {
+  pid: [isInteger(1, 2 ** 22), 'a process id'],
+  name: [
+    (value): value is string => typeof value === 'string' && namePattern.test(value),
+    'up to 63 letters, digits, dots, dashes or underscores, the first a letter or digit',
+  ],
+  intervalMs: [isBetween(10, 60_000), 'between 10 ms and 60 s'],
+  overhead: [isBetween(0.0001, 1), 'between 0.01% and 100%'],
+  maxPauseMs: [isBetween(0.1, 60_000), 'between 100 us and 60 s'],
+  attach: [isOneOf('always', 'epochs'), 'always or epochs'],
+  onExit: [isOneOf('end', 'promote'), 'end or promote'],
+  files: [isOneOf('refuse', 'keep'), 'refuse or keep'],
+  retries: [isInteger(0, 1000), 'a whole number from 0 to 1000'],
+  tracker: [isOneOf('auto', 'uffd-wp', 'soft-dirty'), 'auto, uffd-wp or soft-dirty'],
+  stdio: [
+    (value): value is string | null => value === null || isAbsolutePath(value),
+    'an absolute path, or null',
+  ],
+  pidfile: [isAbsolutePath, 'an absolute path'],
+  onPromote: [isText(commandLengthMax), `a command of up to ${commandLengthMax} characters`],
+};
+
+/** Throws ERR_BAD_REQUEST that names the field. */
+export function checkProtectRequest(value: unknown): ProtectRequest {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw new ReplicationError('ERR_BAD_REQUEST', 'the request is not an object');
+  }
+  const request = value as Record<string, unknown>;
+  if (request['pid'] === undefined) {
+    throw new ReplicationError('ERR_BAD_REQUEST', 'pid is missing');
+  }
+  for (const [key, given] of Object.entries(request)) {
+    if (!Object.hasOwn(protectFields, key)) {
+      throw new ReplicationError('ERR_BAD_REQUEST', `${key} is not known here`);
+    }
+    const [check, words] = protectFields[key as keyof ProtectRequest];
+    if (given !== undefined && !check(given)) {
+      throw new ReplicationError('ERR_BAD_REQUEST', `${key} must be ${words}`);
+    }
+  }
+  return request as unknown as ProtectRequest;
+}
+
+export function isGroupStatus(group: GroupStatus | GroupBrief): group is GroupStatus {
+  return group.details;
+}

@@ -1,0 +1,44 @@
+/** `replpage doctor`: what this machine offers, and what is missing for what. */
+import type { Command } from 'commander';
+import { hasCode } from '../base/errors.js';
+import {
+  contextOf,
+  exitCodes,
+  print,
+  printJson,
+  withCommonFlags,
+  type CommonFlags,
+  type Context,
+} from './context.js';
+import { formatTable } from './table.js';
+
+export function addDoctor(program: Command, setStatus: (code: number) => void): void {
+  withCommonFlags(program.command('doctor'))
+    .description('what this kernel offers, what is missing, and what that means')
+    .action(async (flags: CommonFlags) => {
+      const context = contextOf(flags);
+      const { examine } = await import('../daemon/doctor.js');
+      const report = examine(await daemonState(context));
+      if (!report.ok) setStatus(exitCodes.failure);
+      if (context.json) return printJson(report);
+      const mark = (ok: boolean | null): string => (ok === null ? '   ' : ok ? 'ok ' : '!! ');
+      const rows = report.checks.map((check) => [
+        `${mark(check.ok)} ${check.name}`,
+        String(check.value),
+        check.meaning,
+      ]);
+      print(formatTable(rows));
+      print(
+        report.ok ? 'this machine can protect processes' : 'this machine lacks what is marked !!',
+      );
+    });
+}
+
+async function daemonState(context: Context): Promise<string> {
+  try {
+    const { daemon } = await context.client.status();
+    return `runs as pid ${daemon.pid}`;
+  } catch (error) {
+    return hasCode(error, 'ERR_NO_DAEMON') ? 'none runs' : 'does not answer you';
+  }
+}

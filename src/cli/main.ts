@@ -1,0 +1,65 @@
+#!/usr/bin/env node
+/** The command line: one file per command, each adds itself here. */
+import { Command, CommanderError } from 'commander';
+import { replpageVersion } from '../base/version.js';
+import { exitCodes, report } from './context.js';
+import { addDaemon } from './daemon.js';
+import { addDemo } from './demo.js';
+import { addDoctor } from './doctor.js';
+import { addEvents } from './events.js';
+import { addDetach, addPromote, addUnprotect } from './group-actions.js';
+import { addProtect } from './protect.js';
+import { addStatus } from './status.js';
+
+const help = `
+Exit status:
+  0   done
+  1   it failed; the message says why
+  64  the command line is not understood
+  65  refused: something of the process cannot be replicated
+  66  there is no such process or group
+  69  no daemon answers
+  70  a bug in replpage
+  75  not now; try again
+  77  not permitted
+  130 interrupted
+
+Every command takes --json: one object on stdout, errors as {"error": {...}} too.`;
+
+async function main(): Promise<number> {
+  const program = new Command('replpage')
+    .description('Keeps a warm replica of a running, unmodified process.')
+    .version(replpageVersion)
+    .showHelpAfterError('(replpage --help shows the commands)')
+    .addHelpText('after', help)
+    .exitOverride();
+  let status = 0;
+  const setStatus = (code: number): void => {
+    status = code;
+  };
+  const adders = [
+    addDaemon,
+    addProtect,
+    addStatus,
+    addPromote,
+    addUnprotect,
+    addDetach,
+    addEvents,
+    addDoctor,
+    addDemo,
+  ];
+  for (const add of adders) add(program, setStatus);
+  try {
+    await program.parseAsync();
+  } catch (error) {
+    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : exitCodes.usage;
+    return report(error, process.argv.includes('--json'));
+  }
+  return status;
+}
+
+// A reader that went away (`replpage events | head`) ends the command quietly.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0);
+});
+process.exitCode = await main();

@@ -1,0 +1,223 @@
+/**
+ * The composition root: makes the folders, takes the lock, wires native code, groups and API, takes
+ * up the groups of the daemon before it, and lets every process go when it is told to end.
+ */
+import { chown, mkdir, readdir, readFile, rm } from 'node:fs/promises';
+import type { Server } from 'node:http';
+import { availableParallelism, hostname } from 'node:os';
+import { join } from 'node:path';
+import { createApiServer } from '../api/server.js';
+import { systemClock } from '../base/clock.js';
+import { describe, hasCode } from '../base/errors.js';
+import { createLog, type Log } from '../base/log.js';
+import { Group } from '../capture/group.js';
+import type { GroupHost } from '../capture/group-spec.js';
+import { keeperPath, loadNative, type NativeAddon } from '../native/binding.js';
+import { askKeeper } from '../native/keeper-status.js';
+import { replpageVersion } from '../base/version.js';
+import type { DaemonConfig } from './config.js';
+import { EventRing } from './event-ring.js';
+import { takeLock } from './lock.js';
+import { announce } from './outsiders.js';
+import { bootId, isAlive, readProcess } from './process-facts.js';
+import { parseKeeperName, recover, type FoundKeeper } from './recover.js';
+import { ReplicaTable } from './replica-table.js';
+import { readState, writeState, type GroupRecord } from './state-file.js';
+
+/** The group whose members may use the socket, where the machine has it. */
+const socketGroup = 'replpage';
+/** Letting go of all processes takes milliseconds; a hung one must not hold the machine's end. */
+const shutdownMs = 10_000;
+
+export class Daemon {
+  readonly #config: DaemonConfig;
+  readonly #log: Log;
+  readonly #native: NativeAddon;
+  readonly #events: EventRing;
+  readonly #table: ReplicaTable;
+  readonly #server: Server;
+  /** Writes of the state file, one after the other; a write that waits covers later changes. */
+  #writing: Promise<void> = Promise.resolve();
+  #writeWaits = false;
+  #lock: { close(): Promise<void> } | undefined;
+
+  constructor(config: DaemonConfig) {
+    this.#config = config;
+    this.#log = createLog(config.logLevel);
+    this.#native = loadNative();
+    this.#events = new EventRing(config.eventsMax, systemClock);
+    this.#table = new ReplicaTable({
+      config,
+      node: hostname(),
+      version: replpageVersion,
+      native: this.#native,
+      events: this.#events,
+      host: this.#host(),
+    });
+    this.#server = createApiServer({
+      control: this.#table,
+      credentials: (fd) => this.#native.peerCredentials(fd),
+      log: this.#log.child({ component: 'api' }),
+    });
+  }
+
+  /** Throws ERR_DAEMON_RUNS, ERR_STATE_FILE or a SystemError. */
+  async start(): Promise<void> {
+    const { runtimeDir, keepersDir, stateDir, spillDir, logDir, socketPath } = this.#config;
+    await mkdir(runtimeDir, { recursive: true, mode: 0o755 });
+    await mkdir(stateDir, { recursive: true, mode: 0o700 });
+    await mkdir(keepersDir, { recursive: true, mode: 0o700 });
+    await mkdir(spillDir, { recursive: true, mode: 0o700 });
+    await mkdir(logDir, { recursive: true, mode: 0o755 });
+    this.#lock = await takeLock(join(runtimeDir, 'lock'));
+    await this.#takeUpGroups();
+    await this.#listen(socketPath);
+    this.#log.info({ pid: process.pid, socketPath, version: replpageVersion }, 'daemon started');
+  }
+
+  /** Every process is let go and runs on; the state file keeps the groups for the next start. */
+  async stop(why: string): Promise<void> {
+    this.#log.info({ why }, 'daemon ending');
+    this.#server.close();
+    this.#server.closeAllConnections();
+    const letGo = Promise.allSettled(this.#table.groups.map((group) => group.shutdown()));
+    await Promise.race([letGo, systemClock.sleep(shutdownMs)]);
+    await this.#writing;
+    await rm(this.#config.socketPath, { force: true });
+    await this.#lock?.close();
+    this.#log.info({}, 'daemon ended');
+  }
+
+  #host(): GroupHost {
+    const { runtimeDir, spillDir } = this.#config;
+    const { freezeDeadlineUs, stagingBytesMax, spillBytesMax } = this.#config;
+    const log = this.#log.child({ component: 'capture' });
+    return {
+      clock: systemClock,
+      log,
+      processors: availableParallelism(),
+      limits: { freezeDeadlineUs, stagingBytesMax, spillBytesMax },
+      paths: { keeperPath, runtimeDir, spillDir },
+      createNative: (options, onEvent) => new this.#native.NativeGroup(options, onEvent),
+      askKeeper,
+      processAlive: (pid) => isAlive(readProcess(pid)),
+      note: (group, what, why) => {
+        this.#events.add(group, what, why);
+        log.info({ group, what, why }, 'group changed');
+      },
+      persist: () => this.#persist(),
+      announce: (spec, report) => announce(spec, report, log),
+    };
+  }
+
+  #persist(): void {
+    if (this.#writeWaits) return;
+    this.#writeWaits = true;
+    const path = this.#statePath;
+    this.#writing = this.#writing.then(async () => {
+      this.#writeWaits = false;
+      try {
+        await writeState(path, { bootId: bootId(), groups: this.#table.records() });
+      } catch (error) {
+        this.#log.error({ path, reason: describe(error) }, 'groups could not be recorded');
+      }
+    });
+  }
+
+  get #statePath(): string {
+    return join(this.#config.stateDir, 'groups.json');
+  }
+
+  async #listen(path: string): Promise<void> {
+    await rm(path, { force: true });
+    const mask = process.umask(0o117);
+    try {
+      await new Promise<void>((resolve, reject) => {
+        this.#server.once('error', reject);
+        this.#server.listen(path, resolve);
+      });
+    } finally {
+      process.umask(mask);
+    }
+    const gid = await groupId(socketGroup);
+    if (gid !== undefined) await chown(path, 0, gid);
+  }
+
+  async #takeUpGroups(): Promise<void> {
+    const state = await readState(this.#statePath);
+    const keepers = await this.#findKeepers();
+    for (const record of state?.groups ?? []) {
+      const mine = keepers.get(record.spec.name) ?? [];
+      this.#takeUp(record, state?.bootId === bootId(), mine);
+    }
+  }
+
+  #takeUp(record: GroupRecord, sameBoot: boolean, keepers: readonly FoundKeeper[]): void {
+    const { spec, core } = record;
+    const facts = readProcess(core.hostPid);
+    const primaryAlive = isAlive(facts) && facts.startTime === record.startTime;
+    const decision = recover(record, { sameBoot, primaryAlive, keepers });
+    const group = new Group(spec, this.#host(), decision.core);
+    this.#table.add(group, record.startTime);
+    const { hostPid, generation } = decision.core;
+    const why = `host pid ${hostPid}, generation ${generation}`;
+    this.#log.info({ group: spec.name, decision: decision.kind, why }, 'group taken up');
+    if (hostPid !== core.hostPid) {
+      const pid = readProcess(hostPid)?.ownPid ?? hostPid;
+      const { epoch } = decision.core;
+      announce(spec, { pid, hostPid, generation, epoch, exact: false }, this.#log);
+    }
+    if (decision.kind === 'wait') group.resumePromoted(decision.keeperSocket);
+    if (decision.kind !== 'protect') return;
+    this.#events.add(spec.name, 'taken up', why);
+    group.protect().catch((error: unknown) => {
+      this.#log.warn({ group: spec.name, reason: describe(error) }, 'group not protected yet');
+    });
+  }
+
+  async #findKeepers(): Promise<Map<string, FoundKeeper[]>> {
+    const found = new Map<string, FoundKeeper[]>();
+    for (const file of await readdir(this.#config.keepersDir)) {
+      const parsed = parseKeeperName(file);
+      if (parsed === undefined) continue;
+      const socket = join(this.#config.keepersDir, file);
+      try {
+        const status = await askKeeper(socket);
+        const keeper = { generation: parsed.generation, socket, status };
+        found.set(parsed.name, [...(found.get(parsed.name) ?? []), keeper]);
+      } catch (error) {
+        // Nobody listens any more: the name is left over from a keeper that is gone.
+        if (hasCode(error, 'ECONNREFUSED')) await rm(socket, { force: true });
+        else this.#log.warn({ socket, reason: describe(error) }, 'keeper does not answer');
+      }
+    }
+    return found;
+  }
+}
+
+async function groupId(name: string): Promise<number | undefined> {
+  const text = await readFile('/etc/group', 'utf8').catch(() => '');
+  const line = text.split('\n').find((entry) => entry.startsWith(`${name}:`));
+  return line === undefined ? undefined : Number(line.split(':')[2]);
+}
+
+/** Runs until SIGTERM or SIGINT; gives the exit status. A bug detaches everything, then ends it. */
+export async function runDaemon(config: DaemonConfig): Promise<number> {
+  const daemon = new Daemon(config);
+  await daemon.start();
+  return new Promise((resolve) => {
+    let ending = false;
+    const end = (why: string, status: number): void => {
+      if (ending) return;
+      ending = true;
+      void daemon.stop(why).finally(() => resolve(status));
+    };
+    process.on('SIGTERM', () => end('SIGTERM', 0));
+    process.on('SIGINT', () => end('SIGINT', 0));
+    process.on('SIGHUP', () => undefined);
+    process.on('uncaughtException', (error) => {
+      process.stderr.write(`${error.stack ?? String(error)}\n`);
+      end(`bug: ${describe(error)}`, 70);
+    });
+  });
+}

@@ -1,0 +1,23 @@
+/** Replaces a file so that after any crash it is wholly the old or wholly the new one. */
+import { open, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
+
+/** Temp, fsync, rename, fsync of the folder: without the last the new name may not survive. */
+export async function replaceFile(path: string, content: string, mode: number): Promise<void> {
+  const fresh = `${path}.new`;
+  await rm(fresh, { force: true });
+  const file = await open(fresh, 'wx', mode);
+  try {
+    await file.writeFile(content);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  await rename(fresh, path);
+  const folder = await open(dirname(path), 'r');
+  try {
+    await folder.sync();
+  } finally {
+    await folder.close();
+  }
+}

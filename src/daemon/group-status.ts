@@ -1,0 +1,112 @@
+/** A group as the API shows it. */
+import type { GroupBrief, GroupStatus } from '../api/schema.js';
+import { retriesLeft } from '../capture/group-state.js';
+import type { GroupSnapshot } from '../capture/group.js';
+
+export interface Place {
+  readonly node: string;
+  readonly keepersDir: string;
+  /** Of the root as it sees itself; undefined when it is gone. */
+  readonly ownPid: number | undefined;
+}
+
+export function groupBrief(snapshot: GroupSnapshot, node: string): GroupBrief {
+  return { name: snapshot.spec.name, state: snapshot.core.phase.kind, node, details: false };
+}
+
+export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus {
+  const { core, spec, pace } = snapshot;
+  const { phase, promotion } = core;
+  return {
+    name: spec.name,
+    state: phase.kind,
+    reason: 'reason' in phase ? phase.reason : null,
+    node: place.node,
+    details: true,
+    pid: place.ownPid ?? promotion?.pid ?? core.hostPid,
+    hostPid: core.hostPid,
+    generation: core.generation,
+    epoch: core.epoch,
+    lagMs: isKept(snapshot) ? snapshot.lagMs : 0,
+    pauseUs: snapshot.pauseUs.summary(),
+    memory: memoryOf(snapshot),
+    replicas: replicasOf(snapshot, place),
+    interval: {
+      ms: Math.round(pace.intervalMs * 10) / 10,
+      askedMs: spec.intervalMs,
+      boundBy: pace.bound,
+      why: pace.why,
+    },
+    overhead: { budget: spec.overhead, used: Math.round(pace.overheadUsed * 10_000) / 10_000 },
+    maxPauseMs: spec.maxPauseMs,
+    epochs: { committed: core.committedTotal, abandoned: core.abandonedTotal },
+    lastEpoch: lastEpochOf(snapshot),
+    progress: progressOf(phase),
+    tracker: snapshot.start?.tracker ?? null,
+    attach: spec.attach,
+    onExit: spec.onExit,
+    files: spec.files,
+    retries: { allowed: spec.retries, left: retriesLeft(core) },
+    stdio: spec.stdio,
+    promotion: promotion === undefined ? null : promotionOf(promotion),
+    warnings: snapshot.start?.warnings ?? [],
+    counters: snapshot.counters,
+  };
+}
+
+function progressOf(phase: GroupSnapshot['core']['phase']): GroupStatus['progress'] {
+  if (phase.kind !== 'protecting') return null;
+  return { bytes: phase.bytes, bytesTotal: phase.bytesTotal };
+}
+
+/** A replica stands by. */
+function isKept({ core }: GroupSnapshot): boolean {
+  return ['protected', 'lagging', 'promoting'].includes(core.phase.kind);
+}
+
+function memoryOf(snapshot: GroupSnapshot): GroupStatus['memory'] {
+  const last = snapshot.lastEpoch;
+  if (last === undefined) {
+    const copied = snapshot.start?.copiedBytes ?? 0;
+    return {
+      primaryBytes: copied,
+      residentBytes: isKept(snapshot) ? copied : 0,
+      coldBytes: 0,
+      absentBytes: 0,
+    };
+  }
+  return {
+    primaryBytes: last.residentBytes,
+    residentBytes: isKept(snapshot) ? last.residentBytes : 0,
+    coldBytes: 0,
+    absentBytes: Math.max(0, last.mappedBytes - last.residentBytes),
+  };
+}
+
+function replicasOf(snapshot: GroupSnapshot, place: Place): GroupStatus['replicas'] {
+  if (!isKept(snapshot)) return [];
+  const { core, spec } = snapshot;
+  return [
+    {
+      node: place.node,
+      rank: 1,
+      epoch: core.epoch,
+      state: core.phase.kind === 'promoting' ? 'promoting' : 'warm',
+      keeperSocket: `${place.keepersDir}/${spec.name}.${core.generation}.sock`,
+    },
+  ];
+}
+
+function lastEpochOf({ lastEpoch }: GroupSnapshot): GroupStatus['lastEpoch'] {
+  if (lastEpoch === undefined) return null;
+  const { dirtyPages, bytes, copyUs, commitUs, cpuUs, precopyRounds, threads, processes } =
+    lastEpoch;
+  return { dirtyPages, bytes, copyUs, commitUs, cpuUs, precopyRounds, threads, processes };
+}
+
+function promotionOf(
+  promotion: NonNullable<GroupSnapshot['core']['promotion']>,
+): NonNullable<GroupStatus['promotion']> {
+  const { epoch, pid, hostPid, exact, decisionToRunUs, deathToRunUs, lazyPages } = promotion;
+  return { epoch, pid, hostPid, exact, decisionToRunUs, deathToRunUs, lazyPages };
+}

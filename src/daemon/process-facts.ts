@@ -1,0 +1,109 @@
+/**
+ * What /proc says about a process, read at once: a handful of small files, and only when something
+ * is asked about it. proc(5) has the fields.
+ */
+import { readFileSync, readlinkSync } from 'node:fs';
+
+export interface ProcessFacts {
+  readonly pid: number;
+  readonly name: string;
+  readonly state: string;
+  readonly parent: number;
+  /** Differs from `pid` when `pid` is a thread. */
+  readonly threadGroup: number;
+  /** As the process itself sees it: the innermost of NSpid. */
+  readonly ownPid: number;
+  readonly tracer: number;
+  readonly kernelThread: boolean;
+  /** Clock ticks since boot: with the pid it names a process for good. */
+  readonly startTime: string;
+  readonly executable: string | undefined;
+  readonly cgroups: readonly string[];
+}
+
+/** PF_KTHREAD of the kernel's sched.h. */
+const kernelThreadFlag = 0x00200000;
+
+function readProc(path: string): string | undefined {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return undefined;
+  }
+}
+
+/** undefined: no such process. */
+export function readProcess(pid: number): ProcessFacts | undefined {
+  const stat = readProc(`/proc/${pid}/stat`);
+  const status = readProc(`/proc/${pid}/status`);
+  if (stat === undefined || status === undefined) return undefined;
+  // The name is in parentheses and may hold anything, closing parentheses too.
+  const nameEnd = stat.lastIndexOf(')');
+  const fields = stat.slice(nameEnd + 2).split(' ');
+  const number = (key: string): number => Number(statusField(status, key)?.split(/\s+/).at(-1));
+  return {
+    pid,
+    name: stat.slice(stat.indexOf('(') + 1, nameEnd),
+    state: fields[0] ?? '?',
+    parent: number('PPid'),
+    threadGroup: number('Tgid'),
+    ownPid: number('NSpid') || pid,
+    tracer: number('TracerPid'),
+    kernelThread: (Number(fields[6]) & kernelThreadFlag) !== 0,
+    startTime: fields[19] ?? '',
+    executable: readExecutable(pid),
+    cgroups: (readProc(`/proc/${pid}/cgroup`) ?? '').split('\n').filter((line) => line !== ''),
+  };
+}
+
+function statusField(status: string, key: string): string | undefined {
+  return new RegExp(`^${key}:\\s*(.*)$`, 'm').exec(status)?.[1];
+}
+
+function readExecutable(pid: number): string | undefined {
+  try {
+    return readlinkSync(`/proc/${pid}/exe`);
+  } catch {
+    return undefined;
+  }
+}
+
+export function isAlive(facts: ProcessFacts | undefined): facts is ProcessFacts {
+  return facts !== undefined && facts.state !== 'Z' && facts.state !== 'X';
+}
+
+/** The process itself, its parent, and so on up to pid 1. */
+export function ancestry(pid: number): readonly number[] {
+  const line: number[] = [];
+  for (let at = pid; at > 0 && !line.includes(at);) {
+    line.push(at);
+    at = readProcess(at)?.parent ?? 0;
+  }
+  return line;
+}
+
+/** Supplementary groups of a caller, undefined when it has gone or is of another user by now. */
+export function supplementaryGroups(pid: number, uid: number): readonly number[] | undefined {
+  const status = readProc(`/proc/${pid}/status`);
+  if (status === undefined) return undefined;
+  const uids = statusField(status, 'Uid')?.split(/\s+/).map(Number) ?? [];
+  if (!uids.includes(uid)) return undefined;
+  return (statusField(status, 'Groups') ?? '')
+    .split(/\s+/)
+    .filter((text) => text !== '')
+    .map(Number);
+}
+
+export function bootId(): string {
+  return (readProc('/proc/sys/kernel/random/boot_id') ?? '').trim();
+}
+
+/** Whose unit's main process this seems to be: a child of the service manager in a .service cgroup. */
+export function serviceOf(facts: ProcessFacts): string | undefined {
+  if (facts.parent !== 1 && readProcess(facts.parent)?.name !== 'systemd') return undefined;
+  for (const line of facts.cgroups) {
+    const unit = /\/([^/]+\.service)(?:\/[^/]*)?$/.exec(line)?.[1];
+    if (unit !== undefined) return unit;
+  }
+  return undefined;
+}

@@ -1,0 +1,115 @@
+/**
+ * What is wrong with protecting a process, found before anything touches it: a clear error for
+ * each. What is inside the process is looked at by native code.
+ */
+import type { Caller } from '../api/server.js';
+import { ReplicationError } from '../base/errors.js';
+import type { TraceVerdict } from '../native/binding.js';
+import { ancestry, isAlive, readProcess, serviceOf, type ProcessFacts } from './process-facts.js';
+
+export interface TargetRules {
+  readonly mayTrace: (caller: Caller, pid: number) => TraceVerdict;
+  readonly keeperPath: string;
+  readonly daemonPid: number;
+  /** Name of the group whose root this process is. */
+  readonly groupOf: (pid: number) => string | undefined;
+}
+
+/** Throws ERR_NO_PROCESS, ERR_DENIED, ERR_PROTECTED_ALREADY or ERR_REFUSED. */
+export function checkTarget(rules: TargetRules, caller: Caller, pid: number): ProcessFacts {
+  const doing = `cannot protect process ${pid}`;
+  const facts = readProcess(pid);
+  if (!isAlive(facts)) {
+    const what = facts === undefined ? 'there is no such process' : 'it has ended already';
+    throw new ReplicationError('ERR_NO_PROCESS', `${doing}: ${what}`);
+  }
+  const verdict = rules.mayTrace(caller, pid);
+  if (!verdict.allowed) {
+    throw new ReplicationError(
+      'ERR_DENIED',
+      `${doing}: user ${caller.uid} may not trace it${verdict.reason ? ` (${verdict.reason})` : ''}`,
+      { advice: 'protect it as its own user or as root' },
+    );
+  }
+  checkKind(rules, facts, doing);
+  checkKinship(rules, caller, pid, doing);
+  checkTracer(rules, facts, doing);
+  return facts;
+}
+
+function refuse(facts: ProcessFacts, doing: string, kind: string, why: string): never {
+  throw new ReplicationError('ERR_REFUSED', `${doing}: ${why}`, {
+    refusals: [{ pid: facts.pid, object: `process ${facts.pid}`, kind, why }],
+  });
+}
+
+function checkKind(rules: TargetRules, facts: ProcessFacts, doing: string): void {
+  if (facts.kernelThread) {
+    refuse(facts, doing, 'kernel thread', `${facts.name} is a kernel thread`);
+  }
+  if (facts.threadGroup !== facts.pid) {
+    refuse(facts, doing, 'thread', `it is a thread of process ${facts.threadGroup}: protect that`);
+  }
+  if (facts.executable === rules.keeperPath) {
+    refuse(facts, doing, 'replpage', 'it is part of replpage');
+  }
+}
+
+function checkKinship(rules: TargetRules, caller: Caller, pid: number, doing: string): void {
+  const protectedBy = ancestry(pid).map((one) => rules.groupOf(one));
+  const group = protectedBy.find((name) => name !== undefined);
+  if (group !== undefined) {
+    throw new ReplicationError('ERR_PROTECTED_ALREADY', `${doing}: group ${group} covers it`, {
+      advice: `replpage unprotect ${group} first`,
+    });
+  }
+  // A frozen tree must never hold who freezes it or who waits for that.
+  if (ancestry(rules.daemonPid).includes(pid)) {
+    const why = 'the daemon itself is in its process tree';
+    throw new ReplicationError('ERR_REFUSED', `${doing}: ${why}`, {
+      refusals: [{ pid, object: `process ${pid}`, kind: 'replpage', why }],
+    });
+  }
+  if (ancestry(caller.pid).includes(pid)) {
+    const why = 'this very command is in its process tree';
+    throw new ReplicationError('ERR_REFUSED', `${doing}: ${why}`, {
+      advice: 'protect it from another session',
+      refusals: [{ pid, object: `process ${pid}`, kind: 'replpage', why }],
+    });
+  }
+}
+
+function checkTracer(rules: TargetRules, facts: ProcessFacts, doing: string): void {
+  if (facts.tracer === 0) return;
+  if (facts.tracer === rules.daemonPid) {
+    throw new ReplicationError('ERR_PROTECTED_ALREADY', `${doing}: it is in a protected group`);
+  }
+  const tracer = readProcess(facts.tracer)?.name ?? 'a process';
+  throw new ReplicationError(
+    'ERR_REFUSED',
+    `${doing}: ${tracer} (pid ${facts.tracer}) traces it already`,
+    {
+      advice: 'a process has one tracer at a time: end that debugger or tracer first',
+      refusals: [
+        {
+          pid: facts.pid,
+          object: `process ${facts.pid}`,
+          kind: 'tracer',
+          why: `traced by ${tracer} (pid ${facts.tracer})`,
+        },
+      ],
+    },
+  );
+}
+
+/** What the user should know although it can be protected. */
+export function warningsFor(facts: ProcessFacts): readonly string[] {
+  const unit = serviceOf(facts);
+  if (unit === undefined) return [];
+  return [
+    `process ${facts.pid} is the main process of ${unit}: when it dies, the service manager sees ` +
+      `the unit end, and may start a second one. Before relying on the replica give the unit ` +
+      `Restart=no, KillMode=process and RemainAfterExit=yes (systemctl edit ${unit}), and follow ` +
+      `the promoted process with --pidfile or --on-promote.`,
+  ];
+}
