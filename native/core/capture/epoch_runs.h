@@ -1,0 +1,42 @@
+// The page runs of one epoch while it is being put together.
+#pragma once
+
+#include <vector>
+
+#include "core/capture/staging.h"
+#include "core/image/group_image.h"
+#include "core/memory/memory_capture.h"
+#include "core/memory/page_run.h"
+
+namespace replpage {
+
+// Puts content into the staging area and keeps the runs, so that they can still be clipped, renamed
+// or turned into lazy ranges before they are sent.
+class EpochRuns final : public PageSink {
+ public:
+  explicit EpochRuns(StagingArea& staging) : staging_(staging) {}
+
+  std::span<uint8_t> reserve(uint64_t bytes) override { return staging_.reserve(bytes); }
+  [[nodiscard]] uint64_t chunk_bytes_max() const override { return staging_.chunk_bytes_max(); }
+  uint64_t keep(uint64_t used) override { return staging_.keep(used); }
+  void add(const PageRun& run) override;
+
+  [[nodiscard]] bool empty() const { return runs_.empty(); }
+  [[nodiscard]] uint64_t data_pages() const { return data_pages_; }
+  void clear();
+
+  // What of the runs still fits `image`: parts of mappings, processes and objects that are gone
+  // since they were copied are left out, and so is what lies in a lazy range.
+  [[nodiscard]] PageRunList fitted(const GroupImage& image,
+                                   const std::vector<LazyRange>& lazy = {}) const;
+
+  // The private mappings of `image` that any run touches, whole, to be read lazily instead.
+  [[nodiscard]] std::vector<LazyRange> as_lazy(const GroupImage& image) const;
+
+ private:
+  StagingArea& staging_;
+  std::vector<PageRun> runs_;
+  uint64_t data_pages_ = 0;
+};
+
+}  // namespace replpage

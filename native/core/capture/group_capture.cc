@@ -1,0 +1,370 @@
+#include "core/capture/group_capture.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "core/base/procfs.h"
+#include "core/base/sys_error.h"
+#include "core/memory/memory_map.h"
+
+namespace replpage {
+namespace {
+
+// Fields of /proc/PID/stat behind the command's closing parenthesis (proc(5)).
+struct StatFields {
+  char state = '?';
+  pid_t parent = 0, process_group = 0, session = 0;
+  std::string name;
+};
+
+std::optional<StatFields> read_stat(pid_t pid) {
+  const auto text = read_proc("/proc/" + std::to_string(pid) + "/stat");
+  if (!text) return std::nullopt;
+  const size_t open = text->find('(');
+  const size_t close = text->rfind(')');
+  if (open == std::string::npos || close == std::string::npos) return std::nullopt;
+  StatFields fields;
+  fields.name = text->substr(open + 1, close - open - 1);
+  if (std::sscanf(text->c_str() + close + 1, " %c %d %d %d", &fields.state, &fields.parent,
+                  &fields.process_group, &fields.session) != 4) {
+    return std::nullopt;
+  }
+  return fields;
+}
+
+// Passes everything on until the capture is cancelled.
+class CancellableSink final : public PageSink {
+ public:
+  CancellableSink(PageSink& sink, const std::atomic<bool>& cancelled)
+      : sink_(sink), cancelled_(cancelled) {}
+  std::span<uint8_t> reserve(uint64_t bytes) override {
+    if (cancelled_) throw CaptureCancelled();
+    return sink_.reserve(bytes);
+  }
+  [[nodiscard]] uint64_t chunk_bytes_max() const override { return sink_.chunk_bytes_max(); }
+  uint64_t keep(uint64_t used) override { return sink_.keep(used); }
+  void add(const PageRun& run) override { sink_.add(run); }
+
+ private:
+  PageSink& sink_;
+  const std::atomic<bool>& cancelled_;
+};
+
+void accumulate(CopyRound& total, const CopyRound& round) {
+  total.data_pages += round.data_pages;
+  total.zero_pages += round.zero_pages;
+  total.absent_pages += round.absent_pages;
+  total.mapped_bytes += round.mapped_bytes;
+}
+
+// Leader first, then ascending; threads at an exit stop of a living process are leaving.
+std::vector<pid_t> thread_ids(const TracedProcess& process) {
+  std::vector<pid_t> ids;
+  if (process.threads.contains(process.pid)) ids.push_back(process.pid);
+  for (const auto& [tid, thread] : process.threads) {
+    if (tid != process.pid) ids.push_back(tid);
+  }
+  return ids;
+}
+
+}  // namespace
+
+GroupCapture::GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker)
+    : tree_(tree),
+      wanted_(tracker),
+      descriptors_(DescriptorCapture::create()),
+      shared_(SharedObjectCapture::create()) {}
+
+bool GroupCapture::has_new() const {
+  return std::any_of(tree_.processes().begin(), tree_.processes().end(), [this](const auto& entry) {
+    const auto member = members_.find(entry.first);
+    return member == members_.end() || member->second.executions != entry.second.executions;
+  });
+}
+
+bool GroupCapture::admit_new() {
+  const std::lock_guard lock(memory_mutex_);
+  std::erase_if(members_, [this](const auto& m) { return !tree_.processes().contains(m.first); });
+  bool admitted = false;
+  for (const auto& [pid, process] : tree_.processes()) {
+    Member& member = members_[pid];
+    if (member.memory && member.executions == process.executions) continue;
+    const auto group_pid = pid_in_namespace(pid);
+    if (!group_pid) continue;
+    const pid_t thread = process.threads.begin()->first;
+    MemoryCapture::Injector injector{
+        .create_uffd =
+            [this, thread] {
+              constexpr uint64_t kUserModeOnly = 1;  // UFFD_USER_MODE_ONLY
+              return tree_.inject(thread, SYS_userfaultfd,
+                                  {O_CLOEXEC | O_NONBLOCK | kUserModeOnly, 0, 0, 0, 0, 0});
+            },
+        .close_remote =
+            [this, thread](int fd) {
+              tree_.inject(thread, SYS_close, {static_cast<uint64_t>(fd), 0, 0, 0, 0, 0});
+            }};
+    member = Member{.host_pid = pid,
+                    .group_pid = *group_pid,
+                    .executions = process.executions,
+                    .memory = MemoryCapture::create(pid, *group_pid, wanted_, injector),
+                    .last = std::nullopt};
+    tracker_in_use_ = member.memory->tracker();
+    admitted = true;
+  }
+  return admitted;
+}
+
+std::vector<const TracedProcess*> GroupCapture::parents_first() const {
+  std::vector<const TracedProcess*> order;
+  const auto& all = tree_.processes();
+  const auto root = all.find(tree_.root());
+  if (root != all.end()) order.push_back(&root->second);
+  std::map<pid_t, pid_t> parents;
+  for (const auto& [pid, process] : all) {
+    const auto stat = read_stat(pid);
+    parents[pid] = stat ? stat->parent : 0;
+  }
+  const auto placed = [&order](pid_t pid) {
+    return std::any_of(order.begin(), order.end(), [pid](auto* p) { return p->pid == pid; });
+  };
+  // One more level of the tree with each pass; orphans, whose parent is outside, come first.
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (const auto& [pid, process] : all) {
+      if (placed(pid)) continue;
+      if (all.contains(parents[pid]) && !placed(parents[pid])) continue;
+      order.push_back(&process);
+      progress = true;
+    }
+  }
+  return order;
+}
+
+std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
+                                                         const TracedProcess& process,
+                                                         const StateDetail& detail) {
+  const ProcessImage* previous = member.last ? &*member.last : nullptr;
+  ProcessCaptureInput input{.host_pid = process.pid,
+                            .host_tids = thread_ids(process),
+                            .previous = previous,
+                            .slow_state = detail.slow_state || previous == nullptr,
+                            .inject = {}};
+  if (detail.inject) {
+    input.inject = [this](pid_t tid, long number, std::array<uint64_t, 6> arguments,
+                          std::vector<uint8_t>* data) {
+      return tree_.inject(tid, number, arguments, data);
+    };
+  }
+  auto image = capture_process(input);
+  if (!image) return std::nullopt;
+  static const std::vector<MappingImage> kNone;
+  auto mappings = read_memory_map(process.pid, previous ? previous->mappings : kNone,
+                                  input.slow_state, detail.refusals);
+  if (!mappings) return std::nullopt;
+  image->mappings = std::move(*mappings);
+  return image;
+}
+
+GroupImage GroupCapture::capture_state(const StateDetail& detail) {
+  GroupImage image;
+  for (const TracedProcess* process : parents_first()) {
+    const auto found = members_.find(process->pid);
+    if (found == members_.end()) {
+      const auto group_pid = pid_in_namespace(process->pid);
+      if (!group_pid) continue;
+      members_[process->pid] = Member{.host_pid = process->pid,
+                                      .group_pid = *group_pid,
+                                      .executions = process->executions,
+                                      .memory = nullptr,
+                                      .last = std::nullopt};
+    }
+    Member& member = members_[process->pid];
+    auto captured = capture_member(member, *process, detail);
+    if (!captured) continue;
+    image.processes.push_back(*captured);
+    member.last = std::move(*captured);
+  }
+  fill_parents(image);
+  fill_shared_objects(image);
+  fill_zombies(image);
+  DescriptorCaptureInput input = descriptor_input(image);
+  input.refusals = detail.refusals;
+  input.with_content = detail.with_content;
+  descriptors_->capture(input, image);
+  return image;
+}
+
+void GroupCapture::fill_parents(GroupImage& image) const {
+  for (ProcessImage& process : image.processes) {
+    const pid_t host = host_pid_of(process.pid);
+    const auto stat = read_stat(host);
+    process.parent = 0;
+    if (!stat || host == tree_.root()) continue;
+    const auto parent = members_.find(stat->parent);
+    if (parent != members_.end()) process.parent = parent->second.group_pid;
+  }
+}
+
+// Numbers stay the same for the life of the group: staged runs carry them.
+uint32_t GroupCapture::object_id(uint64_t device, uint64_t inode) {
+  const auto next = static_cast<uint32_t>(object_ids_.size());
+  return object_ids_.try_emplace({device, inode}, next).first->second;
+}
+
+void GroupCapture::fill_shared_objects(GroupImage& image) {
+  for (const ProcessImage& process : image.processes) {
+    for (const MappingImage& mapping : process.mappings) {
+      if (mapping.kind != MappingKind::kSharedObject &&
+          mapping.kind != MappingKind::kMemfdPrivate) {
+        continue;
+      }
+      const auto same = [&mapping](const SharedObjectImage& object) {
+        return object.device == mapping.device && object.inode == mapping.inode;
+      };
+      if (std::any_of(image.shared_objects.begin(), image.shared_objects.end(), same)) continue;
+      char link[96];
+      std::snprintf(link, sizeof link, "/proc/%d/map_files/%llx-%llx", host_pid_of(process.pid),
+                    static_cast<unsigned long long>(mapping.start),
+                    static_cast<unsigned long long>(mapping.end));
+      struct stat status {};
+      if (::stat(link, &status) != 0) throw SysError::from_errno("stat", on_path(link));
+      constexpr std::string_view kMemfd = "/memfd:";
+      const bool is_memfd = mapping.path.starts_with(kMemfd);
+      image.shared_objects.push_back(
+          {.id = object_id(mapping.device, mapping.inode),
+           .device = mapping.device,
+           .inode = mapping.inode,
+           .size = static_cast<uint64_t>(status.st_size),
+           .is_memfd = is_memfd,
+           .seals = 0,
+           .name = is_memfd ? mapping.path.substr(kMemfd.size()) : mapping.path});
+    }
+  }
+}
+
+void GroupCapture::note_gone(pid_t host_pid, int wait_status) {
+  const auto stat = read_stat(host_pid);
+  if (!stat || stat->state != 'Z') return;
+  const auto parent = members_.find(stat->parent);
+  const auto group_pid = pid_in_namespace(host_pid);
+  if (parent == members_.end() || !group_pid) return;
+  // The process group and session are read in the daemon's namespace; equal there for a primary of
+  // the initial namespace.
+  zombies_[host_pid] = {.pid = *group_pid,
+                        .parent = parent->second.group_pid,
+                        .process_group = stat->process_group,
+                        .session = stat->session,
+                        .wait_status = wait_status,
+                        .name = stat->name};
+}
+
+void GroupCapture::fill_zombies(GroupImage& image) {
+  std::erase_if(zombies_, [](const auto& entry) {
+    const auto stat = read_stat(entry.first);
+    return !stat || stat->state != 'Z';
+  });
+  for (const auto& [pid, zombie] : zombies_) image.zombies.push_back(zombie);
+}
+
+DescriptorCaptureInput GroupCapture::descriptor_input(const GroupImage& image) const {
+  DescriptorCaptureInput input;
+  for (const ProcessImage& process : image.processes) {
+    input.processes.push_back({.host_pid = host_pid_of(process.pid), .group_pid = process.pid});
+  }
+  return input;
+}
+
+std::vector<UniqueFd> GroupCapture::take_descriptors(const GroupImage& image) {
+  return DescriptorCapture::take(descriptor_input(image), image);
+}
+
+GroupCapture::Member* GroupCapture::member_of(int32_t group_pid) {
+  for (auto& [pid, member] : members_) {
+    if (member.group_pid == group_pid) return &member;
+  }
+  return nullptr;
+}
+
+pid_t GroupCapture::host_pid_of(int32_t group_pid) const {
+  for (const auto& [pid, member] : members_) {
+    if (member.group_pid == group_pid) return pid;
+  }
+  return 0;
+}
+
+CopyRound GroupCapture::copy_all(const GroupImage& image, PageSink& sink) {
+  CopyRound total;
+  std::vector<SharedObjectCapture::ProcessView> views;
+  for (const ProcessImage& process : image.processes) {
+    Member* member = member_of(process.pid);
+    if (member == nullptr || !member->memory) continue;
+    accumulate(total, member->memory->copy_changed(process.mappings, sink));
+    views.push_back({member->host_pid, &process, member->memory.get()});
+  }
+  accumulate(total, shared_->copy_changed(views, image.shared_objects, sink));
+  return total;
+}
+
+CopyRound GroupCapture::copy_frozen(const GroupImage& image, PageSink& sink) {
+  const std::lock_guard lock(memory_mutex_);
+  return copy_all(image, sink);
+}
+
+void GroupCapture::refresh_mappings(GroupImage& image) {
+  const std::lock_guard lock(memory_mutex_);
+  for (ProcessImage& process : image.processes) {
+    const Member* member = member_of(process.pid);
+    if (member == nullptr) continue;
+    auto mappings = read_memory_map(member->host_pid, process.mappings, false, nullptr);
+    if (mappings) process.mappings = std::move(*mappings);
+  }
+  fill_shared_objects(image);
+}
+
+CopyRound GroupCapture::copy_running(const GroupImage& image, PageSink& sink) {
+  const std::lock_guard lock(memory_mutex_);
+  CancellableSink cancellable(sink, cancelled_);
+  return copy_all(image, cancellable);
+}
+
+uint64_t GroupCapture::count_dirty(const GroupImage& image, uint64_t limit) {
+  const std::lock_guard lock(memory_mutex_);
+  uint64_t pages = 0;
+  for (const ProcessImage& process : image.processes) {
+    Member* member = member_of(process.pid);
+    if (member == nullptr || !member->memory || pages >= limit) continue;
+    pages += member->memory->count_dirty(process.mappings, limit - pages);
+  }
+  return pages;
+}
+
+std::vector<LazyRange> GroupCapture::copy_last(const GroupImage& image, PageSink& sink,
+                                               uint64_t copy_pages_max) {
+  const std::lock_guard lock(memory_mutex_);
+  std::vector<LazyRange> lazy;
+  std::vector<SharedObjectCapture::ProcessView> views;
+  for (const ProcessImage& process : image.processes) {
+    Member* member = member_of(process.pid);
+    if (member == nullptr) continue;
+    if (member->memory) {
+      const auto part = member->memory->copy_last(process.mappings, sink, copy_pages_max);
+      lazy.insert(lazy.end(), part.begin(), part.end());
+      views.push_back({member->host_pid, &process, member->memory.get()});
+      continue;
+    }
+    // Never copied before: the whole private memory is read from the process as it is needed.
+    for (const MappingImage& mapping : process.mappings) {
+      if (mapping.kind == MappingKind::kAnonymous) {
+        lazy.push_back({process.pid, mapping.start, mapping.end});
+      }
+    }
+  }
+  shared_->copy_changed(views, image.shared_objects, sink);
+  return lazy;
+}
+
+}  // namespace replpage

@@ -1,0 +1,110 @@
+// Reads a frozen (or dying) group into a GroupImage and its pages into a sink.
+//
+// Knows every process of the tree as a Member: its pid inside the group, its memory tracker, what
+// the last epoch knew of it. Methods that need ptrace stops run on the tracer thread; those that
+// read while the primary runs belong to the group's worker thread.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/image/descriptor_capture.h"
+#include "core/image/group_image.h"
+#include "core/image/process_capture.h"
+#include "core/memory/memory_capture.h"
+#include "core/trace/trace_tree.h"
+
+namespace replpage {
+
+// Thrown out of a pre-copy when the primary is dying: what was not copied stays marked.
+class CaptureCancelled : public std::runtime_error {
+ public:
+  CaptureCancelled() : std::runtime_error("capture cancelled: the primary is dying") {}
+};
+
+// How much a capture of kernel state reads.
+struct StateDetail {
+  bool slow_state = false;   // what seldom changes: credentials, limits, scheduling, VmFlags
+  bool inject = false;       // may run system calls in the primary
+  bool with_content = true;  // queues of pipes and sockets: not needed when they are handed over
+  Refusals* refusals = nullptr;
+};
+
+class GroupCapture {
+ public:
+  GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker);
+
+  // Tracer thread, tree frozen. Gives each process that has no tracker yet (new, or executed
+  // another program) one by injection. True when there was such a process.
+  bool admit_new();
+  [[nodiscard]] bool has_new() const;
+
+  // Tracer thread, tree frozen or dying. Kernel state, mappings and descriptors.
+  GroupImage capture_state(const StateDetail& detail);
+
+  // Tracer thread, tree frozen: the pages that belong to `image`.
+  CopyRound copy_frozen(const GroupImage& image, PageSink& sink);
+
+  // Tracer thread, tree dying or frozen for good. See MemoryCapture::copy_last.
+  std::vector<LazyRange> copy_last(const GroupImage& image, PageSink& sink,
+                                   uint64_t copy_pages_max);
+
+  // Worker thread, the primary runs: mappings and shared objects of `image` as they are now.
+  void refresh_mappings(GroupImage& image);
+  // Worker thread, the primary runs. Throws CaptureCancelled once cancel() was called.
+  CopyRound copy_running(const GroupImage& image, PageSink& sink);
+  void cancel() { cancelled_ = true; }
+  [[nodiscard]] bool cancelled() const { return cancelled_; }
+
+  // Pages written since the last copy, counted up to `limit`.
+  uint64_t count_dirty(const GroupImage& image, uint64_t limit);
+
+  // Takes the open files of the image from the primary, see DescriptorCapture::take.
+  std::vector<UniqueFd> take_descriptors(const GroupImage& image);
+
+  // A process of the group ended; remembered as a zombie while its parent has not waited for it.
+  void note_gone(pid_t host_pid, int wait_status);
+
+  [[nodiscard]] pid_t host_pid_of(int32_t group_pid) const;
+  [[nodiscard]] std::optional<TrackerKind> tracker() const { return tracker_in_use_; }
+
+ private:
+  struct Member {
+    pid_t host_pid = 0;
+    int32_t group_pid = 0;
+    uint32_t executions = 0;
+    std::unique_ptr<MemoryCapture> memory;
+    std::optional<ProcessImage> last;
+  };
+
+  std::vector<const TracedProcess*> parents_first() const;
+  std::optional<ProcessImage> capture_member(Member& member, const TracedProcess& process,
+                                             const StateDetail& detail);
+  void fill_parents(GroupImage& image) const;
+  void fill_shared_objects(GroupImage& image);
+  uint32_t object_id(uint64_t device, uint64_t inode);
+  void fill_zombies(GroupImage& image);
+  DescriptorCaptureInput descriptor_input(const GroupImage& image) const;
+  Member* member_of(int32_t group_pid);
+  CopyRound copy_all(const GroupImage& image, PageSink& sink);
+
+  TraceTree& tree_;
+  std::optional<TrackerKind> wanted_;
+  std::optional<TrackerKind> tracker_in_use_;
+  std::map<pid_t, Member> members_;  // by host pid
+  std::map<pid_t, ZombieImage> zombies_;
+  std::map<std::pair<uint64_t, uint64_t>, uint32_t> object_ids_;  // by device and inode
+  std::unique_ptr<DescriptorCapture> descriptors_;
+  std::unique_ptr<SharedObjectCapture> shared_;
+  std::mutex memory_mutex_;  // guards the trackers between worker and tracer thread
+  std::atomic<bool> cancelled_ = false;
+};
+
+}  // namespace replpage

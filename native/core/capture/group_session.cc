@@ -1,0 +1,364 @@
+#include "core/capture/group_session.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "core/base/caller_rights.h"
+#include "core/base/clock.h"
+#include "core/base/sys_error.h"
+#include "core/capture/keeper_process.h"
+#include "core/capture/page_stream.h"
+
+namespace replpage {
+namespace {
+
+// A pre-copy stops when a freeze would copy no more than this many pages (about 1 ms), when it does
+// not get smaller any more, or after the last round.
+constexpr uint64_t kFrozenPagesWanted = 512;
+constexpr uint32_t kPrecopyRoundsMax = 4;
+
+// Starting injects into every process, which takes longer than an epoch's freeze.
+constexpr uint64_t kStartDeadlineUs = 200'000;
+constexpr int kStartTriesMax = 20;
+
+constexpr uint64_t kSlowStatePeriodUs = 1'000'000;
+
+uint64_t process_cpu_us() {
+  timespec time{};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return static_cast<uint64_t>(time.tv_sec) * 1'000'000u +
+         static_cast<uint64_t>(time.tv_nsec) / 1000;
+}
+
+class ThawGuard {
+ public:
+  explicit ThawGuard(TraceTree& tree) : tree_(tree) {}
+  ~ThawGuard() { tree_.thaw(); }
+  ThawGuard(const ThawGuard&) = delete;
+  ThawGuard& operator=(const ThawGuard&) = delete;
+
+ private:
+  TraceTree& tree_;
+};
+
+uint64_t mapped_bytes(const GroupImage& image) {
+  uint64_t bytes = 0;
+  for (const ProcessImage& process : image.processes) {
+    for (const MappingImage& mapping : process.mappings) bytes += mapping.range().bytes();
+  }
+  return bytes;
+}
+
+uint32_t thread_count(const GroupImage& image) {
+  size_t threads = 0;
+  for (const ProcessImage& process : image.processes) threads += process.threads.size();
+  return static_cast<uint32_t>(threads);
+}
+
+}  // namespace
+
+GroupSession::GroupSession(GroupOptions options, GroupEvents& events)
+    : options_(std::move(options)), events_(events), tracer_jobs_([this] {
+        if (TraceTree* tree = wakeable_.load()) tree->wake();
+      }) {
+  staging_ = std::make_unique<StagingArea>(
+      StagingOptions{.memory_bytes = options_.staging_bytes_max,
+                     .spill_bytes_max = options_.spill_bytes_max,
+                     .spill_directory = options_.spill_directory});
+  runs_ = std::make_unique<EpochRuns>(*staging_);
+  tracer_ = std::thread([this] { trace(); });
+}
+
+GroupSession::~GroupSession() {
+  stop();
+  quit_ = true;
+  tracer_jobs_.post([] {});
+  tracer_.join();
+}
+
+void GroupSession::trace() {
+  tree_ = std::make_unique<TraceTree>(static_cast<TraceObserver&>(*this));
+  capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker);
+  wakeable_ = tree_.get();
+  while (!quit_) {
+    if (tree_->processes().empty()) {
+      tracer_jobs_.wait();
+    } else {
+      tree_->wait_events();
+    }
+    tracer_jobs_.run_pending();
+    if (death_ && !death_->handled) handle_death();
+  }
+  wakeable_ = nullptr;
+  tree_->detach();
+  capture_.reset();
+  tree_.reset();
+}
+
+StartReport GroupSession::start() {
+  const uint64_t began = now_us();
+  try {
+    GroupImage image = on_tracer([this] { return freeze_first(); });
+    auto keeper = start_keeper();
+    connect(std::move(keeper.channel));
+    const uint64_t copied = copy_initially(image);
+    EpochStats first;
+    for (int tries = 0; !try_epoch(first); ++tries) {
+      if (tries == kStartTriesMax || root_gone_) {
+        throw KeeperLost("the first epoch was not taken: " + first.reason);
+      }
+    }
+    set_phase(Phase::kProtected);
+    return {.epoch = epoch_,
+            .tracker = capture_->tracker().value_or(TrackerKind::kUffdWp),
+            .copied_bytes = copied + first.bytes,
+            .copy_us = now_us() - began,
+            .warnings = std::move(keeper.notes)};
+  } catch (...) {
+    stop();
+    throw;
+  }
+}
+
+GroupImage GroupSession::freeze_first() {
+  tree_->seize(options_.pid, options_.attach_always);
+  Refusals refusals;
+  for (const auto& [pid, process] : tree_->processes()) find_process_refusals(pid, refusals);
+  if (!refusals.empty()) throw RefusedError(std::move(refusals));
+  FreezeResult frozen;
+  for (int tries = 0; tries < kStartTriesMax && !frozen.frozen; ++tries) {
+    frozen = tree_->freeze(kStartDeadlineUs);
+  }
+  if (!frozen.frozen) throw KeeperLost("the process did not stop: " + frozen.reason);
+  const ThawGuard thaw(*tree_);
+  GroupImage image = capture_->capture_state(
+      {.slow_state = true, .inject = true, .with_content = false, .refusals = &refusals});
+  if (!refusals.empty()) throw RefusedError(std::move(refusals));
+  capture_->admit_new();
+  return image;
+}
+
+KeeperProcess GroupSession::start_keeper() {
+  UniqueFd stdio;
+  if (!options_.stdio_path.empty()) {
+    stdio = open_with_rights(options_.stdio_path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0600,
+                             {options_.uid, options_.gid, options_.groups});
+  }
+  return spawn_keeper({.executable = options_.keeper_path,
+                       .name = options_.name,
+                       .generation = options_.generation,
+                       .primary = options_.pid,
+                       .control_socket = options_.control_socket,
+                       .stdio = stdio.get(),
+                       .stdio_path = options_.stdio_path},
+                      *staging_);
+}
+
+void GroupSession::connect(Channel channel) {
+  const auto on_tracer_soon = [this](auto work) { tracer_jobs_.post(std::move(work)); };
+  keeper_ = std::make_unique<KeeperLink>(
+      std::move(channel),
+      KeeperLink::News{
+          .promoted = [=, this](PromotedMessage m) { on_tracer_soon([=, this] { on_promoted(m); }); },
+          .drained = [=, this](DrainedMessage m) { on_tracer_soon([=, this] { on_drained(m); }); },
+          .lost =
+              [=, this](std::string reason) {
+                on_tracer_soon([=, this] { on_keeper_lost(reason); });
+              }});
+}
+
+uint64_t GroupSession::copy_initially(GroupImage& image) {
+  uint64_t copied = 0;
+  uint64_t total = 0;
+  const PageStream::Keeper keeper{
+      .send_pages =
+          [this](StagedBytes runs) { keeper_->send(MessageType::kPages, PagesMessage{0, runs}); },
+      .wait_pages_done =
+          [&, this] {
+            keeper_->wait_reply(MessageType::kPagesDone);
+            events_.on_progress(copied += PageStream::kChunkBytes, total);
+          }};
+  for (uint32_t round = 0; round < kPrecopyRoundsMax; ++round) {
+    capture_->refresh_mappings(image);
+    total = std::max(total, mapped_bytes(image));
+    keeper_->send(MessageType::kBuild, ImageMessage{0, staging_->put(image)});
+    keeper_->wait_reply(MessageType::kBuilt);
+    staging_->reset();
+    PageStream stream(*staging_, keeper);
+    const uint64_t before = copied;
+    capture_->copy_running(image, stream);
+    stream.finish();
+    copied = before + stream.bytes_sent();
+    if (stream.bytes_sent() <= kFrozenPagesWanted * kPageSize) break;
+  }
+  running_image_ = image;
+  return copied;
+}
+
+EpochStats GroupSession::epoch() {
+  EpochStats stats;
+  if (!try_epoch(stats)) {
+    const uint64_t abandoned = ++abandoned_;
+    if (phase_ == Phase::kProtected) events_.on_lagging(abandoned, stats.reason);
+  }
+  return stats;
+}
+
+bool GroupSession::try_epoch(EpochStats& stats) {
+  const uint64_t cpu_before = process_cpu_us();
+  stats.abandoned = true;
+  try {
+    admit_newcomers();
+    stats.precopy_rounds = precopy(stats);
+  } catch (const CaptureCancelled& cancelled) {
+    stats.reason = cancelled.what();
+    return false;
+  }
+  GroupImage image;
+  if (!freeze_and_copy(image, stats)) return false;
+  const uint64_t sent = now_us();
+  if (!commit(image, stats)) return false;
+  const auto committed = keeper_->wait_reply_as<CommittedMessage>(MessageType::kCommitted);
+  {
+    const std::lock_guard lock(worker_mutex_);
+    // A death takes what was staged along: then it is not ours to forget.
+    if (!capture_->cancelled()) staging_->reset();
+  }
+  stats.commit_us = now_us() - sent;
+  stats.resident_bytes = committed.resident_bytes;
+  stats.epoch = committed.epoch;
+  stats.abandoned = false;
+  stats.cpu_us = process_cpu_us() - cpu_before;
+  return true;
+}
+
+// A process that is new, or executes another program now, needs a tracker before its memory can be
+// copied while it runs. Left to the next epoch when it does not stop in time.
+void GroupSession::admit_newcomers() {
+  on_tracer([this] {
+    if (death_ || !capture_->has_new()) return;
+    const FreezeResult frozen = tree_->freeze(options_.freeze_deadline_us);
+    if (!frozen.frozen) return;
+    const ThawGuard thaw(*tree_);
+    if (capture_->admit_new()) {
+      running_image_ = capture_->capture_state(
+          {.slow_state = false, .inject = true, .with_content = false, .refusals = nullptr});
+    }
+  });
+}
+
+uint32_t GroupSession::precopy(EpochStats& stats) {
+  const std::lock_guard lock(worker_mutex_);
+  const uint64_t began = now_us();
+  uint32_t rounds = 0;
+  uint64_t before = UINT64_MAX;
+  while (rounds < kPrecopyRoundsMax) {
+    const uint64_t dirty = capture_->count_dirty(running_image_, before);
+    if (dirty <= kFrozenPagesWanted || dirty >= before) break;
+    before = dirty;
+    capture_->refresh_mappings(running_image_);
+    const CopyRound round = capture_->copy_running(running_image_, *runs_);
+    stats.dirty_pages += round.data_pages;
+    stats.zero_pages += round.zero_pages;
+    ++rounds;
+  }
+  stats.copy_us += now_us() - began;
+  return rounds;
+}
+
+bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
+  return on_tracer([&] {
+    const uint64_t began = now_us();
+    const FreezeResult frozen =
+        death_ ? FreezeResult{.frozen = false, .reason = "the primary is dying", .took_us = 0}
+               : tree_->freeze(options_.freeze_deadline_us);
+    if (!frozen.frozen) {
+      stats.reason = frozen.reason;
+      return false;
+    }
+    CopyRound round;
+    {
+      const ThawGuard thaw(*tree_);
+      image = capture_->capture_state({.slow_state = slow_state_due(),
+                                       .inject = false,
+                                       .with_content = true,
+                                       .refusals = nullptr});
+      round = capture_->copy_frozen(image, *runs_);
+    }
+    stats.pause_us = now_us() - began;
+    stats.copy_us += stats.pause_us;
+    stats.dirty_pages += round.data_pages;
+    stats.zero_pages += round.zero_pages;
+    stats.mapped_bytes = mapped_bytes(image);
+    stats.processes = static_cast<uint32_t>(image.processes.size());
+    stats.threads = thread_count(image);
+    return true;
+  });
+}
+
+bool GroupSession::slow_state_due() {
+  const uint64_t now = now_us();
+  if (now - slow_state_us_ < kSlowStatePeriodUs) return false;
+  slow_state_us_ = now;
+  return true;
+}
+
+// Encoding is the worker's business; sending is the tracer thread's, so that a death sees either an
+// epoch that was sent or runs that were not.
+bool GroupSession::commit(GroupImage& image, EpochStats& stats) {
+  StagedBytes staged_image;
+  StagedBytes staged_runs;
+  {
+    const std::lock_guard lock(worker_mutex_);
+    image.epoch = epoch_ + 1;
+    image.generation = options_.generation;
+    stats.bytes = staging_->used_bytes();
+    PageRunList list = runs_->fitted(image);
+    staged_runs = staging_->put(list);
+    staged_image = staging_->put(image);
+  }
+  return on_tracer([&] {
+    if (death_) {
+      stats.reason = "the primary is dying";
+      return false;
+    }
+    keeper_->send(MessageType::kStage, PagesMessage{image.epoch, staged_runs});
+    keeper_->send(MessageType::kCommit, ImageMessage{image.epoch, staged_image});
+    runs_->clear();
+    epoch_ = image.epoch;
+    running_image_ = image;
+    last_image_ = std::move(image);
+    return true;
+  });
+}
+
+PromotionReport GroupSession::promote() {
+  auto result = on_tracer([this] {
+    if (death_) throw KeeperLost("the primary is dying already");
+    const FreezeResult frozen = tree_->freeze(kStartDeadlineUs);
+    if (!frozen.frozen) throw KeeperLost("the primary did not stop: " + frozen.reason);
+    death_ = Death{.cause = DeathCause::kExit, .signal = 0, .status = 0, .seen_us = now_us(),
+                   .planned = true, .handled = false};
+    return planned_.emplace().get_future();
+  });
+  return result.get();
+}
+
+void GroupSession::stop() {
+  on_tracer([this] {
+    if (phase_ == Phase::kDying || phase_ == Phase::kPromoted) return;
+    set_phase(Phase::kDone);
+    if (tree_) tree_->detach();
+  });
+  for (Phase phase = phase_; phase != Phase::kDone; phase = phase_) phase_.wait(phase);
+  on_tracer([this] { capture_->cancel(); });
+  keeper_.reset();
+}
+
+TraceCounters GroupSession::trace_counters() {
+  return on_tracer([this] { return tree_->counters(); });
+}
+
+}  // namespace replpage
