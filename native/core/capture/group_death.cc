@@ -4,7 +4,9 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
+#include <thread>
 
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
@@ -164,6 +166,8 @@ void GroupSession::promote_exactly() {
 }
 
 void GroupSession::promote_last_epoch() {
+  // Every thread of the group stands at its exit stop: nobody waits for this thread.
+  std::this_thread::sleep_for(std::chrono::microseconds(options_.crash_delay_us));
   runs_->clear();
   hand_over(last_image_, match_open_files(), {}, false);
 }

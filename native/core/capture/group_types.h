@@ -28,7 +28,8 @@ struct GroupOptions {
   bool attach_always = true;  // false: attached for captures only, loses up to one epoch
   bool promote_on_exit = false;
   bool keep_files = false;
-  int retries_left = 3;  // crash promotions still allowed
+  int retries_left = 3;         // crash promotions still allowed
+  uint64_t crash_delay_us = 0;  // before a crash is answered by a promotion
   uint64_t freeze_deadline_us = 20'000;
   uint64_t staging_bytes_max = 256ull << 20;
   uint64_t spill_bytes_max = 64ull << 30;

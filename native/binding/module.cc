@@ -1,0 +1,21 @@
+// The addon's exports: see src/native/addon.ts for their types.
+#include <napi.h>
+
+#include "binding/native_group.h"
+#include "binding/peer.h"
+
+namespace replpage::binding {
+namespace {
+
+Napi::Object initialise(Napi::Env env, Napi::Object exports) {
+  exports.Set("NativeGroup", NativeGroup::define(env));
+  exports.Set("peerCredentials", Napi::Function::New(env, peer_credentials));
+  exports.Set("mayTrace", Napi::Function::New(env, may_trace_process));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(replpage, initialise)
+
+}  // namespace replpage::binding

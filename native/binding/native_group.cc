@@ -1,0 +1,176 @@
+#include "binding/native_group.h"
+
+#include "binding/errors.h"
+#include "binding/group_options.h"
+#include "binding/reports.h"
+
+namespace replpage::binding {
+
+Napi::Function NativeGroup::define(Napi::Env env) {
+  return DefineClass(env, "NativeGroup",
+                     {InstanceMethod<&NativeGroup::start>("start"),
+                      InstanceMethod<&NativeGroup::epoch>("epoch"),
+                      InstanceMethod<&NativeGroup::promote>("promote"),
+                      InstanceMethod<&NativeGroup::stop>("stop"),
+                      InstanceMethod<&NativeGroup::counters>("counters")});
+}
+
+NativeGroup::NativeGroup(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NativeGroup>(info) {
+  const Napi::Env env = info.Env();
+  if (info.Length() != 2 || !info[0].IsObject() || !info[1].IsFunction()) {
+    throw Napi::TypeError::New(env, "NativeGroup takes options and a listener");
+  }
+  GroupOptions options = read_group_options(info[0].As<Napi::Object>());
+  control_socket_ = options.control_socket;
+  listener_ = Napi::Persistent(info[1].As<Napi::Function>());
+  to_main_ = Napi::ThreadSafeFunction::New(
+      env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "replpage group", 0, 1);
+  // Sleeping groups do not keep the event loop alive; the daemon's server does.
+  to_main_.Unref(env);
+  session_ = std::make_unique<GroupSession>(std::move(options), static_cast<GroupEvents&>(*this));
+  worker_ = std::thread([this] { jobs_.run_until_closed(); });
+}
+
+NativeGroup::~NativeGroup() {
+  jobs_.close();
+  if (worker_.joinable()) worker_.join();
+  session_.reset();
+  if (to_main_) to_main_.Release();
+}
+
+Napi::Value NativeGroup::run(Napi::Env env, std::function<MakeValue(GroupSession&)> work) {
+  auto deferred = std::make_shared<Napi::Promise::Deferred>(env);
+  // The object stays alive, and the loop running, until the promise is settled.
+  Ref();
+  to_main_.Ref(env);
+  jobs_.post([this, deferred, work = std::move(work)] {
+    MakeValue make_value;
+    std::exception_ptr failure;
+    try {
+      make_value = work(*session_);
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    to_main_.NonBlockingCall([this, deferred, make_value, failure](Napi::Env main, Napi::Function) {
+      const Napi::HandleScope scope(main);
+      if (failure) {
+        deferred->Reject(to_error(main, failure).Value());
+      } else {
+        deferred->Resolve(make_value(main));
+      }
+      to_main_.Unref(main);
+      Unref();
+    });
+  });
+  return deferred->Promise();
+}
+
+Napi::Value NativeGroup::start(const Napi::CallbackInfo& info) {
+  return run(info.Env(), [](GroupSession& session) -> MakeValue {
+    return [report = session.start()](Napi::Env env) { return to_object(env, report); };
+  });
+}
+
+Napi::Value NativeGroup::epoch(const Napi::CallbackInfo& info) {
+  return run(info.Env(), [](GroupSession& session) -> MakeValue {
+    return [stats = session.epoch()](Napi::Env env) { return to_object(env, stats); };
+  });
+}
+
+Napi::Value NativeGroup::promote(const Napi::CallbackInfo& info) {
+  return run(info.Env(), [this](GroupSession& session) -> MakeValue {
+    return [this, report = session.promote()](Napi::Env env) {
+      return to_object(env, report, control_socket_);
+    };
+  });
+}
+
+Napi::Value NativeGroup::stop(const Napi::CallbackInfo& info) {
+  return run(info.Env(), [](GroupSession& session) -> MakeValue {
+    session.stop();
+    return [](Napi::Env env) { return env.Undefined(); };
+  });
+}
+
+Napi::Value NativeGroup::counters(const Napi::CallbackInfo& info) {
+  return to_object(info.Env(), session_->trace_counters());
+}
+
+void NativeGroup::emit(std::function<Napi::Object(Napi::Env)> make_event) {
+  to_main_.NonBlockingCall([this, make_event = std::move(make_event)](Napi::Env env,
+                                                                      Napi::Function) {
+    const Napi::HandleScope scope(env);
+    listener_.Call({make_event(env)});
+  });
+}
+
+void NativeGroup::on_progress(uint64_t bytes, uint64_t bytes_total) {
+  emit([=](Napi::Env env) {
+    Napi::Object event = Napi::Object::New(env);
+    event.Set("type", "progress");
+    event.Set("bytes", static_cast<double>(bytes));
+    event.Set("bytesTotal", static_cast<double>(bytes_total));
+    return event;
+  });
+}
+
+void NativeGroup::on_died(DeathCause cause, int signal, int status) {
+  emit([=](Napi::Env env) {
+    Napi::Object event = Napi::Object::New(env);
+    event.Set("type", "died");
+    event.Set("cause", name_of(cause));
+    event.Set("signal", signal);
+    event.Set("status", status);
+    return event;
+  });
+}
+
+void NativeGroup::on_promoted(const PromotionReport& report) {
+  emit([this, report](Napi::Env env) {
+    Napi::Object event = to_object(env, report, control_socket_);
+    event.Set("type", "promoted");
+    return event;
+  });
+}
+
+void NativeGroup::on_drained(uint64_t pages, uint64_t took_us) {
+  emit([=](Napi::Env env) {
+    Napi::Object event = Napi::Object::New(env);
+    event.Set("type", "drained");
+    event.Set("pages", static_cast<double>(pages));
+    event.Set("us", static_cast<double>(took_us));
+    return event;
+  });
+}
+
+void NativeGroup::on_ended(const std::string& reason, int signal, int status) {
+  emit([=](Napi::Env env) {
+    Napi::Object event = Napi::Object::New(env);
+    event.Set("type", "ended");
+    event.Set("reason", reason);
+    event.Set("signal", signal);
+    event.Set("status", status);
+    return event;
+  });
+}
+
+void NativeGroup::on_unprotected(const std::string& reason) {
+  emit([=](Napi::Env env) {
+    Napi::Object event = Napi::Object::New(env);
+    event.Set("type", "unprotected");
+    event.Set("reason", reason);
+    return event;
+  });
+}
+
+void NativeGroup::on_lagging(uint64_t abandoned, const std::string& reason) {
+  emit([=](Napi::Env env) {
+    Napi::Object event = Napi::Object::New(env);
+    event.Set("type", "lagging");
+    event.Set("abandoned", static_cast<double>(abandoned));
+    event.Set("reason", reason);
+    return event;
+  });
+}
+
+}  // namespace replpage::binding

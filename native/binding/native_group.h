@@ -1,0 +1,51 @@
+// The JavaScript class NativeGroup: one GroupSession with its worker thread.
+#pragma once
+
+#include <napi.h>
+
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include "core/capture/group_session.h"
+#include "core/capture/job_queue.h"
+
+namespace replpage::binding {
+
+class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEvents {
+ public:
+  static Napi::Function define(Napi::Env env);
+  // (options: NativeGroupOptions, onEvent: (event) => void)
+  explicit NativeGroup(const Napi::CallbackInfo& info);
+  ~NativeGroup() override;
+
+ private:
+  using MakeValue = std::function<Napi::Value(Napi::Env)>;
+
+  Napi::Value start(const Napi::CallbackInfo& info);
+  Napi::Value epoch(const Napi::CallbackInfo& info);
+  Napi::Value promote(const Napi::CallbackInfo& info);
+  Napi::Value stop(const Napi::CallbackInfo& info);
+  Napi::Value counters(const Napi::CallbackInfo& info);
+
+  // Runs `work` on the worker thread; what it returns makes the promise's value on the main thread.
+  Napi::Value run(Napi::Env env, std::function<MakeValue(GroupSession&)> work);
+  void emit(std::function<Napi::Object(Napi::Env)> make_event);
+
+  void on_progress(uint64_t bytes, uint64_t bytes_total) override;
+  void on_died(DeathCause cause, int signal, int status) override;
+  void on_promoted(const PromotionReport& report) override;
+  void on_drained(uint64_t pages, uint64_t took_us) override;
+  void on_ended(const std::string& reason, int signal, int status) override;
+  void on_unprotected(const std::string& reason) override;
+  void on_lagging(uint64_t abandoned, const std::string& reason) override;
+
+  std::string control_socket_;
+  Napi::ThreadSafeFunction to_main_;
+  Napi::FunctionReference listener_;
+  JobQueue jobs_;
+  std::unique_ptr<GroupSession> session_;
+  std::thread worker_;
+};
+
+}  // namespace replpage::binding

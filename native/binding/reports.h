@@ -1,0 +1,17 @@
+// Reports of the engine as JavaScript objects.
+#pragma once
+
+#include <napi.h>
+
+#include "core/capture/group_types.h"
+#include "core/trace/trace_tree.h"
+
+namespace replpage::binding {
+
+Napi::Object to_object(Napi::Env env, const StartReport& report);
+Napi::Object to_object(Napi::Env env, const EpochStats& stats);
+Napi::Object to_object(Napi::Env env, const PromotionReport& report, const std::string& socket);
+Napi::Object to_object(Napi::Env env, const TraceCounters& counters);
+const char* name_of(DeathCause cause);
+
+}  // namespace replpage::binding
