@@ -15,9 +15,12 @@ namespace replpage {
 
 // Runs a system call in the stopped thread `tid`; see TraceTree::inject. Empty: must not inject
 // (steady state, exit stop): what only injection can learn is taken from `previous`.
-using Inject = std::function<std::optional<long>(pid_t tid, long number,
-                                                 std::array<uint64_t, 6> arguments,
-                                                 std::vector<uint8_t>* argument_data)>;
+using Inject =
+    std::function<std::optional<long>(pid_t tid, long number, std::array<uint64_t, 6> arguments,
+                                      std::vector<uint8_t>* argument_data)>;
+
+// Argument that stands for the address of `argument_data` (TraceTree::kDataArgument).
+inline constexpr uint64_t kInjectedData = 0xDA7ADA7ADA7ADA7Aull;
 
 struct ThreadCaptureInput {
   pid_t host_tid = 0;
@@ -31,7 +34,7 @@ std::optional<ThreadImage> capture_thread(const ThreadCaptureInput& input);
 
 struct ProcessCaptureInput {
   pid_t host_pid = 0;
-  std::vector<pid_t> host_tids;             // leader first, all stopped
+  std::vector<pid_t> host_tids;  // leader first, all stopped
   const ProcessImage* previous = nullptr;
   bool slow_state = false;
   Inject inject;

@@ -69,7 +69,8 @@ struct RseqRegistration {
 };
 
 struct ThreadImage {
-  int32_t tid = 0;  // in the group's own PID namespace
+  int32_t tid = 0;       // in the group's own PID namespace
+  int32_t host_tid = 0;  // as the capturing machine's daemon sees it; no replica uses it
   user_regs_struct registers{};
   Bytes xstate;  // NT_X86_XSTATE, whole
   uint64_t blocked_signals = 0;
@@ -84,8 +85,8 @@ struct ThreadImage {
   int32_t parent_death_signal = 0;
   template <class A>
   void visit(A& a) {
-    a(tid, registers, xstate, blocked_signals, altstack, robust_list, robust_list_size, rseq,
-      clear_child_tid, name, scheduling, credentials, pending, parent_death_signal);
+    a(tid, host_tid, registers, xstate, blocked_signals, altstack, robust_list, robust_list_size,
+      rseq, clear_child_tid, name, scheduling, credentials, pending, parent_death_signal);
   }
 };
 

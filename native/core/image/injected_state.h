@@ -1,0 +1,21 @@
+// Asks a process for its hidden state by system calls that its threads execute.
+#pragma once
+
+#include <sys/types.h>
+
+#include <optional>
+
+#include "core/image/hidden_state.h"
+#include "core/image/process_capture.h"
+
+namespace replpage {
+
+// Four calls in the thread. nullopt: it is gone.
+std::optional<HiddenThreadState> inject_thread_state(pid_t host_tid, const Inject& inject);
+
+// About 75 calls in the leader. `timers` as /proc lists them. mlock_future cannot be asked for and
+// stays 0. nullopt: the process is gone.
+std::optional<HiddenProcessState> inject_process_state(pid_t host_tid, const Inject& inject,
+                                                       std::vector<PosixTimer> timers);
+
+}  // namespace replpage

@@ -1,0 +1,85 @@
+#include "core/image/interrupted_call.h"
+
+#include <sys/syscall.h>
+#include <sys/uio.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+
+namespace replpage {
+namespace {
+
+// Calls that return -ERESTART_RESTARTBLOCK.
+constexpr std::array<uint64_t, 4> kCallsWithRestartBlock = {SYS_nanosleep, SYS_clock_nanosleep,
+                                                            SYS_poll, SYS_futex};
+
+// Calls that give EINTR after a stop even without a handler, and have done nothing then: signal(7),
+// sockets only with a timeout set.
+constexpr std::array<uint64_t, 16> kCallsEndedByStops = {
+    SYS_epoll_wait,   SYS_epoll_pwait, 441 /* epoll_pwait2 */,
+    SYS_semop,        SYS_semtimedop,  SYS_rt_sigtimedwait,
+    SYS_io_getevents, SYS_msgrcv,      SYS_msgsnd,
+    SYS_accept,       SYS_accept4,     SYS_recvfrom,
+    SYS_recvmsg,      SYS_sendto,      SYS_sendmsg,
+    SYS_rt_sigsuspend};
+
+template <size_t N>
+bool holds(const std::array<uint64_t, N>& calls, uint64_t number) {
+  return std::find(calls.begin(), calls.end(), number) != calls.end();
+}
+
+bool same_call(const user_regs_struct& a, const user_regs_struct& b) {
+  return a.rip == b.rip && a.rsp == b.rsp && a.rdi == b.rdi && a.rsi == b.rsi && a.rdx == b.rdx &&
+         a.r10 == b.r10 && a.r8 == b.r8 && a.r9 == b.r9;
+}
+
+// Compilers load the number right before the call: B8 imm32 ... 0F 05.
+std::optional<uint64_t> number_in_code(pid_t host_tid, uint64_t return_address) {
+  constexpr size_t kWindow = 32, kLoadBytes = 5, kCallBytes = 2;
+  std::array<uint8_t, kWindow> code{};
+  const iovec local{code.data(), code.size()};
+  const iovec remote{reinterpret_cast<void*>(return_address - kWindow),  // NOLINT: tracee's
+                     code.size()};
+  if (::process_vm_readv(host_tid, &local, 1, &remote, 1, 0) != kWindow) return std::nullopt;
+  if (code[kWindow - 2] != 0x0F || code[kWindow - 1] != 0x05) return std::nullopt;
+  for (size_t at = kWindow - kCallBytes - kLoadBytes + 1; at-- > 0;) {
+    if (code[at] != 0xB8) continue;
+    uint32_t number = 0;
+    std::memcpy(&number, &code[at + 1], sizeof number);
+    if (holds(kCallsWithRestartBlock, number)) return number;
+  }
+  return std::nullopt;
+}
+
+void settle_restart_call(pid_t host_tid, const ThreadImage* previous, user_regs_struct& registers) {
+  if (previous != nullptr && same_call(previous->registers, registers) &&
+      holds(kCallsWithRestartBlock, previous->registers.orig_rax)) {
+    registers.orig_rax = previous->registers.orig_rax;
+    return;
+  }
+  if (const auto number = number_in_code(host_tid, registers.rip)) {
+    registers.orig_rax = *number;
+    return;
+  }
+  registers.rax = static_cast<uint64_t>(-EINTR);
+}
+
+}  // namespace
+
+void settle_interrupted_call(pid_t host_tid, const ThreadImage* previous, ThreadImage& image) {
+  user_regs_struct& registers = image.registers;
+  if (static_cast<int64_t>(registers.orig_rax) < 0) return;  // not in a system call
+  const auto result = static_cast<int64_t>(registers.rax);
+  const bool restarts = result == kRestartSystem || result == kRestartNoInterrupt ||
+                        result == kRestartNoHandler || result == kRestartBlock;
+  if (restarts && registers.orig_rax == SYS_restart_syscall) {
+    settle_restart_call(host_tid, previous, registers);
+  } else if (result == -EINTR && holds(kCallsEndedByStops, registers.orig_rax)) {
+    registers.rax = static_cast<uint64_t>(kRestartNoHandler);
+  }
+}
+
+}  // namespace replpage
