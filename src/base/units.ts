@@ -26,7 +26,8 @@ function parseQuantity(
   example: string,
 ): number {
   const match = /^(\d+(?:\.\d+)?)\s*([A-Za-z]+)$/.exec(text.trim());
-  const factor = match?.[2] === undefined ? undefined : units[match[2]];
+  const unit = match?.[2] ?? '';
+  const factor = Object.hasOwn(units, unit) ? units[unit] : undefined;
   if (match?.[1] === undefined || factor === undefined) {
     throw new ReplicationError('ERR_USAGE', `"${text}" is not understood`, {
       advice: `write a number and one of ${Object.keys(units).join(', ')}, such as ${example}`,
@@ -65,11 +66,16 @@ export function formatBytes(bytes: number): string {
   return `${value >= 100 || size === 1 ? Math.round(value) : value.toFixed(1)} ${unit}`;
 }
 
-/** Microseconds -> "870 us", "12.3 ms", "4.1 s". */
+/** Three digits are enough: 1.23, 12.3, 123. */
+function threeDigits(value: number): string {
+  return value.toFixed(value < 10 ? 2 : value < 100 ? 1 : 0);
+}
+
+/** Microseconds -> "870 us", "12.3 ms", "4.10 s". */
 export function formatUs(us: number): string {
   if (us < 1000) return `${Math.round(us)} us`;
-  if (us < 1_000_000) return `${(us / 1000).toFixed(us < 10_000 ? 2 : 1)} ms`;
-  return `${(us / 1_000_000).toFixed(us < 10_000_000 ? 2 : 1)} s`;
+  if (us < 1_000_000) return `${threeDigits(us / 1000)} ms`;
+  return `${threeDigits(us / 1_000_000)} s`;
 }
 
 export function formatMs(ms: number): string {

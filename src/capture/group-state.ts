@@ -73,7 +73,12 @@ export type GroupEffect =
   | { readonly type: 'start'; readonly delayMs: number }
   | { readonly type: 'promote' }
   | { readonly type: 'stop' }
-  | { readonly type: 'announce' }
+  /** Outsiders are told what runs now, and of which generation it is. */
+  | {
+      readonly type: 'announce';
+      readonly report: PromotionReport;
+      readonly generation: number;
+    }
   | { readonly type: 'persist' }
   | { readonly type: 'note'; readonly what: string; readonly why: string };
 
@@ -295,7 +300,7 @@ function promoted(group: GroupCore, report: PromotionReport): Step {
   const exactly = report.exact ? 'nothing lost' : `epoch ${report.epoch}`;
   const effects: GroupEffect[] = [
     { type: 'persist' },
-    { type: 'announce' },
+    { type: 'announce', report, generation: group.generation },
     note('promoted', `pid ${report.pid} runs on as host pid ${report.hostPid}, ${exactly}`),
   ];
   // Its pages must all be its own before it can be tracked again: one userfaultfd a mapping.

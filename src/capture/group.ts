@@ -6,7 +6,13 @@
 import { assertNever } from '../base/assert.js';
 import { describe, hasCode, isSystemError, refusalsOf, ReplicationError } from '../base/errors.js';
 import { QuantileWindow } from '../base/quantiles.js';
-import type { EpochStats, NativeGroup, NativeGroupEvent, StartReport } from '../native/group.js';
+import type {
+  EpochStats,
+  NativeGroup,
+  NativeGroupEvent,
+  PromotionReport,
+  StartReport,
+} from '../native/group.js';
 import { describeDeath } from './death.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
 import {
@@ -137,7 +143,7 @@ export class Group {
       case 'promote':
         return void this.#promoteNative();
       case 'announce':
-        return this.#announce();
+        return this.#announce(effect.report, effect.generation);
       case 'persist':
         return this.#host.persist();
       case 'note':
@@ -330,9 +336,9 @@ export class Group {
     }
   }
 
-  #announce(): void {
-    const { promotion, generation } = this.#core;
-    if (promotion) this.#host.announce(this.spec, { ...promotion, generation });
+  #announce(report: PromotionReport, generation: number): void {
+    const { pid, hostPid, epoch, exact } = report;
+    this.#host.announce(this.spec, { pid, hostPid, generation, epoch, exact });
   }
 
   #settleWaiters(): void {

@@ -13,7 +13,7 @@ export function addDaemon(program: Command, setStatus: (code: number) => void): 
     .option('--log-level <level>', 'debug, info, warn, error or silent (default info)')
     .option('--freeze-deadline <time>', 'a freeze is given up after this (default 20ms)')
     .option('--staging-max <bytes>', 'memory for one epoch (default 256MiB)')
-    .option('--spill-max <bytes>', 'disk for what an epoch has beyond that (default 4GiB)')
+    .option('--spill-max <bytes>', 'disk for what an epoch has beyond that (default 16GiB)')
     .addHelpText(
       'after',
       `

@@ -41,7 +41,7 @@ const defaults = {
   logLevel: 'info',
   freezeDeadline: '20ms',
   stagingMax: '256MiB',
-  spillMax: '4GiB',
+  spillMax: '16GiB',
 } as const;
 
 /** Throws ERR_USAGE on a value that is not understood. */
