@@ -270,8 +270,9 @@ void GroupCapture::fill_zombies(GroupImage& image) {
   for (const auto& [pid, zombie] : zombies_) image.zombies.push_back(zombie);
 }
 
-DescriptorCaptureInput GroupCapture::descriptor_input(const GroupImage& image) const {
+DescriptorCaptureInput GroupCapture::descriptor_input(const GroupImage& image) {
   DescriptorCaptureInput input;
+  input.object_id = [this](uint64_t device, uint64_t inode) { return object_id(device, inode); };
   for (const ProcessImage& process : image.processes) {
     input.processes.push_back({.host_pid = host_pid_of(process.pid), .group_pid = process.pid});
   }

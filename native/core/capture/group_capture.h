@@ -91,7 +91,7 @@ class GroupCapture {
   void fill_shared_objects(GroupImage& image);
   uint32_t object_id(uint64_t device, uint64_t inode);
   void fill_zombies(GroupImage& image);
-  DescriptorCaptureInput descriptor_input(const GroupImage& image) const;
+  DescriptorCaptureInput descriptor_input(const GroupImage& image);
   Member* member_of(int32_t group_pid);
   CopyRound copy_all(const GroupImage& image, PageSink& sink);
 
