@@ -29,28 +29,28 @@ class StagedPages {
 
 // A frozen or dying primary process that lazy pages are read from.
 struct LazySource {
-  int32_t pid = 0;   // group pid
-  UniqueFd memory;   // /proc/PID/mem of it
+  int32_t pid = 0;  // group pid
+  UniqueFd memory;  // /proc/PID/mem of it
 };
 
 struct PromoteInput {
   const GroupImage* image = nullptr;
-  std::vector<UniqueFd> handed;       // by position in image->open_files; invalid: recreate
+  std::vector<UniqueFd> handed;  // by position in image->open_files; invalid: recreate
   std::vector<LazyRange> lazy;
-  bool exact = false;                 // death capture or move: files are as the image says
-  bool keep_files = false;            // --files keep
-  UniqueFd outside_stream;            // where kOutsideStream leads
+  bool exact = false;       // death capture or move: files are as the image says
+  bool keep_files = false;  // --files keep
+  UniqueFd outside_stream;  // where kOutsideStream leads
 };
 
 // A process whose lazy ranges must be served from the moment it runs.
 struct LazyProcess {
   int32_t pid = 0;
-  UniqueFd uffd;                      // MISSING registered over `ranges`
+  UniqueFd uffd;  // MISSING registered over `ranges`
   std::vector<PageRange> ranges;
 };
 
 struct PromotedReplica {
-  pid_t root = 0;                     // in the keeper's PID namespace
+  pid_t root = 0;  // in the keeper's PID namespace
   std::vector<LazyProcess> lazy;
   uint64_t took_us = 0;
 };

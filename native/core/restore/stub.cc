@@ -147,7 +147,8 @@ size_t Stub::load_operations(const SyscallBatch& batch, size_t first,
       } else if (argument.kind == BatchArgument::Kind::kResultOf && argument.value < first) {
         to.arguments[n] = static_cast<uint64_t>(results[argument.value]);
       } else if (argument.kind == BatchArgument::Kind::kResultOf) {
-        to.arguments[n] = remote_operation(argument.value - first) + offsetof(StubOperation, result);
+        to.arguments[n] =
+            remote_operation(argument.value - first) + offsetof(StubOperation, result);
         to.loads |= 256u << n;
       }
     }
@@ -157,14 +158,19 @@ size_t Stub::load_operations(const SyscallBatch& batch, size_t first,
   return count;
 }
 
-user_regs_struct Stub::entry(user_regs_struct registers) const {
-  registers.rip = address_;
-  registers.r15 = address_ + kStubCodeBytes;
+user_regs_struct plain_entry(user_regs_struct registers) {
   registers.cs = kUserCodeSegment;
   registers.ss = kUserDataSegment;
   registers.eflags = kInterruptFlag;
-  registers.orig_rax = ~0ull;  // no system call to restart
+  registers.orig_rax = ~0ull;
   registers.rsp = 0;
+  return registers;
+}
+
+user_regs_struct Stub::entry(user_regs_struct registers) const {
+  registers = plain_entry(registers);
+  registers.rip = address_;
+  registers.r15 = address_ + kStubCodeBytes;
   return registers;
 }
 

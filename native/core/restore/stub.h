@@ -43,6 +43,9 @@ inline constexpr uint64_t kStubBytes =
     kStubCodeBytes + kStubHeaderBytes + kStubDataBytes + kStubOperationsMax * sizeof(StubOperation);
 static_assert(kStubBytes % 4096 == 0);
 
+// General registers for code of ours: user segments, no stack, no system call to restart.
+user_regs_struct plain_entry(user_regs_struct registers);
+
 class Stub {
  public:
   // Creates the memfd with the code in it and maps it here. Throws SysError.

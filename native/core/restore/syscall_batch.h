@@ -26,8 +26,8 @@ struct BatchArgument {
   uint64_t value = 0;  // the value, offset in the data, or operation index
   BatchArgument() = default;
   template <class T>
-    requires std::is_integral_v<T>
-  BatchArgument(T immediate) : value(static_cast<uint64_t>(immediate)) {}  // NOLINT: meant
+  requires std::is_integral_v<T> BatchArgument(T immediate)
+      : value(static_cast<uint64_t>(immediate)) {}  // NOLINT: meant
   static BatchArgument data(uint64_t offset) { return make(Kind::kDataAddress, offset); }
   static BatchArgument load32(uint64_t offset) { return make(Kind::kLoad32, offset); }
   static BatchArgument result_of(size_t operation) { return make(Kind::kResultOf, operation); }

@@ -1,0 +1,55 @@
+#include "core/restore/assistant.h"
+
+#include <linux/sched.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+#include "core/base/sys_error.h"
+
+namespace replpage {
+namespace {
+
+// Freed in one call: the program's own mmap and munmap wait for about half a millisecond at most.
+constexpr uint64_t kChunkBytes = 8u << 20;
+
+constexpr uint64_t kProcessFlags = CLONE_VM | CLONE_FILES | CLONE_PARENT;
+constexpr uint64_t kThreadFlags =
+    CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+
+}  // namespace
+
+Assistant::Assistant(StubProcess& process, std::vector<PageRange> moved, bool child_of_keeper,
+                     uint64_t instruction)
+    : process_(process), moved_(std::move(moved)), instruction_(instruction) {
+  SyscallBatch batch;
+  const PageRange stub = process.stub_range();
+  batch.add("madvise", SYS_madvise, {stub.start, stub.bytes(), MADV_DONTFORK});
+  add_clone({.pid = 0, .flags = child_of_keeper ? kProcessFlags : kThreadFlags}, batch);
+  const BatchResult result = process.run(batch);
+  task_ = RemoteThread::adopt(static_cast<pid_t>(result.results[1]));
+}
+
+uint64_t Assistant::finish() {
+  uint64_t freed = 0;
+  try {
+    for (const PageRange& range : moved_) {
+      SyscallBatch batch;
+      for (uint64_t at = range.start; at < range.end; at += kChunkBytes) {
+        batch.add("free moved memory", SYS_munmap, {at, std::min(kChunkBytes, range.end - at)},
+                  false);
+      }
+      task_->run(process_.stub(), batch);
+      freed += range.bytes();
+    }
+    const PageRange stub = process_.stub_range();
+    task_->step(instruction_, SYS_munmap, {stub.start, stub.bytes()});
+    task_->leave(instruction_, SYS_exit);
+  } catch (const SysError&) {
+    // The program ended, or executed another, in the meantime: there is nothing left to free.
+  }
+  return freed;
+}
+
+}  // namespace replpage

@@ -1,0 +1,93 @@
+#include "core/restore/lazy_memory.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+#include "core/base/sys_error.h"
+#include "core/restore/address_gaps.h"
+
+namespace replpage {
+namespace {
+
+// Up to here it is cheaper to free pages at once (about 0.1 us each) than to move them.
+constexpr uint64_t kDropBytesMax = 256 * 1024;
+constexpr uint64_t kHugeBytes = 2u << 20;
+constexpr int kMremapDontUnmap = 4;  // MREMAP_DONTUNMAP, since Linux 5.7
+constexpr int kDontneedLocked = 24;  // MADV_DONTNEED_LOCKED
+
+constexpr uint64_t kFeatures = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
+                               UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+
+UniqueFd take_descriptor(pid_t pid, int remote) {
+  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!process.valid()) throw SysError::from_errno("pidfd_open", on_pid(pid));
+  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), remote, 0)));
+  if (!fd.valid()) throw SysError::from_errno("take the userfaultfd", on_pid(pid));
+  return fd;
+}
+
+}  // namespace
+
+// Page tables move whole where both addresses are congruent, which is what makes it cheap.
+void LazyMemory::drop(PageRange range, AddressGaps& gaps, SyscallBatch& batch) {
+  for (const auto& region : process_.memory().regions()) {
+    const uint64_t start = std::max(range.start, region.image.start);
+    const uint64_t end = std::min(range.end, region.image.end);
+    if (start >= end) continue;
+    if (region.image.kind != MappingKind::kAnonymous) {
+      throw SysError("serve memory of another kind than anonymous later", ENOTSUP,
+                     at_address(process_.pid(), start));
+    }
+    if (!region.written) continue;
+    if (end - start <= kDropBytesMax) {
+      const int advice = (region.image.flags & kLocked) != 0 ? kDontneedLocked : MADV_DONTNEED;
+      batch.add("drop lazy memory", SYS_madvise, {start, end - start, advice});
+      continue;
+    }
+    const auto away = gaps.find(end - start, kHugeBytes, start);
+    if (!away) throw SysError("move lazy memory away", ENOMEM, at_address(process_.pid(), start));
+    const PageRange moved{*away, *away + (end - start)};
+    gaps.occupy(moved);
+    batch.add("move lazy memory away", SYS_mremap,
+              {start, end - start, end - start, MREMAP_MAYMOVE | MREMAP_FIXED | kMremapDontUnmap,
+               moved.start});
+    // A child that the program forks meanwhile needs none of it.
+    batch.add("madvise", SYS_madvise, {moved.start, moved.bytes(), MADV_DONTFORK});
+    moved_.push_back(moved);
+  }
+}
+
+UniqueFd LazyMemory::prepare(std::span<const PageRange> ranges) {
+  AddressGaps gaps;
+  gaps.occupy(process_.stub_range());
+  for (const auto& region : process_.memory().regions()) gaps.occupy(region.image.range());
+  for (const auto& special : process_.memory().special()) gaps.occupy(special.range());
+  SyscallBatch batch;
+  for (const PageRange& range : ranges) drop(range, gaps, batch);
+  const size_t uffd = batch.add("userfaultfd", SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK});
+  const uffdio_api api{.api = UFFD_API, .features = kFeatures, .ioctls = 0};
+  batch.add(
+      "userfaultfd handshake", SYS_ioctl,
+      {BatchArgument::result_of(uffd), UFFDIO_API, BatchArgument::data(batch.put_value(api))});
+  for (const PageRange& range : ranges) {
+    const uffdio_register registration{.range = {.start = range.start, .len = range.bytes()},
+                                       .mode = UFFDIO_REGISTER_MODE_MISSING,
+                                       .ioctls = 0};
+    batch.add("register lazy memory", SYS_ioctl,
+              {BatchArgument::result_of(uffd), UFFDIO_REGISTER,
+               BatchArgument::data(batch.put_value(registration))});
+  }
+  const auto remote = static_cast<int>(process_.run(batch).results[uffd]);
+  UniqueFd fd = take_descriptor(process_.pid(), remote);
+  SyscallBatch close;
+  close.add("close", SYS_close, {remote});
+  process_.run(close);
+  return fd;
+}
+
+}  // namespace replpage

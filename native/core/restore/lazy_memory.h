@@ -1,0 +1,35 @@
+// Ranges of a promoted process that are read from the dying one when they are touched.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/base/page.h"
+#include "core/base/unique_fd.h"
+#include "core/restore/address_gaps.h"
+#include "core/restore/stub_process.h"
+
+namespace replpage {
+
+class LazyMemory {
+ public:
+  explicit LazyMemory(StubProcess& process) : process_(process) {}
+
+  // Drops what the process has in the ranges (ascending, within private anonymous mappings), and
+  // registers them MISSING with a userfaultfd, which is returned and closed in the process.
+  // Throws SysError.
+  UniqueFd prepare(std::span<const PageRange> ranges);
+
+  // Old content that was only moved away.
+  [[nodiscard]] const std::vector<PageRange>& moved() const { return moved_; }
+
+ private:
+  void drop(PageRange range, AddressGaps& gaps, SyscallBatch& batch);
+
+  StubProcess& process_;
+  std::vector<PageRange> moved_;
+};
+
+}  // namespace replpage

@@ -1,0 +1,38 @@
+// Turns a shaped replica into the running group.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "core/restore/assistant.h"
+#include "core/restore/lazy_memory.h"
+#include "core/restore/process_tree.h"
+#include "core/restore/replica.h"
+
+namespace replpage {
+
+class Promotion {
+ public:
+  Promotion(ProcessTree& tree, SharedObjects& objects) : tree_(tree), objects_(objects) {}
+
+  PromotedReplica run(PromoteInput input, const std::function<void(PromotedReplica&)>& before_run);
+
+  // Frees what was moved away; see Replica::free_moved.
+  uint64_t free_moved();
+
+ private:
+  void give_memfds(PromoteInput& input);
+  void prepare_lazy(const PromoteInput& input, PromotedReplica& promoted);
+  void restore_state(const ProcessImage& image);
+  void leave_stub(StubProcess& process);
+  void let_go(const GroupImage& image);
+
+  ProcessTree& tree_;
+  SharedObjects& objects_;
+  std::map<int32_t, std::vector<PageRange>> moved_;  // by pid
+  std::vector<std::unique_ptr<Assistant>> assistants_;
+};
+
+}  // namespace replpage

@@ -1,0 +1,170 @@
+#include "core/restore/remote_thread.h"
+
+#include <signal.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "core/base/sys_error.h"
+
+namespace replpage {
+namespace {
+
+constexpr uint64_t kErrorFirst = static_cast<uint64_t>(-4095);  // IS_ERR_VALUE of linux/err.h
+
+bool is_error(long result) { return static_cast<uint64_t>(result) >= kErrorFirst; }
+
+bool is_fatal(int signal) {
+  return signal == SIGSEGV || signal == SIGILL || signal == SIGBUS || signal == SIGFPE ||
+         signal == SIGSYS;
+}
+
+}  // namespace
+
+RemoteThread::RemoteThread(pid_t tid) : tid_(tid) {
+  if (::ptrace(PTRACE_GETREGS, tid, nullptr, &registers_) != 0) {
+    throw SysError::from_errno("read registers", on_pid(tid));
+  }
+  registers_.fs_base = registers_.gs_base = 0;
+}
+
+RemoteThread RemoteThread::seize(pid_t tid) {
+  if (::ptrace(PTRACE_SEIZE, tid, nullptr, PTRACE_O_EXITKILL) != 0) {
+    throw SysError::from_errno("seize", on_pid(tid));
+  }
+  if (::ptrace(PTRACE_INTERRUPT, tid, nullptr, nullptr) != 0) {
+    throw SysError::from_errno("interrupt", on_pid(tid));
+  }
+  return adopt(tid);
+}
+
+RemoteThread RemoteThread::adopt(pid_t tid) {
+  int status = 0;
+  while (::waitpid(tid, &status, __WALL) < 0) {
+    if (errno != EINTR) throw SysError::from_errno("wait for the first stop", on_pid(tid));
+  }
+  if (!WIFSTOPPED(status)) throw SysError("wait for the first stop", ESRCH, on_pid(tid));
+  return RemoteThread(tid);
+}
+
+int RemoteThread::wait_status() {
+  int status = 0;
+  while (::waitpid(tid_, &status, __WALL) < 0) {
+    if (errno != EINTR) throw SysError::from_errno("wait", on_pid(tid_));
+  }
+  return status;
+}
+
+void RemoteThread::set_registers(const user_regs_struct& registers) {
+  if (::ptrace(PTRACE_SETREGS, tid_, nullptr, &registers) != 0) {
+    throw SysError::from_errno("set registers", on_pid(tid_));
+  }
+}
+
+void RemoteThread::run_loaded(const Stub& stub, const char* label) {
+  for (;;) {
+    if (::ptrace(PTRACE_CONT, tid_, nullptr, nullptr) != 0) {
+      throw SysError::from_errno("continue", on_pid(tid_));
+    }
+    const int status = wait_status();
+    if (!WIFSTOPPED(status)) throw SysError(label, ESRCH, on_pid(tid_));
+    if (stub.done()) return;
+    // Signals stay blocked here, so what else stops the thread is a SIGSTOP from outside, dropped,
+    // or a fault of the stub itself.
+    if (is_fatal(WSTOPSIG(status)) && status >> 16 == 0) {
+      throw SysError(label, EFAULT, on_pid(tid_));
+    }
+  }
+}
+
+BatchResult RemoteThread::run(Stub& stub, const SyscallBatch& batch) {
+  BatchResult result;
+  const auto& operations = batch.operations();
+  result.results.reserve(operations.size());
+  stub.load_data(batch);
+  const user_regs_struct entry = stub.entry(registers_);
+  while (result.results.size() < operations.size()) {
+    const size_t first = result.results.size();
+    stub.load_operations(batch, first, result.results);
+    set_registers(entry);
+    run_loaded(stub, operations[first].label);
+    for (size_t index = 0; index < stub.executed(); ++index) {
+      const long value = stub.result(index);
+      result.results.push_back(value);
+      const BatchOperation& operation = operations[first + index];
+      if (is_error(value) && operation.must_succeed) {
+        throw SysError(operation.label, static_cast<int>(-value), on_pid(tid_));
+      }
+    }
+  }
+  const auto data = stub.data(batch.data().size());
+  result.data.assign(data.begin(), data.end());
+  return result;
+}
+
+int RemoteThread::run_to_end(Stub& stub, const SyscallBatch& batch) {
+  stub.load_data(batch);
+  stub.load_operations(batch, 0, {});
+  set_registers(stub.entry(registers_));
+  int deliver = 0;
+  for (;;) {
+    if (::ptrace(PTRACE_CONT, tid_, nullptr, static_cast<uintptr_t>(deliver)) != 0) {
+      throw SysError::from_errno("continue", on_pid(tid_));
+    }
+    const int status = wait_status();
+    if (!WIFSTOPPED(status)) return status;
+    if (stub.done()) throw SysError("end a thread", EBUSY, on_pid(tid_));
+    deliver = status >> 16 == 0 ? WSTOPSIG(status) : 0;
+  }
+}
+
+user_regs_struct RemoteThread::call_registers(uint64_t instruction, long number,
+                                              const std::array<uint64_t, 6>& arguments) const {
+  user_regs_struct registers = plain_entry(registers_);
+  registers.rip = instruction;
+  registers.rax = static_cast<uint64_t>(number);
+  registers.rdi = arguments[0];
+  registers.rsi = arguments[1];
+  registers.rdx = arguments[2];
+  registers.r10 = arguments[3];
+  registers.r8 = arguments[4];
+  registers.r9 = arguments[5];
+  return registers;
+}
+
+void RemoteThread::leave(uint64_t instruction, long number) {
+  set_registers(call_registers(instruction, number, {}));
+  if (::ptrace(PTRACE_CONT, tid_, nullptr, nullptr) == 0) wait_end();
+}
+
+long RemoteThread::step(uint64_t instruction, long number,
+                        const std::array<uint64_t, 6>& arguments) {
+  user_regs_struct registers = call_registers(instruction, number, arguments);
+  set_registers(registers);
+  do {
+    if (::ptrace(PTRACE_SINGLESTEP, tid_, nullptr, nullptr) != 0) {
+      throw SysError::from_errno("step", on_pid(tid_));
+    }
+    const int status = wait_status();
+    if (!WIFSTOPPED(status)) throw SysError("step", ESRCH, on_pid(tid_));
+    if (is_fatal(WSTOPSIG(status)) && status >> 16 == 0) {
+      throw SysError("step", EFAULT, on_pid(tid_));
+    }
+    if (::ptrace(PTRACE_GETREGS, tid_, nullptr, &registers) != 0) {
+      throw SysError::from_errno("read registers", on_pid(tid_));
+    }
+  } while (registers.rip == instruction);
+  return static_cast<long>(registers.rax);
+}
+
+bool RemoteThread::detach() { return ::ptrace(PTRACE_DETACH, tid_, nullptr, nullptr) == 0; }
+
+int RemoteThread::wait_end() {
+  for (;;) {
+    const int status = wait_status();
+    if (!WIFSTOPPED(status)) return status;
+    ::ptrace(PTRACE_CONT, tid_, nullptr, nullptr);
+  }
+}
+
+}  // namespace replpage

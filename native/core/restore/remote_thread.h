@@ -1,0 +1,61 @@
+// One thread of a replica, traced by the keeper and stopped whenever no batch runs in it.
+//
+// All functions must be called from the thread that attached: ptrace(2).
+#pragma once
+
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+
+#include "core/restore/stub.h"
+#include "core/restore/syscall_batch.h"
+
+namespace replpage {
+
+class RemoteThread {
+ public:
+  // A child of the caller, running: attaches to it and stops it. It dies with the tracer.
+  static RemoteThread seize(pid_t tid);
+  // A thread or process that a traced thread made with CLONE_PTRACE: waits for its first stop.
+  static RemoteThread adopt(pid_t tid);
+
+  [[nodiscard]] pid_t tid() const { return tid_; }
+
+  // Executes the batch and waits for its end. Throws SysError with the label, pid and errno of the
+  // first operation that had to succeed and did not, SysError(ESRCH) when the thread dies.
+  BatchResult run(Stub& stub, const SyscallBatch& batch);
+
+  // Executes the batch, which makes the thread leave (exit, exit_group or a fatal signal), and
+  // reaps it. Returns its wait status.
+  int run_to_end(Stub& stub, const SyscallBatch& batch);
+
+  // Executes one system call with the `syscall` instruction at `instruction` (in code that stays)
+  // and stops right behind it. Returns its result.
+  long step(uint64_t instruction, long number, const std::array<uint64_t, 6>& arguments);
+
+  // Executes one system call, as step() does, that ends the thread, and reaps it.
+  void leave(uint64_t instruction, long number);
+
+  // Lets go: the thread runs with the registers it has. False: it is gone.
+  bool detach();
+
+  // Waits until the thread is gone and returns its wait status.
+  int wait_end();
+
+ private:
+  explicit RemoteThread(pid_t tid);
+  [[nodiscard]] user_regs_struct call_registers(uint64_t instruction, long number,
+                                                const std::array<uint64_t, 6>& arguments) const;
+  void set_registers(const user_regs_struct& registers);
+  // Continues and waits for the stub's breakpoint.
+  void run_loaded(const Stub& stub, const char* label);
+  int wait_status();
+
+  pid_t tid_ = 0;
+  user_regs_struct registers_{};  // of the first stop: a base for those of the stub
+};
+
+}  // namespace replpage

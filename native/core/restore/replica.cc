@@ -1,0 +1,76 @@
+#include "core/restore/replica.h"
+
+#include "core/base/sys_error.h"
+#include "core/restore/page_writer.h"
+#include "core/restore/process_tree.h"
+#include "core/restore/promotion.h"
+
+namespace replpage {
+namespace {
+
+// Length of the longest prefix of runs of one process or object that ascends without overlap, so
+// that the order within it does not matter.
+size_t ascending_prefix(std::span<const PageRun> runs) {
+  size_t count = 1;
+  while (count < runs.size()) {
+    const PageRun& last = runs[count - 1];
+    const PageRun& next = runs[count];
+    if (next.pid != last.pid || (next.pid == 0 && next.object != last.object) ||
+        next.address < last.address + last.length) {
+      break;
+    }
+    ++count;
+  }
+  return count;
+}
+
+class StubReplica final : public Replica {
+ public:
+  void shape(const GroupImage& image) override {
+    if (image.processes.empty()) throw FormatError("an image has no processes");
+    // Objects that vanish are kept by the mappings that the tree still has until it is shaped.
+    objects_.shape(image.shared_objects);
+    tree_.shape(image);
+    for (const ProcessImage& process : image.processes) {
+      tree_.at(process.pid).shape_memory(process, objects_);
+    }
+  }
+
+  void write(std::span<const PageRun> runs, StagedPages& staged) override {
+    while (!runs.empty()) {
+      const auto group = runs.first(ascending_prefix(runs));
+      runs = runs.subspan(group.size());
+      if (group.front().pid == 0) {
+        objects_.write(group, staged);
+      } else if (StubProcess* process = tree_.find(group.front().pid)) {
+        // A process that is not there ended later in the epoch.
+        PageWriter(*process, staged).write(group);
+      }
+    }
+  }
+
+  PromotedReplica promote(PromoteInput input,
+                          const std::function<void(PromotedReplica&)>& before_run) override {
+    if (input.image == nullptr) throw SysError("promote", EINVAL);
+    return promotion_.run(std::move(input), before_run);
+  }
+
+  uint64_t free_moved() override { return promotion_.free_moved(); }
+
+  [[nodiscard]] uint64_t resident_bytes() const override {
+    uint64_t bytes = 0;
+    for (const StubProcess* process : tree_.processes()) bytes += process->resident_bytes();
+    return bytes;
+  }
+
+ private:
+  SharedObjects objects_;
+  ProcessTree tree_;
+  Promotion promotion_{tree_, objects_};
+};
+
+}  // namespace
+
+std::unique_ptr<Replica> Replica::create() { return std::make_unique<StubReplica>(); }
+
+}  // namespace replpage

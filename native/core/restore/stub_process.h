@@ -1,0 +1,73 @@
+// One process of a replica: its threads, parked in the stub, and its address space.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "core/image/group_image.h"
+#include "core/restore/address_space.h"
+#include "core/restore/remote_thread.h"
+#include "core/restore/replica.h"
+#include "core/restore/shared_objects.h"
+#include "core/restore/stub.h"
+
+namespace replpage {
+
+// How a process comes into being in its cloner's batch.
+struct CloneRequest {
+  pid_t pid = 0;
+  uint64_t flags = 0;  // CLONE_* besides CLONE_PTRACE
+  int exit_signal = 0;
+};
+
+// Appends a clone3 with the number wanted; the child stops before its first instruction.
+void add_clone(const CloneRequest& request, SyscallBatch& batch);
+
+class StubProcess final : public ReplicaProcess {
+ public:
+  // A child of the keeper with this pid. Throws SysError (EEXIST: the number is taken).
+  static std::unique_ptr<StubProcess> spawn(pid_t pid);
+  // A process cloned by this one, with nothing mapped but its stub and the vdso. With CLONE_PARENT
+  // it becomes a sibling.
+  std::unique_ptr<StubProcess> clone(const CloneRequest& request);
+
+  [[nodiscard]] int32_t pid() const override { return pid_; }
+  BatchResult run(const SyscallBatch& batch, int32_t tid = 0) override;
+  std::vector<int> receive(std::span<const int> descriptors, int lowest) override;
+
+  // Ends and creates threads until they are those of the image.
+  void shape_threads(const ProcessImage& image);
+  void shape_memory(const ProcessImage& image, const SharedObjects& objects);
+
+  // Ends the process by the batch, which its leader executes last, and reaps it as its tracer.
+  int end(const SyscallBatch& last);
+  // SIGKILL, and reaped as its tracer. Works in any state.
+  void kill();
+
+  [[nodiscard]] AddressSpace& memory() { return memory_; }
+  [[nodiscard]] Stub& stub() { return *stub_; }
+  [[nodiscard]] PageRange stub_range() const;
+  [[nodiscard]] std::map<int32_t, RemoteThread>& threads() { return threads_; }
+  [[nodiscard]] RemoteThread& leader() { return threads_.at(pid_); }
+
+  // /proc/PID/mem, for what process_vm_writev(2) may not write.
+  int memory_file();
+  [[nodiscard]] uint64_t resident_bytes() const;
+
+ private:
+  StubProcess(pid_t pid, std::unique_ptr<Stub> stub, RemoteThread leader,
+              std::vector<MappingImage> special);
+  void leave_keeper_memory();
+  void leave_parent_stub(Stub& parent);
+  void move_stub(uint64_t address);
+
+  pid_t pid_;
+  std::unique_ptr<Stub> stub_;
+  Stub* running_;  // the stub the threads are in: the parent's, at first
+  std::map<int32_t, RemoteThread> threads_;
+  AddressSpace memory_;
+  UniqueFd memory_file_;
+};
+
+}  // namespace replpage
