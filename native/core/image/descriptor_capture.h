@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -20,12 +21,16 @@ struct DescriptorCaptureInput {
   std::vector<Process> processes;  // order of GroupImage::processes
   Refusals* refusals = nullptr;    // set when protection starts
   bool with_content = true;        // queues of pipes and sockets, deleted files; not at a hand-over
+  // Number of a shared object (SharedObjectImage::id) that lasts for the life of the group. Empty:
+  // the next free number of the image.
+  std::function<uint32_t(uint64_t device, uint64_t inode)> object_id;
 };
 
-// Fills file_tables, open_files, shared memfd objects' ids and each process's file_table of `image`.
-// Keeps a cache between epochs: an unchanged descriptor costs little. Never consumes queued data
-// (MSG_PEEK, tee), never holds a duplicate of a socket or pipe after it returns (the primary's close
-// must stay a close). Standard streams that lead outside the group become kOutsideStream.
+// Fills file_tables, open_files, shared memfd objects' ids and each process's file_table of
+// `image`. Keeps a cache between epochs: an unchanged descriptor costs little. Never consumes
+// queued data (MSG_PEEK, tee), never holds a duplicate of a socket or pipe after it returns (the
+// primary's close must stay a close). Standard streams that lead outside the group become
+// kOutsideStream.
 class DescriptorCapture {
  public:
   static std::unique_ptr<DescriptorCapture> create();
@@ -33,7 +38,8 @@ class DescriptorCapture {
   virtual void capture(const DescriptorCaptureInput& input, GroupImage& image) = 0;
 
   // The open files of a frozen or dying group by pidfd_getfd, in the order of image.open_files;
-  // invalid where one is kOutsideStream or could not be taken.
+  // invalid where one could not be taken. A kOutsideStream or a kPidFd is taken only when an epoll
+  // of the group watches it: the replica must remove that watch, and needs the file to name it.
   static std::vector<UniqueFd> take(const DescriptorCaptureInput& input, const GroupImage& image);
 };
 

@@ -1,0 +1,294 @@
+#include "core/image/descriptor_probe.h"
+
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <sys/socket.h>
+#include <sys/sysmacros.h>
+
+#include "core/base/procfs.h"
+#include "core/base/sys_error.h"
+#include "core/image/file_content.h"
+#include "core/image/socket_capture.h"
+
+namespace replpage {
+namespace {
+
+// A descriptor that looks unchanged is looked at anew after so many epochs: socket options can
+// change without a trace in fdinfo.
+constexpr uint32_t kLookAgainEpochs = 32;
+constexpr std::string_view kDeletedSuffix = " (deleted)";
+constexpr std::string_view kMemfdPrefix = "/memfd:";
+
+bool is_anonymous(const std::string& link) { return link.starts_with("anon_inode:"); }
+
+FileIdentity identity_of(const struct stat& status) {
+  return {.device = status.st_dev,
+          .inode = status.st_ino,
+          .size = static_cast<uint64_t>(status.st_size),
+          .change_time_ns = status.st_ctim.tv_sec * 1'000'000'000 + status.st_ctim.tv_nsec};
+}
+
+enum class DeviceClass : uint8_t { kPlain, kTerminal, kOther };
+
+// Documentation/admin-guide/devices.txt of the kernel.
+DeviceClass classify_device(dev_t device) {
+  const unsigned number = major(device);
+  const unsigned which = minor(device);
+  if (number == 1) {
+    const bool plain = which == 3 || which == 5 || which == 7 || which == 8 || which == 9;
+    return plain ? DeviceClass::kPlain : DeviceClass::kOther;  // null zero full random urandom
+  }
+  const bool terminal = number == 4 || (number >= 136 && number <= 143) ||
+                        (number == 5 && (which == 0 || which == 1));
+  return terminal ? DeviceClass::kTerminal : DeviceClass::kOther;
+}
+
+// Same inode means same open file and same fixed kind, so that the old link still holds.
+bool link_holds(const DescriptorEntry& entry) {
+  if (!entry.probed || entry.changed) return false;
+  if (entry.link.starts_with('/')) return entry.file.kind == OpenFileKind::kDevice;
+  return !is_anonymous(entry.link) || !entry.head.rest.empty();
+}
+
+}  // namespace
+
+void DescriptorProbe::look_at(DescriptorTable& table, DescriptorEntry& entry, int32_t owner_pid) {
+  const bool asynchronous = (entry.head.flags & O_ASYNC) != 0;
+  const bool holds = link_holds(entry);
+  if (holds && entry.settled && !asynchronous && ++entry.age < kLookAgainEpochs) return;
+  entry.age = 0;
+  if (!holds) {
+    std::string link = table.read_target(entry.fd);
+    if (link != entry.link || !entry.probed) {
+      entry.file = {};
+      entry.link = std::move(link);
+    }
+  }
+  OpenFileImage& file = entry.file;
+  file.flags = entry.head.flags & ~static_cast<uint32_t>(O_CLOEXEC);
+  file.position = entry.head.position;
+  entry.refused.clear();
+  entry.settled = true;
+  if (entry.link.starts_with('/')) {
+    read_path(table, entry);
+  } else if (entry.link.starts_with("pipe:")) {
+    file.kind = OpenFileKind::kPipe;
+    file.object = entry.head.inode;
+  } else if (entry.link.starts_with("socket:")) {
+    read_open_socket(table, entry);
+  } else if (entry.link.starts_with("pidfd:")) {
+    read_pidfd(entry);
+  } else if (is_anonymous(entry.link)) {
+    read_anonymous(table, entry);
+  } else {
+    entry.refused = "a descriptor of this kind cannot be recreated";
+  }
+  bool lease = false;
+  file.locks = parse_locks(entry.head.rest, owner_pid, lease);
+  if (lease) entry.refused = "a lease is held on the file";
+  if (asynchronous) read_owner(table, entry);
+  if (!entry.refused.empty()) {
+    file.kind = OpenFileKind::kUnsupported;
+    file.path = entry.link;
+    entry.settled = false;
+  }
+  entry.probed = true;
+}
+
+void DescriptorProbe::read_path(DescriptorTable& table, DescriptorEntry& entry) {
+  struct stat status {};
+  if (!table.status_of(entry.fd, status)) {
+    entry.refused = "its status cannot be read";
+    return;
+  }
+  OpenFileImage& file = entry.file;
+  if (S_ISCHR(status.st_mode) && (file.flags & O_PATH) == 0) {
+    const DeviceClass device = classify_device(status.st_rdev);
+    if (device == DeviceClass::kOther) {
+      entry.refused = "a device has state that only its driver knows";
+      return;
+    }
+    file.kind = OpenFileKind::kDevice;
+    file.outside = device == DeviceClass::kTerminal;
+    file.path = entry.link;
+    return;
+  }
+  if (S_ISFIFO(status.st_mode) && (file.flags & O_PATH) == 0) {
+    file.kind = OpenFileKind::kFifo;
+    file.object = status.st_ino;
+    file.path = entry.link;
+    if (!leads_back(table, file.path, status)) entry.refused = "the pipe's name is gone";
+    return;
+  }
+  if (entry.link.starts_with(kMemfdPrefix)) {
+    file.kind = OpenFileKind::kMemfd;
+    file.path = entry.link.substr(kMemfdPrefix.size());
+    if (file.path.ends_with(kDeletedSuffix)) {
+      file.path.resize(file.path.size() - kDeletedSuffix.size());
+    }
+    file.identity = identity_of(status);
+    entry.settled = false;  // its size may change
+    return;
+  }
+  read_regular(table, entry, status);
+}
+
+void DescriptorProbe::read_regular(DescriptorTable& table, DescriptorEntry& entry,
+                                   const struct stat& status) {
+  entry.settled = false;  // renamed, replaced or written without a trace in fdinfo
+  OpenFileImage& file = entry.file;
+  const bool block_device = S_ISBLK(status.st_mode) && (file.flags & O_PATH) == 0;
+  if (block_device) {
+    entry.refused = "a block device is open";
+    return;
+  }
+  if (status.st_nlink == 0 && S_ISREG(status.st_mode) && (file.flags & O_PATH) == 0) {
+    read_deleted(table, entry, status);
+    return;
+  }
+  const FileIdentity now = identity_of(status);
+  const bool same = entry.probed && file.kind == OpenFileKind::kRegular &&
+                    file.identity.device == now.device && file.identity.inode == now.inode &&
+                    file.path == entry.link;
+  if (same) {
+    file.identity = now;
+    return;
+  }
+  file.kind = OpenFileKind::kRegular;
+  file.path = entry.link;
+  file.mode = status.st_mode;
+  // Files of /proc and /sys are made up anew in the replica's namespace: nothing to compare.
+  if (file.path.starts_with("/proc/") || file.path.starts_with("/sys/")) {
+    file.identity = {};
+    return;
+  }
+  if (!leads_back(table, file.path, status)) {
+    entry.refused = "no path leads to this file any more";
+    return;
+  }
+  file.identity = now;
+}
+
+void DescriptorProbe::read_deleted(DescriptorTable& table, DescriptorEntry& entry,
+                                   const struct stat& status) {
+  OpenFileImage& file = entry.file;
+  const FileIdentity now = identity_of(status);
+  if (entry.probed && file.kind == OpenFileKind::kDeletedFile && file.identity == now) return;
+  file.kind = OpenFileKind::kDeletedFile;
+  file.path = entry.link.ends_with(kDeletedSuffix)
+                  ? entry.link.substr(0, entry.link.size() - kDeletedSuffix.size())
+                  : entry.link;
+  file.mode = status.st_mode & 07777;
+  file.object = status.st_ino;
+  file.identity = now;
+  const UniqueFd copy = table.duplicate(entry.fd);
+  if (!copy.valid()) return;
+  auto content = read_whole_file(copy.get(), kDeletedFileBytesMax);
+  if (content) {
+    file.content = std::move(*content);
+  } else {
+    entry.refused = "it was deleted, and is longer than " +
+                    std::to_string(kDeletedFileBytesMax >> 20) + " MiB";
+  }
+}
+
+void DescriptorProbe::read_anonymous(DescriptorTable& table, DescriptorEntry& entry) {
+  OpenFileImage& file = entry.file;
+  const std::string_view kind = std::string_view(entry.link).substr(sizeof "anon_inode:" - 1);
+  if (kind == "[eventfd]") {
+    file.kind = OpenFileKind::kEventFd;
+    parse_eventfd(entry.head.rest, file);
+  } else if (kind == "[timerfd]") {
+    file.kind = OpenFileKind::kTimerFd;
+    parse_timerfd(entry.head.rest, file);
+  } else if (kind == "[signalfd]") {
+    file.kind = OpenFileKind::kSignalFd;
+    parse_signalfd(entry.head.rest, file);
+  } else if (kind == "[eventpoll]") {
+    file.kind = OpenFileKind::kEpoll;
+    file.watches = parse_epoll_watches(entry.head.rest, entry.watched_inodes);
+  } else if (kind == "inotify") {
+    read_inotify(table, entry);
+  } else if (kind == "[pidfd]") {
+    read_pidfd(entry);
+  } else {
+    entry.refused = "its state cannot be read from outside";
+  }
+}
+
+void DescriptorProbe::read_inotify(DescriptorTable& table, DescriptorEntry& entry) {
+  OpenFileImage& file = entry.file;
+  file.kind = OpenFileKind::kInotify;
+  file.notify_watches.clear();
+  for (const InotifyEntry& watch : parse_inotify(entry.head.rest)) {
+    auto path = path_of_watch(table.host_pid(), watch);
+    if (!path) {
+      entry.refused = "what it watches cannot be found by path";
+      return;
+    }
+    file.notify_watches.push_back({watch.descriptor, watch.mask, std::move(*path)});
+  }
+}
+
+void DescriptorProbe::read_pidfd(DescriptorEntry& entry) {
+  entry.file.kind = OpenFileKind::kPidFd;
+  entry.settled = false;  // the process may end, which does show in fdinfo, or be reaped
+  const int32_t pid = parse_pidfd(entry.head.rest);
+  if (pid <= 0) {
+    entry.file.target_pid = 0;
+    return;
+  }
+  const auto target = group_pid_(pid);
+  if (target) {
+    entry.file.target_pid = *target;
+  } else {
+    entry.refused = "it refers to a process outside the group";
+  }
+}
+
+void DescriptorProbe::read_open_socket(DescriptorTable& table, DescriptorEntry& entry) {
+  OpenFileImage& file = entry.file;
+  file.object = entry.head.inode;
+  const UniqueFd copy = table.duplicate(entry.fd);
+  if (!copy.valid()) return;
+  const uint64_t peer = file.socket.peer_object;
+  SocketFinding finding = read_socket(copy.get(), file);
+  file.socket.peer_object = peer;
+  entry.refused = std::move(finding.refused);
+  entry.settled = finding.settled;
+}
+
+void DescriptorProbe::look_at_peer(DescriptorTable& table, DescriptorEntry& entry) {
+  const std::string path = "/proc/" + std::to_string(table.host_pid()) + "/ns/net";
+  const auto network = read_link(path);
+  if (!network) return;
+  auto& diag = diags_[*network];
+  if (!diag) diag = std::make_unique<UnixDiag>(table.host_pid());
+  const auto facts = diag->find(static_cast<uint32_t>(entry.head.inode));
+  if (facts) read_unix_facts(*facts, entry.file);
+}
+
+void DescriptorProbe::read_owner(DescriptorTable& table, DescriptorEntry& entry) {
+  const UniqueFd copy = table.duplicate(entry.fd);
+  if (!copy.valid()) return;
+  f_owner_ex owner{};
+  if (::fcntl(copy.get(), F_GETOWN_EX, &owner) != 0 || owner.pid == 0) return;
+  const auto pid = group_pid_(owner.pid);
+  if (!pid) return;  // signals for a stranger: nobody of the group waits for them
+  entry.file.owner_type = owner.type;
+  entry.file.owner_pid = *pid;
+  entry.file.owner_signal = ::fcntl(copy.get(), F_GETSIG);
+}
+
+// Paths of /proc/PID/fd are those of the mount namespace; a process in another one than ours is
+// looked through its root.
+bool DescriptorProbe::leads_back(const DescriptorTable& table, const std::string& path,
+                                 const struct stat& status) const {
+  const std::string base = "/proc/" + std::to_string(table.host_pid());
+  const bool ours = read_link(base + "/ns/mnt") == read_link("/proc/self/ns/mnt");
+  struct stat found {};
+  if (::lstat(((ours ? "" : base + "/root") + path).c_str(), &found) != 0) return false;
+  return found.st_dev == status.st_dev && found.st_ino == status.st_ino;
+}
+
+}  // namespace replpage
