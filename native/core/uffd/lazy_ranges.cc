@@ -1,0 +1,71 @@
+#include "core/uffd/lazy_ranges.h"
+
+#include <utility>
+#include <vector>
+
+namespace replpage {
+
+void LazyRanges::split(uint64_t address) {
+  auto after = pieces_.upper_bound(address);
+  if (after == pieces_.begin()) return;
+  auto piece = std::prev(after);
+  if (piece->first == address || piece->second.end <= address) return;
+  const Rest tail{.end = piece->second.end,
+                  .source = piece->second.source + (address - piece->first)};
+  piece->second.end = address;
+  pieces_.emplace_hint(after, address, tail);
+}
+
+void LazyRanges::add(PageRange range, uint64_t source) {
+  if (range.start >= range.end) return;
+  erase(range);
+  pieces_.emplace(range.start, Rest{.end = range.end, .source = source});
+  bytes_ += range.bytes();
+}
+
+void LazyRanges::erase(PageRange range) {
+  if (range.start >= range.end) return;
+  split(range.start);
+  split(range.end);
+  auto piece = pieces_.lower_bound(range.start);
+  while (piece != pieces_.end() && piece->first < range.end) {
+    bytes_ -= piece->second.end - piece->first;
+    piece = pieces_.erase(piece);
+  }
+}
+
+void LazyRanges::move(uint64_t from, uint64_t to, uint64_t bytes) {
+  split(from);
+  split(from + bytes);
+  std::vector<LazyPiece> moved;
+  for (auto piece = pieces_.lower_bound(from);
+       piece != pieces_.end() && piece->first < from + bytes; ++piece) {
+    moved.push_back({piece->first, piece->second.end, piece->second.source});
+  }
+  erase({from, from + bytes});
+  erase({to, to + bytes});
+  for (const LazyPiece& piece : moved) {
+    add({piece.start - from + to, piece.end - from + to}, piece.source);
+  }
+}
+
+std::optional<LazyPiece> LazyRanges::at(uint64_t address) const {
+  const std::optional<LazyPiece> piece = first_from(address);
+  if (!piece || piece->start != address) return std::nullopt;
+  return piece;
+}
+
+std::optional<LazyPiece> LazyRanges::first_from(uint64_t address) const {
+  auto piece = pieces_.upper_bound(address);
+  if (piece != pieces_.begin()) {
+    const auto before = std::prev(piece);
+    if (before->second.end > address) {
+      return LazyPiece{address, before->second.end,
+                       before->second.source + (address - before->first)};
+    }
+  }
+  if (piece == pieces_.end()) return std::nullopt;
+  return LazyPiece{piece->first, piece->second.end, piece->second.source};
+}
+
+}  // namespace replpage

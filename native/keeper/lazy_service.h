@@ -1,0 +1,20 @@
+// Serves the missing pages of a promoted replica, and ends the group when that becomes impossible.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "core/base/unique_fd.h"
+#include "core/restore/replica.h"
+#include "core/uffd/fault_server.h"
+
+namespace replpage {
+
+// Starts serving, before the replica runs. When the source is lost every process of the namespace
+// is killed at once, from the serving thread: a missing page is never read as zero. `news` (an
+// eventfd) becomes readable when everything is drained or the source is lost. Throws SysError when
+// a process has no source.
+std::unique_ptr<FaultServer> serve_lazily(std::vector<LazyProcess>& processes,
+                                          std::vector<LazySource>& sources, const UniqueFd& news);
+
+}  // namespace replpage

@@ -1,0 +1,371 @@
+#include "keeper/replica_keeper.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "core/base/clock.h"
+#include "core/base/procfs.h"
+#include "core/base/sys_error.h"
+#include "keeper/control_server.h"
+#include "keeper/holder_link.h"
+#include "keeper/lazy_service.h"
+#include "keeper/namespaces.h"
+#include "keeper/standby_replica.h"
+
+namespace replpage {
+namespace {
+
+// After the group's end the outcome can be asked for; at most so long.
+constexpr uint64_t kEndedLingerMs = 30'000;
+constexpr uint64_t kEndedSeenLingerMs = 500;
+
+void set_oom_score(const char* value) {
+  UniqueFd fd(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
+  if (fd.valid()) (void)::write(fd.get(), value, std::char_traits<char>::length(value));
+}
+
+bool is_zombie(pid_t pid) {
+  const auto stat = read_proc("/proc/" + std::to_string(pid) + "/stat");
+  const size_t name_end = stat ? stat->rfind(')') : std::string::npos;
+  return name_end == std::string::npos || name_end + 2 >= stat->size() ||
+         (*stat)[name_end + 2] == 'Z' || (*stat)[name_end + 2] == 'X';
+}
+
+// All processes' resident bytes but the caller's own, from /proc/PID/statm.
+uint64_t resident_of_others() {
+  uint64_t pages = 0;
+  for (const int pid : numeric_entries("/proc").value_or(std::vector<int>{})) {
+    const auto statm =
+        pid == ::getpid() ? std::nullopt : read_proc("/proc/" + std::to_string(pid) + "/statm");
+    if (!statm) continue;
+    const size_t blank = statm->find(' ');
+    if (blank != std::string::npos) pages += std::strtoull(statm->c_str() + blank, nullptr, 10);
+  }
+  return pages * kPageSize;
+}
+
+UniqueFd child_signals() {
+  sigset_t mask;
+  ::sigemptyset(&mask);
+  ::sigaddset(&mask, SIGCHLD);
+  ::sigprocmask(SIG_BLOCK, &mask, nullptr);
+  UniqueFd fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!fd.valid()) throw SysError::from_errno("signalfd");
+  return fd;
+}
+
+UniqueFd make_eventfd() {
+  UniqueFd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!fd.valid()) throw SysError::from_errno("eventfd");
+  return fd;
+}
+
+void swallow(int fd) {
+  uint8_t bytes[512];
+  (void)::read(fd, bytes, sizeof bytes);
+}
+
+enum class State : uint8_t { kStandby, kPromoted, kEnded };
+
+class ReplicaKeeper {
+ public:
+  explicit ReplicaKeeper(KeeperSetup setup)
+      : configuration_(std::move(setup.configuration)),
+        staging_(std::make_unique<StagingReader>(
+            std::move(setup.staging_memory), configuration_.staging_bytes,
+            std::move(setup.staging_spill), configuration_.spill_bytes_max)),
+        channel_(std::move(setup.channel)),
+        outside_stream_(std::move(setup.outside_stream)),
+        link_(std::move(setup.holder_link)),
+        holder_(std::move(setup.holder)),
+        children_(child_signals()),
+        lazy_news_(make_eventfd()),
+        control_(std::move(setup.control),
+                 {.status = [this] { return status(); }, .end = [this] { end_group(); }}),
+        standby_(std::make_unique<StandbyReplica>(*staging_)) {}
+
+  [[nodiscard]] int link() const { return link_.get(); }
+
+  // Until the group has ended. Throws what makes the replica useless before it runs.
+  void run() {
+    while (!finished()) wait_and_handle();
+  }
+
+  // Tells the tracer why there is no replica any more. Never throws.
+  void report_failure(const std::string& reason) noexcept {
+    try {
+      channel_.send(MessageType::kFailed, FailedMessage{.reason = reason, .error = 0});
+    } catch (const std::exception&) {  // it has gone, and knows
+    }
+  }
+
+ private:
+  void wait_and_handle();
+  void follow_tracer();
+  void handle(ReceivedMessage message);
+  void promote(const PromoteMessage& message);
+  void handle_lazy_news();
+  void handle_children();
+  void check_standby();
+  void reap();
+  void end_group();
+  [[nodiscard]] bool finished() const;
+  [[nodiscard]] int linger_ms() const;
+  [[nodiscard]] std::string status() const;
+  void translate_root();
+  template <class T>
+  void tell(MessageType type, T message);
+
+  ConfigureMessage configuration_;
+  std::unique_ptr<StagingReader> staging_;
+  Channel channel_;
+  UniqueFd outside_stream_;
+  UniqueFd link_, holder_, children_, lazy_news_;
+  ControlServer control_;
+  std::unique_ptr<StandbyReplica> standby_;
+  std::unique_ptr<FaultServer> faults_;
+
+  State state_ = State::kStandby;
+  pid_t root_ = 0, root_host_pid_ = 0;
+  bool root_exited_ = false;
+  int root_status_ = 0;
+  bool tracer_gone_ = false;
+  bool drained_told_ = false;
+  std::string loss_;  // why the group was killed, when we did it
+  uint64_t ended_ms_ = 0;
+  bool end_requested_ = false;
+};
+
+bool ReplicaKeeper::finished() const {
+  if (state_ == State::kStandby) return end_requested_;
+  return state_ == State::kEnded && linger_ms() == 0;
+}
+
+int ReplicaKeeper::linger_ms() const {
+  const uint64_t limit = control_.end_was_seen() ? kEndedSeenLingerMs : kEndedLingerMs;
+  const uint64_t since = now_us() / 1000 - ended_ms_;
+  return since >= limit ? 0 : static_cast<int>(limit - since);
+}
+
+void ReplicaKeeper::wait_and_handle() {
+  std::vector<pollfd> items{
+      {.fd = children_.get(), .events = POLLIN, .revents = 0},
+      {.fd = lazy_news_.get(), .events = POLLIN, .revents = 0},
+      {.fd = tracer_gone_ ? -1 : channel_.fd(), .events = POLLIN, .revents = 0},
+      {.fd = state_ == State::kStandby ? holder_.get() : -1, .events = POLLIN, .revents = 0}};
+  control_.add_polled(items);
+  const int timeout = state_ == State::kEnded ? linger_ms() : -1;
+  if (::poll(items.data(), items.size(), timeout) < 0) {
+    if (errno == EINTR) return;
+    throw SysError::from_errno("poll of the keeper");
+  }
+  if (items[3].revents != 0) throw SysError("watch the holder", ESRCH);
+  if (items[2].revents != 0) follow_tracer();
+  if (items[1].revents != 0) handle_lazy_news();
+  if (items[0].revents != 0) handle_children();
+  control_.handle(items);
+}
+
+void ReplicaKeeper::follow_tracer() {
+  if (state_ != State::kStandby) {
+    // Once the group runs nothing that comes from the tracer may change or end it.
+    try {
+      (void)channel_.receive(0);
+      tracer_gone_ = channel_.closed();
+    } catch (const std::exception&) {
+      tracer_gone_ = true;
+    }
+    return;
+  }
+  if (std::optional<ReceivedMessage> message = channel_.receive(0)) handle(std::move(*message));
+  if (channel_.closed()) throw SysError("follow the tracer", EPIPE);
+}
+
+// A tracer that went away after promotion is no loss; the channel shows it by itself.
+template <class T>
+void ReplicaKeeper::tell(MessageType type, T message) {
+  try {
+    channel_.send(type, std::move(message));
+  } catch (const SysError&) {
+    if (state_ == State::kStandby) throw;
+  }
+}
+
+void ReplicaKeeper::handle(ReceivedMessage message) {
+  switch (message.type) {
+    case MessageType::kBuild:
+      standby_->build(decode<ImageMessage>(message.body));
+      translate_root();
+      return tell(MessageType::kBuilt, Bytes{});
+    case MessageType::kPages:
+      standby_->apply_pages(decode<PagesMessage>(message.body));
+      return tell(MessageType::kPagesDone, Bytes{});
+    case MessageType::kStage:
+      return standby_->stage(decode<PagesMessage>(message.body));
+    case MessageType::kCommit:
+      return tell(MessageType::kCommitted, standby_->commit(decode<ImageMessage>(message.body)));
+    case MessageType::kDropStaged:
+      return standby_->drop_staged();
+    case MessageType::kDescriptors:
+      return standby_->take_descriptors(decode<DescriptorsMessage>(message.body),
+                                        std::move(message.descriptors));
+    case MessageType::kPromote:
+      return promote(decode<PromoteMessage>(message.body));
+    case MessageType::kReleased:
+      return;
+    default:
+      throw FormatError("the tracer sent a message that is not for keepers");
+  }
+}
+
+void ReplicaKeeper::translate_root() {
+  root_ = standby_->image()->processes.front().pid;
+  root_host_pid_ = host_pid_of(link_.get(), root_);
+}
+
+void ReplicaKeeper::promote(const PromoteMessage& message) {
+  const uint64_t started = now_us();
+  PromotionOrder order = standby_->prepare(message);
+  order.input.outside_stream = std::move(outside_stream_);
+  const PromotedReplica promoted =
+      standby_->replica().promote(std::move(order.input), [&](PromotedReplica& replica) {
+        if (!replica.lazy.empty()) {
+          faults_ = serve_lazily(replica.lazy, order.sources, lazy_news_);
+        }
+      });
+  state_ = State::kPromoted;
+  root_ = promoted.root;
+  tell(MessageType::kPromoted, PromotedMessage{.epoch = message.epoch,
+                                               .promote_us = now_us() - started,
+                                               .pid = root_,
+                                               .host_pid = root_host_pid_});
+  // The group cannot do without its init, which is small.
+  set_oom_score("-1000");
+  handle_lazy_news();
+  try {
+    standby_->replica().free_moved();
+  } catch (const SysError&) {  // costs memory, nothing else
+  }
+  staging_.reset();  // staged pages are never read again
+  reap();
+}
+
+void ReplicaKeeper::handle_lazy_news() {
+  swallow(lazy_news_.get());
+  if (state_ != State::kPromoted || drained_told_) return;
+  const FaultServer::Figures figures = faults_ ? faults_->figures() : FaultServer::Figures{};
+  if (faults_ && figures.drained_us == 0) {
+    loss_ = faults_->loss();
+    if (!loss_.empty()) report_failure(loss_);
+    return;
+  }
+  drained_told_ = true;
+  tell(MessageType::kDrained,
+       DrainedMessage{.pages = figures.pages_filled, .took_us = figures.drained_us});
+  faults_.reset();
+}
+
+void ReplicaKeeper::handle_children() {
+  swallow(children_.get());
+  if (state_ == State::kStandby) return check_standby();
+  reap();
+}
+
+// SIGCHLD tells of every stop of the replica's threads too, so it is only an occasion to look.
+void ReplicaKeeper::check_standby() {
+  const GroupImage* image = standby_->image();
+  if (image == nullptr) return;
+  for (const ProcessImage& process : image->processes) {
+    if (is_zombie(process.pid)) throw SysError("keep the replica", ESRCH, on_pid(process.pid));
+  }
+}
+
+void ReplicaKeeper::reap() {
+  if (state_ != State::kPromoted) return;
+  for (;;) {
+    int status = 0;
+    const pid_t pid = ::waitpid(-1, &status, WNOHANG | __WALL);
+    if (pid == 0 || (pid < 0 && errno == EINTR)) return;
+    if (pid == root_ && (WIFEXITED(status) || WIFSIGNALED(status))) {
+      root_exited_ = true;
+      root_status_ = status;
+    }
+    if (pid > 0) continue;
+    state_ = State::kEnded;
+    ended_ms_ = now_us() / 1000;
+    control_.announce_end();
+    return;
+  }
+}
+
+void ReplicaKeeper::end_group() {
+  if (state_ == State::kStandby) {
+    end_requested_ = true;
+  } else {
+    ::kill(-1, SIGKILL);
+  }
+}
+
+std::string ReplicaKeeper::status() const {
+  const char* state = state_ == State::kStandby    ? "standby"
+                      : state_ == State::kPromoted ? "promoted"
+                                                   : "ended";
+  const uint64_t lazy = faults_ ? faults_->figures().pages_left : 0;
+  return "{\"state\":" + json_string(state) + ",\"name\":" + json_string(configuration_.name) +
+         ",\"pid\":" + std::to_string(root_) + ",\"hostPid\":" + std::to_string(root_host_pid_) +
+         ",\"epoch\":" + std::to_string(standby_->epoch()) +
+         ",\"generation\":" + std::to_string(configuration_.generation) +
+         ",\"lazyPages\":" + std::to_string(lazy) +
+         ",\"residentBytes\":" + std::to_string(resident_of_others()) +
+         ",\"exited\":" + (root_exited_ ? "true" : "false") +
+         ",\"status\":" + std::to_string(root_status_) + ",\"reason\":" + json_string(loss_) + "}";
+}
+
+// The holder's ignored signals must not become the replica's.
+void reset_signals() {
+  for (const int number : {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGPIPE}) ::signal(number, SIG_DFL);
+}
+
+}  // namespace
+
+int run_keeper(KeeperSetup setup) noexcept {
+  const int link = setup.holder_link.get();
+  std::unique_ptr<ReplicaKeeper> keeper;
+  try {
+    (void)::prctl(PR_SET_NAME, "replpage-keeper");
+    reset_signals();
+    enter_namespaces(setup.primary.get(), setup.namespaces);
+    setup.primary.reset();
+    set_oom_score("1000");
+    keeper = std::make_unique<ReplicaKeeper>(std::move(setup));
+  } catch (const std::exception& error) {
+    report_start(link, error.what());
+    return 1;
+  }
+  report_start(link, "");
+  int code = 0;
+  try {
+    keeper->run();
+  } catch (const std::exception& error) {
+    keeper->report_failure(error.what());
+    code = 1;
+  }
+  // Without destructors: they would close userfaultfds under processes that still run, which then
+  // read zeros. The kernel ends those first when we end.
+  (void)keeper.release();
+  return code;
+}
+
+}  // namespace replpage

@@ -1,0 +1,110 @@
+#include "keeper/standby_replica.h"
+
+#include <utility>
+
+#include "core/base/clock.h"
+#include "core/base/sys_error.h"
+
+namespace replpage {
+
+StandbyReplica::StandbyReplica(StagingReader& staging)
+    : staging_(staging), replica_(Replica::create()) {}
+
+GroupImage StandbyReplica::read_image(const StagedBytes& where, uint64_t epoch) {
+  GroupImage image = staging_.read<GroupImage>(where);
+  if (image.epoch != epoch) throw FormatError("image is of another epoch than its message");
+  if (image.processes.empty()) throw FormatError("image has no process");
+  return image;
+}
+
+void StandbyReplica::reshape(GroupImage image) {
+  replica_->shape(image);
+  image_ = std::move(image);
+}
+
+void StandbyReplica::build(const ImageMessage& message) {
+  if (committed_) throw FormatError("kBuild after a commit");
+  reshape(read_image(message.image, message.epoch));
+}
+
+void StandbyReplica::apply_pages(const PagesMessage& message) {
+  if (committed_ || !image_) throw FormatError("kPages is for the first copy");
+  const auto list = staging_.read<PageRunList>(message.runs);
+  replica_->write(list.runs, staging_);
+}
+
+void StandbyReplica::stage(const PagesMessage& message) {
+  if (!staged_.empty() && staged_epoch_ != message.epoch) {
+    throw FormatError("pages of two epochs were staged");
+  }
+  staged_epoch_ = message.epoch;
+  staged_.push_back(staging_.read<PageRunList>(message.runs));
+}
+
+void StandbyReplica::write_staged() {
+  for (const PageRunList& list : staged_) replica_->write(list.runs, staging_);
+  staged_.clear();
+}
+
+CommittedMessage StandbyReplica::commit(const ImageMessage& message) {
+  const uint64_t started = now_us();
+  if (!staged_.empty() && staged_epoch_ != message.epoch) {
+    throw FormatError("commit of another epoch than was staged");
+  }
+  if (committed_ && message.epoch <= epoch_) throw FormatError("epochs go backwards");
+  reshape(read_image(message.image, message.epoch));
+  write_staged();
+  epoch_ = message.epoch;
+  committed_ = true;
+  return {.epoch = epoch_,
+          .apply_us = now_us() - started,
+          .resident_bytes = replica_->resident_bytes()};
+}
+
+void StandbyReplica::drop_staged() { staged_.clear(); }
+
+void StandbyReplica::take_descriptors(const DescriptorsMessage& message,
+                                      std::vector<UniqueFd> descriptors) {
+  if (descriptors.size() != message.positions.size() + message.memory_pids.size()) {
+    throw FormatError("kDescriptors has another number of descriptors than it says");
+  }
+  size_t at = 0;
+  for (const uint32_t position : message.positions) {
+    handed_.emplace_back(position, std::move(descriptors[at++]));
+  }
+  for (const int32_t pid : message.memory_pids) {
+    sources_.push_back({.pid = pid, .memory = std::move(descriptors[at++])});
+  }
+}
+
+PromotionOrder StandbyReplica::prepare(const PromoteMessage& message) {
+  if (!committed_) throw FormatError("kPromote before the first commit");
+  if (message.image.length != 0) {
+    if (!staged_.empty() && staged_epoch_ != message.epoch) {
+      throw FormatError("promotion of another epoch than was staged");
+    }
+    reshape(read_image(message.image, message.epoch));
+    write_staged();
+  } else if (message.epoch != epoch_) {
+    throw FormatError("promotion of an epoch that was not committed");
+  }
+  staged_.clear();  // of an epoch that never came to its end
+  epoch_ = message.epoch;
+  PromotionOrder order;
+  order.input.image = &*image_;
+  order.input.exact = message.exact;
+  order.input.keep_files = message.keep_files;
+  order.input.handed.resize(image_->open_files.size());
+  for (auto& [position, descriptor] : handed_) {
+    if (position >= order.input.handed.size()) throw FormatError("descriptor of no open file");
+    order.input.handed[position] = std::move(descriptor);
+  }
+  handed_.clear();
+  if (message.lazy.length != 0) {
+    order.input.lazy = staging_.read<LazyRangeList>(message.lazy).ranges;
+  }
+  order.sources = std::move(sources_);
+  return order;
+}
+
+}  // namespace replpage

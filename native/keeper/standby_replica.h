@@ -1,0 +1,58 @@
+// A replica being built and kept in step: the messages before promotion, applied whole epoch by
+// whole epoch.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "core/channel/channel.h"
+#include "core/image/group_image.h"
+#include "core/restore/replica.h"
+#include "keeper/staging_reader.h"
+
+namespace replpage {
+
+// Everything that promotion needs, taken out of the standby.
+struct PromotionOrder {
+  PromoteInput input;
+  std::vector<LazySource> sources;
+};
+
+class StandbyReplica {
+ public:
+  explicit StandbyReplica(StagingReader& staging);
+
+  // These throw FormatError (damage, wrong order) and SysError; the replica is lost then.
+  void build(const ImageMessage& message);
+  void apply_pages(const PagesMessage& message);
+  void stage(const PagesMessage& message);
+  CommittedMessage commit(const ImageMessage& message);
+  void drop_staged();
+  void take_descriptors(const DescriptorsMessage& message, std::vector<UniqueFd> descriptors);
+  // Brings the replica to the epoch of the message. `input.image` stays valid as long as this does.
+  PromotionOrder prepare(const PromoteMessage& message);
+
+  [[nodiscard]] Replica& replica() { return *replica_; }
+  // Of the last shape; null before the first.
+  [[nodiscard]] const GroupImage* image() const { return image_ ? &*image_ : nullptr; }
+  [[nodiscard]] uint64_t epoch() const { return epoch_; }
+
+ private:
+  GroupImage read_image(const StagedBytes& where, uint64_t epoch);
+  void reshape(GroupImage image);
+  void write_staged();
+
+  StagingReader& staging_;
+  std::unique_ptr<Replica> replica_;
+  std::optional<GroupImage> image_;
+  uint64_t epoch_ = 0;  // last committed
+  bool committed_ = false;
+  std::vector<PageRunList> staged_;
+  uint64_t staged_epoch_ = 0;
+  std::vector<std::pair<uint32_t, UniqueFd>> handed_;
+  std::vector<LazySource> sources_;
+};
+
+}  // namespace replpage
