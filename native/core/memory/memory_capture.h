@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -68,6 +69,11 @@ class MemoryCapture {
   // returned as lazy, meaning: forget what the replica has there and read it from this process.
   virtual std::vector<LazyRange> copy_last(const std::vector<MappingImage>& mappings,
                                            PageSink& sink, uint64_t copy_pages_max) = 0;
+
+  // For SharedObjectCapture: pages of a shared mapping, within `parts` of it (ascending), that are
+  // not known to be unchanged through this process since the last call. Begins anew.
+  virtual std::vector<PageRange> look_shared(const MappingImage& mapping,
+                                             std::span<const PageRange> parts) = 0;
 };
 
 // Objects shared by processes of the group (shared anonymous memory, memfd): the union of what was
@@ -84,8 +90,7 @@ class SharedObjectCapture {
     MemoryCapture* memory;
   };
   virtual CopyRound copy_changed(const std::vector<ProcessView>& processes,
-                                 const std::vector<SharedObjectImage>& objects,
-                                 PageSink& sink) = 0;
+                                 const std::vector<SharedObjectImage>& objects, PageSink& sink) = 0;
 };
 
 }  // namespace replpage

@@ -15,8 +15,8 @@ enum class PageRunKind : uint8_t {
 };
 
 struct PageRun {
-  int32_t pid = 0;       // process in the group's own PID namespace; 0: a shared object
-  uint32_t object = 0;   // SharedObjectImage::id when pid is 0
+  int32_t pid = 0;      // process in the group's own PID namespace; 0: a shared object
+  uint32_t object = 0;  // SharedObjectImage::id when pid is 0
   PageRunKind kind = PageRunKind::kData;
   uint64_t address = 0;  // page aligned; offset in the object when pid is 0
   uint64_t length = 0;   // bytes, whole pages
@@ -32,7 +32,8 @@ class PageSink {
  public:
   virtual ~PageSink() = default;
   // Room for `bytes` contiguous bytes (a multiple of the page size, at most chunk_bytes_max());
-  // the span stays valid until the next call. Throws SysError(ENOSPC) when staging and spill are full.
+  // the span stays valid until the next call. Throws SysError(ENOSPC) when staging and spill are
+  // full.
   virtual std::span<uint8_t> reserve(uint64_t bytes) = 0;
   [[nodiscard]] virtual uint64_t chunk_bytes_max() const = 0;
   // Keeps the first `used` bytes of the last reservation; returns their data_offset.

@@ -1,0 +1,144 @@
+#include "core/memory/tracked_capture.h"
+
+#include <sys/mman.h>
+
+#include <utility>
+
+#include "core/base/procfs.h"
+#include "core/base/sys_error.h"
+#include "core/memory/last_copy_plan.h"
+#include "core/memory/map_line.h"
+#include "core/memory/memory_thread.h"
+
+namespace replpage {
+namespace {
+
+PageRanges private_ranges(std::span<const MappingImage> mappings) {
+  PageRanges ranges;
+  for (const MappingImage& mapping : mappings) {
+    if (holds_private_pages(mapping.kind)) append_range(ranges, mapping.range());
+  }
+  return ranges;
+}
+
+}  // namespace
+
+CopyRound TrackedCapture::copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) {
+  CopyRound round;
+  const bool everything = std::exchange(copy_all_, true);
+  MemoryView view;
+  tracker_->look(mappings, view);
+  const PageRanges mapped = private_ranges(mappings);
+  round.mapped_bytes = total_bytes(mapped);
+  if (everything) {
+    view.appeared = mapped;
+    view.written = view.present;
+  }
+  const PageRanges vanished = intersect_ranges(
+      subtract_ranges(subtract_ranges(present_, view.present), view.appeared), mapped);
+  if (memory_lost(view.present, vanished)) {
+    round.process_gone = true;
+    return round;
+  }
+  add_absent(view.appeared, mappings, sink, round);
+  add_absent(vanished, mappings, sink, round);
+  if (!copy_pages(view.written, mappings, sink, round)) {
+    round.process_gone = true;
+    return round;
+  }
+  present_ = std::move(view.present);
+  copy_all_ = false;
+  return round;
+}
+
+uint64_t TrackedCapture::count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) {
+  return tracker_->count(mappings, limit);
+}
+
+std::vector<LazyRange> TrackedCapture::copy_last(const std::vector<MappingImage>& mappings,
+                                                 PageSink& sink, uint64_t copy_pages_max) {
+  CopyRound round;
+  MemoryView view;
+  tracker_->peek(mappings, view);
+  const PageRanges mapped = private_ranges(mappings);
+  const bool everything = std::exchange(copy_all_, true);
+  PageRanges gone = everything ? mapped : subtract_ranges(present_, view.present);
+  gone = intersect_ranges(gone, mapped);
+  const LastCopyPlan plan =
+      plan_last_copy(mappings, everything ? view.present : view.written, copy_pages_max);
+  const bool lost = memory_lost(view.present, everything ? PageRanges() : gone);
+  if (!lost) add_absent(subtract_ranges(gone, plan.lazy), mappings, sink, round);
+  if (lost || !copy_pages(plan.copied, mappings, sink, round)) {
+    throw SysError("read the last memory", ESRCH, on_pid(host_pid_));
+  }
+  std::vector<LazyRange> lazy;
+  lazy.reserve(plan.lazy.size());
+  for (const PageRange& range : plan.lazy) lazy.push_back({group_pid_, range.start, range.end});
+  return lazy;
+}
+
+bool TrackedCapture::memory_lost(const PageRanges& present, const PageRanges& vanished) const {
+  using Probe = PageCopier::Probe;
+  if (!present.empty()) {
+    const Probe probe = copier_.probe(present.front().start);
+    if (probe == Probe::kNoAddressSpace) return true;
+  } else if (!present_.empty() && !memory_thread(host_pid_)) {
+    return true;
+  }
+  if (vanished.empty()) return false;
+  // A hole of a healthy process reads as zero or as the file. After the OOM reaper it cannot be
+  // read at all (check_stable_address_space in mm/memory.c), but its mapping is still there.
+  const uint64_t hole = vanished.back().start;
+  return copier_.probe(hole) != Probe::kReadable && is_mapped(hole);
+}
+
+void TrackedCapture::add_absent(std::span<const PageRange> ranges,
+                                std::span<const MappingImage> mappings, PageSink& sink,
+                                CopyRound& round) const {
+  if (ranges.empty()) return;
+  for (const MappingImage& mapping : mappings) {
+    if (!holds_private_pages(mapping.kind)) continue;
+    while (!ranges.empty() && ranges.front().end <= mapping.start) ranges = ranges.subspan(1);
+    for (const PageRange& range : ranges) {
+      if (range.start >= mapping.end) break;
+      const PageRange whole = mapping.range();
+      for (const PageRange& part : intersect_ranges({&whole, 1}, {&range, 1})) {
+        copier_.add_absent(part, sink, round);
+      }
+    }
+  }
+}
+
+bool TrackedCapture::copy_pages(std::span<const PageRange> ranges,
+                                std::span<const MappingImage> mappings, PageSink& sink,
+                                CopyRound& round) {
+  PageRanges hidden;  // process_vm_readv respects PROT_NONE, /proc/PID/mem does not
+  for (const MappingImage& mapping : mappings) {
+    const bool readable = (mapping.prot & PROT_READ) != 0;
+    if (holds_private_pages(mapping.kind) && !readable) append_range(hidden, mapping.range());
+  }
+  copier_.copy(subtract_ranges(ranges, hidden), true, sink, round);
+  copier_.copy(intersect_ranges(ranges, hidden), false, sink, round);
+  for (const PageRange& range : copier_.take_unreadable()) {
+    // While the process runs, a page may vanish between look and copy. That shows at the next look.
+    if (copier_.probe(range.start) != PageCopier::Probe::kReadable && is_mapped(range.start)) {
+      return false;
+    }
+  }
+  return true;
+}
+
+bool TrackedCapture::is_mapped(uint64_t address) const {
+  const auto tid = memory_thread(host_pid_);
+  const auto text = tid ? read_proc(thread_file(host_pid_, *tid, "maps")) : std::nullopt;
+  if (!text) return true;  // gone altogether: nothing of it can be trusted
+  for (size_t at = 0; at < text->size();) {
+    const size_t end = std::min(text->find('\n', at), text->size());
+    const auto line = parse_map_line(std::string_view(*text).substr(at, end - at));
+    if (line && address >= line->start && address < line->end) return true;
+    at = end + 1;
+  }
+  return false;
+}
+
+}  // namespace replpage

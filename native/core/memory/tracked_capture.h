@@ -1,0 +1,51 @@
+// MemoryCapture on top of a DirtyTracker: what changed is the difference of two looks.
+#pragma once
+
+#include <memory>
+
+#include "core/memory/dirty_tracker.h"
+#include "core/memory/memory_capture.h"
+#include "core/memory/page_copier.h"
+
+namespace replpage {
+
+class TrackedCapture : public MemoryCapture {
+ public:
+  // `tid` shows the process's memory (memory_thread.h). Throws SysError.
+  TrackedCapture(pid_t host_pid, pid_t tid, int32_t group_pid,
+                 std::unique_ptr<DirtyTracker> tracker)
+      : host_pid_(host_pid),
+        group_pid_(group_pid),
+        tracker_(std::move(tracker)),
+        copier_(host_pid, tid, group_pid) {}
+
+  [[nodiscard]] TrackerKind tracker() const override { return tracker_->kind(); }
+  CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) override;
+  uint64_t count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) override;
+  std::vector<LazyRange> copy_last(const std::vector<MappingImage>& mappings, PageSink& sink,
+                                   uint64_t copy_pages_max) override;
+  std::vector<PageRange> look_shared(const MappingImage& mapping,
+                                     std::span<const PageRange> parts) override {
+    return tracker_->look_shared(mapping, parts);
+  }
+
+ private:
+  // Tells pages that the program discarded from memory that is no longer there: the process is
+  // gone, or the OOM reaper has begun to take its pages.
+  [[nodiscard]] bool memory_lost(const PageRanges& present, const PageRanges& vanished) const;
+  void add_absent(std::span<const PageRange> ranges, std::span<const MappingImage> mappings,
+                  PageSink& sink, CopyRound& round) const;
+  // False when pages of existing mappings could not be read.
+  bool copy_pages(std::span<const PageRange> ranges, std::span<const MappingImage> mappings,
+                  PageSink& sink, CopyRound& round);
+  [[nodiscard]] bool is_mapped(uint64_t address) const;
+
+  pid_t host_pid_;
+  int32_t group_pid_;
+  std::unique_ptr<DirtyTracker> tracker_;
+  PageCopier copier_;
+  PageRanges present_;    // at the last look
+  bool copy_all_ = true;  // nothing was copied yet, or the last round failed
+};
+
+}  // namespace replpage

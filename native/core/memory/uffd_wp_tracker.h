@@ -1,0 +1,59 @@
+// Dirty tracking by userfaultfd with asynchronous write-protect, driven from outside the process.
+//
+// The kernel resolves write faults by itself and remembers them in the page tables; PAGEMAP_SCAN
+// reads and arms again in one call. Private pages count as
+//   written  present or swapped out, and not armed
+//   gone     present at the last look and now neither present nor swapped out: discarded
+// Holes are never armed, so that no page tables are filled for them and huge pages can appear in
+// them; whatever appears in a hole is not armed and thus written. What replaces a mapping (munmap
+// and mmap, mremap, brk) is not registered, which a scan for untracked mappings finds.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "core/memory/dirty_tracker.h"
+#include "core/memory/pagemap_scan.h"
+
+namespace replpage {
+
+class UffdWpTracker : public DirtyTracker {
+ public:
+  // Whether this kernel offers all that the tracker needs; tried on a page of our own, once.
+  static bool supported();
+
+  // The process must be stopped. Throws SysError: ESRCH when it is gone, EBUSY when it has a
+  // userfaultfd of its own.
+  UffdWpTracker(pid_t host_pid, pid_t tid, const MemoryCapture::Injector& injector);
+
+  [[nodiscard]] TrackerKind kind() const override { return TrackerKind::kUffdWp; }
+  void look(std::span<const MappingImage> mappings, MemoryView& view) override;
+  void peek(std::span<const MappingImage> mappings, MemoryView& view) override;
+  uint64_t count(std::span<const MappingImage> mappings, uint64_t limit) override;
+  PageRanges look_shared(const MappingImage& mapping, std::span<const PageRange> parts) override;
+  [[nodiscard]] bool may_look_running() const override { return true; }
+
+ private:
+  // Mappings of one kind that follow each other (in the list, not in memory): one scan covers them.
+  struct Group {
+    std::span<const MappingImage> mappings;
+    bool file_backed = false;
+    [[nodiscard]] PageRange hull() const { return {mappings.front().start, mappings.back().end}; }
+  };
+
+  template <class Visit>
+  static void for_each_group(std::span<const MappingImage> mappings, Visit&& visit);
+
+  void adopt(const Group& group, PageRanges& appeared);
+  bool register_range(PageRange range);
+  void look_anonymous(const Group& group, bool arm, MemoryView& view);
+  void look_file_backed(const Group& group, bool arm, MemoryView& view);
+  PageRanges present_anonymous(const Group& group);
+
+  pid_t pid_;
+  PagemapScan pages_;
+  UniqueFd uffd_;
+  PageRanges copied_file_pages_;  // of file-backed private mappings: no longer the file's
+};
+
+}  // namespace replpage

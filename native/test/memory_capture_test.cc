@@ -1,0 +1,494 @@
+// What a capture copies after each thing that a program can do to its memory. A model replica takes
+// the runs; afterwards each of its pages must be what the program has.
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "core/base/sys_error.h"
+#include "core/memory/uffd_wp_tracker.h"
+#include "test/memory_victim.h"
+#include "test/test.h"
+
+namespace replpage {
+namespace {
+
+using testing::MemoryVictim;
+using testing::ModelReplica;
+
+// Used inside the victim only.
+char* area = nullptr;
+constexpr size_t kAreaPages = 2048;
+
+uint64_t make_area(uint64_t pages) {
+  constexpr uint64_t kHuge = 2u << 20;
+  const uint64_t bytes = pages * kPageSize;
+  auto* at = static_cast<char*>(::mmap(nullptr, bytes + 2 * kHuge, PROT_NONE,
+                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  const auto aligned = (reinterpret_cast<uint64_t>(at) + kHuge - 1) & ~(kHuge - 1);
+  ::munmap(at, bytes + 2 * kHuge);
+  area = static_cast<char*>(::mmap(reinterpret_cast<void*>(aligned), bytes, PROT_READ | PROT_WRITE,
+                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+  ::madvise(area, bytes, MADV_NOHUGEPAGE);
+  return reinterpret_cast<uint64_t>(area);
+}
+
+uint64_t fill(uint64_t seed) {
+  for (size_t i = 0; i < kAreaPages; ++i) {
+    std::memset(area + i * kPageSize, static_cast<int>(seed + i) | 1, kPageSize);
+  }
+  return 0;
+}
+
+struct Fixture {
+  Fixture() {
+    if (!UffdWpTracker::supported()) SKIP("no asynchronous write-protect");
+    address = victim.run(make_area, kAreaPages);
+    victim.run(fill, 1);
+    memory = MemoryCapture::create(victim.pid(), 7, TrackerKind::kUffdWp, victim.injector());
+    round();
+  }
+
+  CopyRound round() {
+    const auto mappings = victim.map();
+    replica.shape(mappings);
+    const CopyRound result = memory->copy_changed(mappings, replica);
+    const std::string difference = replica.difference(victim.pid(), mappings);
+    if (!difference.empty()) testing::note(difference);
+    CHECK_EQUAL(difference, std::string());
+    CHECK(!result.process_gone);
+    return result;
+  }
+  // Lets the victim act, then looks. The victim's own stack, heap and command loop cost a few
+  // pages.
+  CopyRound after(uint64_t (*function)(uint64_t), uint64_t argument = 0) {
+    victim.run(function, argument);
+    return round();
+  }
+
+  MemoryVictim victim;
+  ModelReplica replica;
+  std::unique_ptr<MemoryCapture> memory;
+  uint64_t address = 0;
+};
+
+constexpr uint64_t kOwnPages = 12;
+
+TEST(a_first_round_copies_everything_and_the_next_nothing) {
+  Fixture f;
+  CHECK(f.replica.pages() >= kAreaPages);
+  const CopyRound second = f.round();
+  CHECK(second.data_pages <= kOwnPages);
+  CHECK_EQUAL(second.absent_pages, 0u);
+}
+
+TEST(written_pages_are_copied_and_no_others) {
+  Fixture f;
+  const CopyRound round = f.after([](uint64_t) -> uint64_t {
+    for (size_t i = 0; i < 100; ++i) area[i * 2 * kPageSize] = 77;
+    return 0;
+  });
+  CHECK(round.data_pages >= 100 && round.data_pages <= 100 + kOwnPages);
+  CHECK_EQUAL(f.memory->count_dirty(f.victim.map(), 1000), 0u);
+}
+
+TEST(zeroed_pages_travel_without_content) {
+  Fixture f;
+  const CopyRound round = f.after([](uint64_t) -> uint64_t {
+    std::memset(area, 0, 64 * kPageSize);
+    return 0;
+  });
+  CHECK(round.zero_pages >= 64);
+  CHECK(round.data_pages <= kOwnPages);
+}
+
+TEST(discarded_anonymous_pages_become_absent) {
+  Fixture f;
+  const CopyRound few = f.after([](uint64_t) -> uint64_t {
+    ::madvise(area + 5 * kPageSize, 3 * kPageSize, MADV_DONTNEED);
+    return 0;
+  });
+  CHECK_EQUAL(few.absent_pages, 3u);
+  const CopyRound huge = f.after([](uint64_t) -> uint64_t {
+    ::madvise(area + (2u << 20), 2u << 20, MADV_DONTNEED);
+    return 0;
+  });
+  CHECK_EQUAL(huge.absent_pages, 512u);
+  const CopyRound again = f.after([](uint64_t) -> uint64_t {
+    area[6 * kPageSize] = 9;
+    return static_cast<uint64_t>(area[(2u << 20) + 5]);  // reading shows the zero page
+  });
+  CHECK(f.replica.has(f.address + 6 * kPageSize));
+  CHECK_EQUAL(again.absent_pages, 0u);
+}
+
+TEST(pages_discarded_lazily_become_absent) {
+  Fixture f;
+  f.after([](uint64_t) -> uint64_t {
+    ::madvise(area, 64 * kPageSize, MADV_FREE);
+    return 0;
+  });
+  const CopyRound round = f.after([](uint64_t) -> uint64_t {
+    constexpr int kPageOut = 21;  // MADV_PAGEOUT reclaims at once: freed pages are dropped
+    ::madvise(area, 64 * kPageSize, kPageOut);
+    return 0;
+  });
+  testing::note("dropped by reclaim: " + std::to_string(round.absent_pages));
+}
+
+TEST(a_discarded_private_file_page_is_the_files_again) {
+  Fixture f;
+  const auto map_file = [](uint64_t) -> uint64_t {
+    char name[] = "/tmp/memory-test-XXXXXX";
+    const int fd = ::mkstemp(name);
+    ::unlink(name);
+    char page[kPageSize];
+    for (int i = 0; i < 64; ++i) {
+      std::memset(page, 'a' + i % 26, sizeof page);
+      if (::write(fd, page, sizeof page) != sizeof page) return 0;
+    }
+    area = static_cast<char*>(
+        ::mmap(nullptr, 64 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
+    ::close(fd);
+    for (int i = 0; i < 32; ++i) area[i * kPageSize] = 'X';
+    return reinterpret_cast<uint64_t>(area);
+  };
+  const uint64_t at = f.victim.run(map_file);
+  const CopyRound first = f.round();
+  CHECK(first.data_pages >= 32 && first.data_pages <= 32 + kOwnPages);
+  CHECK(!f.replica.has(at + 40 * kPageSize));
+  f.after([](uint64_t) -> uint64_t {
+    ::madvise(area, 8 * kPageSize, MADV_DONTNEED);
+    return 0;
+  });
+  const CopyRound settled =
+      f.after([](uint64_t) -> uint64_t { return static_cast<uint64_t>(area[3 * kPageSize]); });
+  CHECK_EQUAL(settled.absent_pages, 8u);
+  f.after([](uint64_t) -> uint64_t {  // written, and discarded before the next look
+    area[50 * kPageSize] = 'Y';
+    ::madvise(area + 50 * kPageSize, kPageSize, MADV_DONTNEED);
+    area[20 * kPageSize] = 'Z';
+    ::madvise(area + 20 * kPageSize, kPageSize, MADV_DONTNEED);
+    return 0;
+  });
+  f.after([](uint64_t) -> uint64_t {
+    area[3 * kPageSize] = 'W';
+    area[60 * kPageSize] = 'V';
+    return 0;
+  });
+  CHECK(f.replica.has(at + 3 * kPageSize));
+  CHECK(f.replica.has(at + 60 * kPageSize));
+  CHECK(f.round().data_pages <= kOwnPages);
+}
+
+TEST(a_mapping_put_in_the_place_of_another_is_copied_whole) {
+  Fixture f;
+  const CopyRound round = f.after([](uint64_t) -> uint64_t {
+    ::mmap(area + (1u << 20), 1u << 20, PROT_READ | PROT_WRITE,
+           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    area[(1u << 20) + 9 * kPageSize] = 5;
+    return 0;
+  });
+  CHECK_EQUAL(round.absent_pages, 256u);
+  CHECK(round.data_pages <= 1 + kOwnPages);
+  CHECK(!f.replica.has(f.address + (1u << 20)));
+  CHECK(f.round().data_pages <= kOwnPages);
+}
+
+TEST(moved_grown_and_shrunk_mappings_are_followed) {
+  Fixture f;
+  f.after([](uint64_t) -> uint64_t {  // moved to a fresh place
+    void* to = ::mmap(nullptr, 4u << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    area =
+        static_cast<char*>(::mremap(area, 4u << 20, 4u << 20, MREMAP_MAYMOVE | MREMAP_FIXED, to));
+    return 0;
+  });
+  f.after([](uint64_t) -> uint64_t {  // shrunk and grown in place: the tail reads as zero
+    ::mremap(area, 4u << 20, 1u << 20, 0);
+    return ::mremap(area, 1u << 20, 4u << 20, 0) == area ? 1 : 0;
+  });
+  f.after([](uint64_t) -> uint64_t {
+    area[(3u << 20) + 7] = 3;
+    return 0;
+  });
+  f.after([](uint64_t) -> uint64_t {  // moved over a mapping that is tracked
+    void* other = ::mmap(nullptr, 1u << 20, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    std::memset(other, 7, 1u << 20);
+    area = static_cast<char*>(other);
+    return 0;
+  });
+  f.after([](uint64_t) -> uint64_t {
+    char* from = static_cast<char*>(
+        ::mmap(nullptr, 1u << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    from[5 * kPageSize] = 4;
+    ::mremap(from, 1u << 20, 1u << 20, MREMAP_MAYMOVE | MREMAP_FIXED, area);
+    return 0;
+  });
+}
+
+TEST(the_heap_is_followed_as_it_grows_and_shrinks) {
+  Fixture f;
+  for (int i = 0; i < 3; ++i) {
+    f.after([](uint64_t) -> uint64_t {
+      char* from = static_cast<char*>(::sbrk(3u << 20));
+      std::memset(from, 5, 3u << 20);
+      return 0;
+    });
+    f.after([](uint64_t) -> uint64_t {
+      ::sbrk(-(2 << 20));
+      return 0;
+    });
+    f.after([](uint64_t) -> uint64_t {
+      char* from = static_cast<char*>(::sbrk(1u << 20));
+      from[100] = 1;
+      return 0;
+    });
+  }
+}
+
+uint64_t use_stack(uint64_t depth) {
+  volatile char frame[8192];
+  frame[0] = static_cast<char>(depth);
+  frame[8191] = 1;
+  return depth == 0 ? 0 : use_stack(depth - 1) + static_cast<uint64_t>(frame[0] & 1);
+}
+
+TEST(a_growing_stack_is_followed) {
+  Fixture f;
+  const CopyRound round = f.after(use_stack, 100);
+  CHECK(round.data_pages + round.zero_pages >= 100);
+  f.after(use_stack, 400);
+}
+
+TEST(pages_without_read_permission_are_copied_too) {
+  Fixture f;
+  const CopyRound round = f.after([](uint64_t) -> uint64_t {
+    std::memset(area, 33, 16 * kPageSize);
+    ::mprotect(area, 8 * kPageSize, PROT_NONE);
+    ::mprotect(area + 8 * kPageSize, 8 * kPageSize, PROT_WRITE);
+    return 0;
+  });
+  CHECK(round.data_pages >= 16);
+  f.after([](uint64_t) -> uint64_t {
+    ::mprotect(area, 16 * kPageSize, PROT_READ | PROT_WRITE);
+    area[0] = 1;
+    return 0;
+  });
+}
+
+TEST(huge_pages_are_copied_and_followed) {
+  Fixture f;
+  f.after([](uint64_t) -> uint64_t {
+    make_area(4096);
+    ::madvise(area, 16u << 20, MADV_HUGEPAGE);
+    std::memset(area, 3, 8u << 20);
+    return 0;
+  });
+  f.after([](uint64_t) -> uint64_t {
+    area[(2u << 20) + 12345] = 1;
+    ::madvise(area + (4u << 20), 2u << 20, MADV_DONTNEED);
+    std::memset(area + (10u << 20), 9, 2u << 20);
+    return 0;
+  });
+  f.after([](uint64_t) -> uint64_t {
+    area[(4u << 20) + 1] = 1;
+    return 0;
+  });
+}
+
+TEST(a_forked_child_does_not_disturb_tracking) {
+  Fixture f;
+  f.after([](uint64_t) -> uint64_t {
+    const pid_t child = ::fork();
+    if (child == 0) {
+      std::memset(area, 99, 1u << 20);
+      ::_exit(0);
+    }
+    area[0] = 12;
+    ::waitpid(child, nullptr, 0);
+    area[4096] = 13;
+    return 0;
+  });
+  CHECK(f.round().data_pages <= kOwnPages);
+}
+
+TEST(writes_by_the_kernel_are_seen) {
+  Fixture f;
+  const CopyRound round = f.after([](uint64_t) -> uint64_t {
+    int ends[2];
+    if (::pipe(ends) != 0 || ::write(ends[1], "kernel", 6) != 6) return 1;
+    const ssize_t got = ::read(ends[0], area + 300 * kPageSize, 6);
+    ::close(ends[0]);
+    ::close(ends[1]);
+    return static_cast<uint64_t>(got);
+  });
+  CHECK(round.data_pages >= 1);
+}
+
+TEST(rounds_beside_a_running_program_and_one_at_rest_leave_nothing_behind) {
+  Fixture f;
+  for (int repeat = 0; repeat < 10; ++repeat) {
+    f.victim.start(
+        [](uint64_t seed) -> uint64_t {
+          uint64_t state = seed * 2654435761u + 1;
+          for (int i = 0; i < 20000; ++i) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            char* page = area + (state >> 33) % kAreaPages * kPageSize;
+            if ((state >> 20) % 64 == 0) {
+              ::madvise(page, kPageSize, MADV_DONTNEED);
+            } else {
+              page[(state >> 10) % kPageSize] = static_cast<char>(state >> 40);
+            }
+          }
+          return 0;
+        },
+        static_cast<uint64_t>(repeat));
+    for (int i = 0; i < 4; ++i) {
+      const auto mappings = f.victim.map();
+      f.replica.shape(mappings);
+      CHECK(!f.memory->copy_changed(mappings, f.replica).process_gone);
+    }
+    f.victim.finish();
+    f.round();
+  }
+}
+
+TEST(a_random_walk_through_memory_calls_is_followed) {
+  Fixture f;
+  f.victim.run(make_area, kAreaPages);
+  for (uint64_t seed = 1; seed <= 150; ++seed) {
+    f.after(
+        [](uint64_t start) -> uint64_t {
+          uint64_t state = start * 0x9E3779B97F4A7C15u;
+          const auto random = [&state](uint64_t bound) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            return state % bound;
+          };
+          for (int i = 0; i < 12; ++i) {
+            const uint64_t first = random(kAreaPages);
+            const uint64_t bytes = (1 + random(kAreaPages - first)) * kPageSize;
+            char* at = area + first * kPageSize;
+            const auto remap = [&](int protection) {
+              ::mmap(at, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+            };
+            switch (random(9)) {
+              case 0:
+                ::madvise(at, bytes, MADV_DONTNEED);
+                break;
+              case 1:
+                remap(PROT_READ | PROT_WRITE);
+                break;
+              case 2:
+                ::munmap(at, bytes);
+                remap(PROT_READ | PROT_WRITE);
+                break;
+              case 3:
+                ::madvise(at, bytes, random(2) ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+                break;
+              case 4:
+                ::madvise(at, bytes, MADV_FREE);
+                break;
+              case 5: {
+                const uint64_t other = random(kAreaPages - bytes / kPageSize + 1);
+                char* spare = static_cast<char*>(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                                                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+                spare[random(bytes)] = 1;
+                ::mremap(spare, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
+                         area + other * kPageSize);
+                break;
+              }
+              default:
+                for (int n = 0; n < 40; ++n) at[random(bytes)] = static_cast<char>(1 + random(255));
+            }
+          }
+          return 0;
+        },
+        seed);
+  }
+}
+
+TEST(a_last_copy_and_its_lazy_ranges_make_a_whole) {
+  Fixture f;
+  f.victim.run([](uint64_t) -> uint64_t {
+    for (size_t i = 0; i < kAreaPages; i += 3) area[i * kPageSize] = 55;
+    ::madvise(area + 600 * kPageSize, 20 * kPageSize, MADV_DONTNEED);
+    ::mmap(nullptr, 1u << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
+           -1, 0);
+    return 0;
+  });
+  const auto mappings = f.victim.map();
+  f.replica.shape(mappings);
+  const auto lazy = f.memory->copy_last(mappings, f.replica, 64);
+  CHECK(!lazy.empty());
+  CHECK_EQUAL(lazy.front().pid, 7);
+  f.replica.fetch_lazy(f.victim.pid(), lazy);
+  CHECK_EQUAL(f.replica.difference(f.victim.pid(), mappings), std::string());
+}
+
+TEST(a_last_copy_without_any_before_is_whole_too) {
+  Fixture f;
+  MemoryVictim other;
+  other.run(make_area, kAreaPages);
+  other.run(fill, 3);
+  const auto memory = MemoryCapture::create(other.pid(), 9, std::nullopt, other.injector());
+  ModelReplica replica;
+  const auto mappings = other.map();
+  replica.fetch_lazy(other.pid(), memory->copy_last(mappings, replica, 64));
+  CHECK_EQUAL(replica.difference(other.pid(), mappings), std::string());
+}
+
+// Lets a number of chunks through, then is full.
+class FullSink : public ModelReplica {
+ public:
+  int chunks = 3;
+  std::span<uint8_t> reserve(uint64_t bytes) override {
+    if (chunks-- == 0) throw SysError("stage pages", ENOSPC);
+    return ModelReplica::reserve(bytes);
+  }
+};
+
+TEST(after_a_failed_round_everything_is_copied_again) {
+  Fixture f;
+  f.victim.run(fill, 9);
+  FullSink full;
+  full.chunk_bytes_max_ = 16 * kPageSize;
+  bool failed = false;
+  try {
+    f.memory->copy_changed(f.victim.map(), full);
+  } catch (const SysError& error) {
+    failed = error.error() == ENOSPC;
+  }
+  CHECK(failed);
+  const CopyRound round = f.round();
+  CHECK(round.data_pages >= kAreaPages);
+}
+
+TEST(a_process_that_died_is_noticed_and_not_taken_for_empty) {
+  Fixture f;
+  const auto mappings = f.victim.map();
+  f.victim.kill();
+  ModelReplica replica;
+  const CopyRound round = f.memory->copy_changed(mappings, replica);
+  CHECK(round.process_gone);
+  CHECK_EQUAL(round.absent_pages, 0u);
+}
+
+TEST(counting_dirty_pages_stops_at_the_limit_and_changes_nothing) {
+  Fixture f;
+  f.victim.run([](uint64_t) -> uint64_t {
+    for (size_t i = 0; i < 500; ++i) area[i * kPageSize] = 66;
+    return 0;
+  });
+  CHECK_EQUAL(f.memory->count_dirty(f.victim.map(), 100), 100u);
+  const uint64_t all = f.memory->count_dirty(f.victim.map(), 100000);
+  CHECK(all >= 500 && all <= 500 + kOwnPages);
+  CHECK(f.round().data_pages >= 500);
+}
+
+}  // namespace
+}  // namespace replpage
