@@ -1,0 +1,97 @@
+/**
+ * Every victim: protected while it checks, killed while it checks, found checking on, without an
+ * error, in the promoted process; and once more on that one. Those that cannot be replicated are
+ * refused by name and run on untouched.
+ *
+ * REPLPAGE_TEST_VICTIMS=name,name runs only these.
+ */
+import t, { type Test } from 'tap';
+import { isRunning, sendSignal, statusField } from '../support/processes.js';
+import { whyNoEngine } from '../support/repository.js';
+import { Stage } from '../support/stage.js';
+import { buildVictims, readVictims, Victim, type VictimEntry } from '../support/victim.js';
+
+const skip = whyNoEngine() ?? false;
+const only = process.env['REPLPAGE_TEST_VICTIMS']?.split(',');
+const kills = 2;
+
+const groupName = (entry: VictimEntry): string => entry.name.replaceAll(/[^A-Za-z0-9]+/g, '-');
+
+async function survives(t: Test, stage: Stage, victim: Victim, entry: VictimEntry): Promise<void> {
+  const rounds = entry.slow ? 3 : 20;
+  const name = groupName(entry);
+  const { pid: ownPid } = await victim.state();
+  let group = await stage.protect(victim.pid, name);
+  t.equal(group.hostPid, victim.pid, 'the primary is the process itself');
+  await victim.waitForRounds(rounds);
+  group = await stage.waitForState(name, ['protected', 'lagging']);
+  for (let kill = 1; kill <= kills; kill++) {
+    const killed = group.hostPid;
+    sendSignal(killed, 'SIGKILL');
+    group = await stage.waitForPromotion(name, group.generation);
+    t.not(group.hostPid, killed, `kill ${kill}: another process of this machine runs`);
+    t.equal(group.promotion?.exact, true, `kill ${kill}: nothing is lost`);
+    await victim.waitForRounds(rounds);
+    t.notOk(await isRunning(killed), `kill ${kill}: the old process is gone`);
+    const { pid } = await victim.state();
+    t.equal(pid, ownPid, 'it has the pid it had');
+  }
+  await stage.json('unprotect', name);
+  await victim.waitForRounds(rounds);
+  t.equal(await statusField(group.hostPid, 'TracerPid'), '0', 'nobody traces it any more');
+}
+
+async function isRefused(t: Test, stage: Stage, victim: Victim, entry: VictimEntry): Promise<void> {
+  const words = new RegExp(entry.refused ?? entry.orRefused ?? '', 'i');
+  const name = groupName(entry);
+  const result = await stage.command('protect', String(victim.pid), '--name', name, '--json');
+  if (result.status === 0 && entry.orSurvives) {
+    await victim.waitForRounds(20);
+    return;
+  }
+  t.equal(result.status, 65, 'the exit status says refused');
+  const { error } = JSON.parse(result.stdout) as {
+    error: { code: string; message: string; refusals?: { object: string }[] };
+  };
+  t.equal(error.code, 'ERR_REFUSED');
+  t.match(`${error.message} ${JSON.stringify(error.refusals)}`, words, 'it says what of it');
+  const objects = (error.refusals ?? []).map(({ object }) => object).join(' ');
+  const { number } = await victim.state();
+  if (entry.names === 'fd') t.match(objects, new RegExp(`\\b${number}\\b`), 'it names the fd');
+  if (entry.names === 'address') {
+    t.match(objects.toLowerCase(), number.toString(16), 'it names the address');
+  }
+  await victim.waitForRounds(20);
+  t.equal(await statusField(victim.pid, 'TracerPid'), '0', 'it is left alone');
+}
+
+t.test('victims', { skip, timeout: 600_000 }, async (t) => {
+  await buildVictims();
+  const stage = await Stage.make('victims');
+  await stage.startDaemon();
+  for (const entry of await readVictims()) {
+    if (only && !only.includes(entry.name)) continue;
+    const title = entry.refused ? `${entry.name}: is refused` : `${entry.name}: ${entry.covers}`;
+    await t.test(title, async (t) => {
+      const victim = await Victim.start(stage, entry.program, entry.arguments);
+      if (typeof victim === 'string') {
+        t.comment(victim);
+        return;
+      }
+      try {
+        if (entry.refused) await isRefused(t, stage, victim, entry);
+        else await survives(t, stage, victim, entry);
+      } catch (error) {
+        stage.keep();
+        t.fail(error instanceof Error ? error.message : String(error));
+      }
+      if (stage.daemonRuns()) await stage.command('unprotect', groupName(entry));
+      t.same(await victim.end(), [], 'it can be ended');
+      if (!stage.daemonRuns()) {
+        t.fail('the daemon has ended');
+        await stage.startDaemon();
+      }
+    });
+  }
+  t.same(await stage.end(), [], 'nothing is left behind');
+});

@@ -1,0 +1,287 @@
+/**
+ * A place of its own for one test: a folder on tmpfs, a daemon with all its files below it, and
+ * whatever the test starts. All of it is ended by pid; a failing test's folder stays.
+ */
+import { spawn, type ChildProcess, type SpawnOptions } from 'node:child_process';
+import { once } from 'node:events';
+import { createWriteStream, existsSync } from 'node:fs';
+import { mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import path from 'node:path';
+import type { GroupStatus, StatusReport } from '../../src/api/schema.js';
+import { endProcessesOf, isRunning, processesOf, sendSignal } from './processes.js';
+import { cliPath } from './repository.js';
+import { waitFor } from './wait-for.js';
+
+export interface CommandResult {
+  readonly status: number | null;
+  readonly signal: NodeJS.Signals | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+export interface CommandError {
+  readonly code: string;
+  readonly message: string;
+  readonly advice?: string;
+  readonly refusals?: readonly { pid: number; object: string; kind: string; why: string }[];
+}
+
+const commandMs = 120_000;
+
+export class Stage {
+  readonly folder: string;
+  readonly runtimeDir: string;
+  #daemon: ChildProcess | undefined;
+  #started = 0;
+  #keep = false;
+
+  private constructor(folder: string) {
+    this.folder = folder;
+    this.runtimeDir = path.join(folder, 'run');
+  }
+
+  /** The folder is on tmpfs: status pages and sockets live there. */
+  static async make(name: string): Promise<Stage> {
+    const base = existsSync('/dev/shm') ? '/dev/shm' : '/tmp';
+    const folder = await mkdtemp(path.join(base, `replpage-${name}-`));
+    await mkdir(path.join(folder, 'run'), { mode: 0o755 });
+    return new Stage(folder);
+  }
+
+  get environment(): NodeJS.ProcessEnv {
+    return { ...process.env, REPLPAGE_RUNTIME_DIR: this.runtimeDir };
+  }
+
+  get daemonPid(): number {
+    const pid = this.#daemon?.pid;
+    if (pid === undefined) throw new Error('no daemon was started');
+    return pid;
+  }
+
+  get daemonLog(): string {
+    return path.join(this.folder, 'daemon.log');
+  }
+
+  /** A file or folder of the stage. */
+  path(...names: string[]): string {
+    return path.join(this.folder, ...names);
+  }
+
+  /** Starts a program of the stage; its output goes to a file that a failing test keeps. */
+  spawn(command: string, args: readonly string[], options: SpawnOptions = {}): ChildProcess {
+    this.#started++;
+    const log = createWriteStream(this.path(`${this.#started}-${path.basename(command)}.log`));
+    const child = spawn(command, args, {
+      cwd: this.folder,
+      env: this.environment,
+      detached: true,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      ...options,
+    });
+    child.stdout?.pipe(log, { end: false });
+    child.stderr?.pipe(log, { end: false });
+    child.once('error', (error) => log.write(`${error.message}\n`));
+    return child;
+  }
+
+  async startDaemon(...flags: string[]): Promise<void> {
+    const log = createWriteStream(this.daemonLog, { flags: 'a' });
+    this.#daemon = spawn(process.execPath, [cliPath, 'daemon', ...flags], {
+      cwd: this.folder,
+      env: this.environment,
+      detached: true,
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    this.#daemon.stdout?.pipe(log, { end: false });
+    this.#daemon.stderr?.pipe(log, { end: false });
+    const daemon = this.#daemon;
+    await waitFor(
+      async () => {
+        if (daemon.exitCode !== null || daemon.signalCode !== null) {
+          throw new Error(`the daemon ended: ${await this.#lastOfLog()}`);
+        }
+        return (await this.command('status', '--json')).status === 0;
+      },
+      20_000,
+      async () => `the daemon does not answer: ${await this.#lastOfLog()}`,
+    );
+  }
+
+  async killDaemon(): Promise<void> {
+    const daemon = this.#daemon;
+    if (!daemon || daemon.exitCode !== null || daemon.signalCode !== null) return;
+    const ended = once(daemon, 'exit');
+    daemon.kill('SIGKILL');
+    await ended;
+  }
+
+  async stopDaemon(): Promise<number | null> {
+    const daemon = this.#daemon;
+    if (!daemon || daemon.exitCode !== null || daemon.signalCode !== null) return null;
+    const ended = once(daemon, 'exit');
+    daemon.kill('SIGTERM');
+    await waitFor(
+      () => daemon.exitCode !== null || daemon.signalCode !== null,
+      20_000,
+      async () => `the daemon does not end after SIGTERM: ${await this.#lastOfLog()}`,
+    );
+    await ended;
+    return daemon.exitCode;
+  }
+
+  daemonRuns(): boolean {
+    const daemon = this.#daemon;
+    return daemon !== undefined && daemon.exitCode === null && daemon.signalCode === null;
+  }
+
+  /** Runs `replpage ARGS`, as a user would. */
+  command(...args: string[]): Promise<CommandResult> {
+    return this.run(process.execPath, [cliPath, ...args]);
+  }
+
+  async run(
+    command: string,
+    args: readonly string[],
+    options: SpawnOptions = {},
+  ): Promise<CommandResult> {
+    const child = spawn(command, args, {
+      cwd: this.folder,
+      env: this.environment,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout: commandMs,
+      killSignal: 'SIGKILL',
+      ...options,
+    });
+    let stdout = '';
+    let stderr = '';
+    child.stdout?.on('data', (chunk: Buffer) => (stdout += chunk.toString()));
+    child.stderr?.on('data', (chunk: Buffer) => (stderr += chunk.toString()));
+    const [status, signal] = (await once(child, 'close')) as [number | null, NodeJS.Signals | null];
+    return { status, signal, stdout, stderr };
+  }
+
+  /** Runs a command with --json that must succeed, and gives its object. */
+  async json<T>(...args: string[]): Promise<T> {
+    const result = await this.command(...args, '--json');
+    if (result.status !== 0) {
+      const { status, signal, stdout, stderr } = result;
+      const how = signal ?? String(status);
+      throw new Error(`replpage ${args.join(' ')} ended with ${how}: ${stdout}${stderr}`);
+    }
+    return JSON.parse(result.stdout) as T;
+  }
+
+  /** Runs a command with --json that must fail, and gives its error. */
+  async refusal(...args: string[]): Promise<CommandError> {
+    const result = await this.command(...args, '--json');
+    if (result.status === 0) throw new Error(`replpage ${args.join(' ')} did not fail`);
+    try {
+      return (JSON.parse(result.stdout) as { error: CommandError }).error;
+    } catch {
+      throw new Error(`not a JSON error: ${result.stdout}${result.stderr}`);
+    }
+  }
+
+  async protect(pid: number, name: string, ...flags: string[]): Promise<GroupStatus> {
+    const report = await this.json<{ group: GroupStatus }>(
+      'protect',
+      String(pid),
+      '--name',
+      name,
+      ...flags,
+    );
+    return report.group;
+  }
+
+  /** Undefined where there is no such group, or no daemon. */
+  async group(name: string): Promise<GroupStatus | undefined> {
+    const result = await this.command('status', '--json');
+    if (result.status !== 0) return undefined;
+    const report = JSON.parse(result.stdout) as StatusReport;
+    return report.groups.find((each) => each.name === name) as GroupStatus | undefined;
+  }
+
+  async waitForState(
+    name: string,
+    states: readonly string[],
+    limitMs = 30_000,
+  ): Promise<GroupStatus> {
+    let seen: GroupStatus | undefined;
+    return waitFor(
+      async () => {
+        seen = await this.group(name);
+        return seen !== undefined && states.includes(seen.state) && seen;
+      },
+      limitMs,
+      async () =>
+        `${name} is ${seen?.state ?? 'unknown'} (${seen?.reason ?? 'no reason'}), not ` +
+        `${states.join(' or ')}; daemon: ${await this.#lastOfLog()}`,
+    );
+  }
+
+  /** Waits until the group has been promoted beyond `generation` and is protected again. */
+  async waitForPromotion(name: string, generation: number, limitMs = 60_000): Promise<GroupStatus> {
+    let seen: GroupStatus | undefined;
+    return waitFor(
+      async () => {
+        seen = await this.group(name);
+        if (seen && ['ended', 'failed', 'unprotected'].includes(seen.state)) {
+          throw new Error(`${name} is ${seen.state}: ${seen.reason ?? ''}`);
+        }
+        return (
+          seen?.generation !== undefined &&
+          seen.generation > generation &&
+          ['protected', 'lagging'].includes(seen.state) &&
+          seen
+        );
+      },
+      limitMs,
+      async () =>
+        `${name} is ${seen?.state ?? 'unknown'} at generation ${seen?.generation ?? '?'} ` +
+        `(${seen?.reason ?? 'no reason'}); daemon: ${await this.#lastOfLog()}`,
+    );
+  }
+
+  /** A failing test's folder is left for a look. */
+  keep(): void {
+    this.#keep = true;
+  }
+
+  /** Ends everything; gives what could not be ended or was left behind. */
+  async end(): Promise<string[]> {
+    const left: string[] = [];
+    if (this.daemonRuns())
+      await this.stopDaemon().catch((error: unknown) => left.push(String(error)));
+    left.push(...(await endProcessesOf(this.folder)));
+    left.push(...(await cgroupsOf(path.basename(this.folder))));
+    if (!this.#keep && left.length === 0) await rm(this.folder, { recursive: true, force: true });
+    return left;
+  }
+
+  /** Processes of the stage, beside the daemon. */
+  async processes(): Promise<{ pid: number; what: string }[]> {
+    return (await processesOf(this.folder)).filter(({ pid }) => pid !== this.#daemon?.pid);
+  }
+
+  async endPid(pid: number): Promise<void> {
+    sendSignal(pid, 'SIGKILL');
+    await waitFor(async () => !(await isRunning(pid)), 20_000, `process ${pid} does not die`);
+  }
+
+  async #lastOfLog(): Promise<string> {
+    const text = await readFile(this.daemonLog, 'utf8').catch(() => '');
+    return text.trim().split('\n').slice(-3).join(' | ').slice(-800);
+  }
+}
+
+/** Control groups whose name has the text in it. */
+async function cgroupsOf(text: string): Promise<string[]> {
+  const found: string[] = [];
+  for (const base of await readdir('/sys/fs/cgroup').catch(() => [])) {
+    const folder = path.join('/sys/fs/cgroup', base, 'replpage');
+    for (const name of await readdir(folder).catch(() => [])) {
+      if (name.includes(text)) found.push(`cgroup ${path.join(folder, name)}`);
+    }
+  }
+  return found;
+}
