@@ -28,8 +28,8 @@ std::optional<int32_t> innermost_pid(pid_t host_pid) {
   const auto numbers = field_of(*status, "NSpid");
   if (!numbers) return std::nullopt;
   const size_t last = numbers->find_last_of(" \t");
-  return std::stoi(std::string(last == std::string_view::npos ? *numbers
-                                                              : numbers->substr(last + 1)));
+  return std::stoi(
+      std::string(last == std::string_view::npos ? *numbers : numbers->substr(last + 1)));
 }
 
 bool reads(uint32_t flags) { return (flags & O_ACCMODE) != O_WRONLY; }
@@ -86,9 +86,8 @@ void Capture::capture(const DescriptorCaptureInput& input, GroupImage& image) {
     const auto found = tables_.find(input.processes[i].host_pid);
     if (found == tables_.end()) continue;  // gone
     DescriptorTable& table = *found->second;
-    const auto shared = std::find_if(distinct_.begin(), distinct_.end(), [&](auto* other) {
-      return table.shares_with(*other);
-    });
+    const auto shared = std::find_if(distinct_.begin(), distinct_.end(),
+                                     [&](auto* other) { return table.shares_with(*other); });
     if (i < image.processes.size()) {
       image.processes[i].file_table = static_cast<uint32_t>(shared - distinct_.begin());
     }
@@ -150,15 +149,14 @@ void Capture::read_table(DescriptorTable& table, int32_t owner, GroupImage& imag
   }
 }
 
-uint32_t Capture::add_open_file(DescriptorTable& table, DescriptorEntry& entry,
-                                GroupImage& image) {
+uint32_t Capture::add_open_file(DescriptorTable& table, DescriptorEntry& entry, GroupImage& image) {
   const auto next = static_cast<uint32_t>(image.open_files.size());
   const uint32_t flags = entry.file.flags;
   const OpenFileIndex::Candidate candidate{
       .host_pid = table.host_pid(),
       .fd = entry.fd,
-      .likeness = OpenFileIndex::likeness(entry.head.inode, entry.head.mount, flags,
-                                          entry.head.position),
+      .likeness =
+          OpenFileIndex::likeness(entry.head.inode, entry.head.mount, flags, entry.head.position),
       .certain = entry.link.starts_with("socket:")};
   const auto known = index_.find_or_add(candidate, next);
   if (!known) {
@@ -264,9 +262,9 @@ void Capture::resolve_watches(GroupImage& image) {
       EpollWatch& watch = file.watches[i];
       const DescriptorEntry* watched = source.table->find(watch.fd);
       if (watched != nullptr && watched->head.inode == source.entry->watched_inodes[i]) {
-        const auto found = std::lower_bound(
-            descriptors.begin(), descriptors.end(), watch.fd,
-            [](const DescriptorImage& d, int32_t fd) { return d.fd < fd; });
+        const auto found =
+            std::lower_bound(descriptors.begin(), descriptors.end(), watch.fd,
+                             [](const DescriptorImage& d, int32_t fd) { return d.fd < fd; });
         watch.target = found->open_file;
       } else {
         watch.target = find_watched(source, i, image);

@@ -187,8 +187,8 @@ void DescriptorProbe::read_deleted(DescriptorTable& table, DescriptorEntry& entr
   if (content) {
     file.content = std::move(*content);
   } else {
-    entry.refused = "it was deleted, and is longer than " +
-                    std::to_string(kDeletedFileBytesMax >> 20) + " MiB";
+    entry.refused =
+        "it was deleted, and is longer than " + std::to_string(kDeletedFileBytesMax >> 20) + " MiB";
   }
 }
 

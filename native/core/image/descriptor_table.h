@@ -20,19 +20,19 @@ namespace replpage {
 
 struct DescriptorEntry {
   int fd = -1;
-  std::string text;      // fdinfo of this epoch
-  DescriptorHead head;   // head.rest points into `text`
-  bool changed = true;   // other than at the last refresh
-  std::string link;      // target of /proc/PID/fd/N when it was last looked up
+  std::string text;     // fdinfo of this epoch
+  DescriptorHead head;  // head.rest points into `text`
+  bool changed = true;  // other than at the last refresh
+  std::string link;     // target of /proc/PID/fd/N when it was last looked up
   UniqueFd info;
 
   // What was found out about the file behind it; kept by the capture.
   OpenFileImage file;
   std::vector<uint64_t> watched_inodes;  // of file.watches
-  std::string refused;   // why it cannot be replicated
-  bool probed = false;   // `file` is of this very open file
-  bool settled = false;  // and need not be looked at while `changed` is false
-  uint32_t age = 0;      // epochs since it was looked at
+  std::string refused;                   // why it cannot be replicated
+  bool probed = false;                   // `file` is of this very open file
+  bool settled = false;                  // and need not be looked at while `changed` is false
+  uint32_t age = 0;                      // epochs since it was looked at
 };
 
 class DescriptorTable {

@@ -10,8 +10,7 @@
 
 namespace replpage {
 
-uint64_t OpenFileIndex::likeness(uint64_t inode, int32_t mount, uint32_t flags,
-                                 uint64_t position) {
+uint64_t OpenFileIndex::likeness(uint64_t inode, int32_t mount, uint32_t flags, uint64_t position) {
   uint64_t hash = 0x9e3779b97f4a7c15u;
   for (const uint64_t part : {inode, static_cast<uint64_t>(mount), uint64_t{flags}, position}) {
     hash = (hash ^ part) * 0xff51afd7ed558ccdu;
@@ -29,8 +28,8 @@ std::optional<uint32_t> OpenFileIndex::find_or_add(const Candidate& candidate,
   while (low < high) {
     const size_t middle = (low + high) / 2;
     const Known& other = list[middle];
-    const long order = ::syscall(SYS_kcmp, other.host_pid, candidate.host_pid, KCMP_FILE, other.fd,
-                                 candidate.fd);
+    const long order =
+        ::syscall(SYS_kcmp, other.host_pid, candidate.host_pid, KCMP_FILE, other.fd, candidate.fd);
     if (order < 0) {
       throw SysError::from_errno("kcmp fd " + std::to_string(candidate.fd),
                                  on_pid(candidate.host_pid));

@@ -15,8 +15,8 @@ class OpenFileIndex {
   struct Candidate {
     pid_t host_pid = 0;
     int fd = -1;
-    uint64_t likeness = 0;   // equal for descriptors of one description; others may share it
-    bool certain = false;    // likeness alone proves it (a socket's inode)
+    uint64_t likeness = 0;  // equal for descriptors of one description; others may share it
+    bool certain = false;   // likeness alone proves it (a socket's inode)
   };
 
   // Position of the description, or nullopt after adding the candidate as `next_position`.

@@ -1,0 +1,102 @@
+#include "core/restore/descriptors.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+
+#include "core/base/sys_error.h"
+#include "core/restore/open_files.h"
+#include "core/restore/table_installer.h"
+
+namespace replpage {
+namespace {
+
+// The first process of the image that has the table and is part of the replica.
+ReplicaProcess& process_with(const GroupImage& image, uint32_t table,
+                             std::span<ReplicaProcess* const> processes) {
+  for (const ProcessImage& state : image.processes) {
+    if (state.file_table != table) continue;
+    for (ReplicaProcess* process : processes) {
+      if (process->pid() == state.pid) return *process;
+    }
+  }
+  throw SysError("find the process of descriptor table " + std::to_string(table), ESRCH);
+}
+
+void check_file(const std::string& path, const FileIdentity& identity, mode_t expected) {
+  struct stat now {};
+  if (::stat(path.c_str(), &now) != 0) {
+    throw SysError("a file has changed since the epoch", ESTALE, on_path(path));
+  }
+  const FileIdentity found{
+      .device = now.st_dev,
+      .inode = now.st_ino,
+      .size = static_cast<uint64_t>(now.st_size),
+      .change_time_ns = now.st_ctim.tv_sec * 1'000'000'000 + now.st_ctim.tv_nsec};
+  if ((now.st_mode & S_IFMT) != expected || found != identity) {
+    throw SysError("a file has changed since the epoch", ESTALE, on_path(path));
+  }
+}
+
+}  // namespace
+
+void check_descriptor_image(const GroupImage& image) {
+  const size_t files = image.open_files.size();
+  for (const ProcessImage& process : image.processes) {
+    if (process.file_table >= image.file_tables.size()) {
+      throw FormatError("a process has no descriptor table");
+    }
+  }
+  for (const FileTableImage& table : image.file_tables) {
+    int last = -1;
+    for (const DescriptorImage& descriptor : table.descriptors) {
+      if (descriptor.fd <= last || descriptor.open_file >= files) {
+        throw FormatError("a descriptor table is damaged");
+      }
+      last = descriptor.fd;
+    }
+  }
+  for (const OpenFileImage& file : image.open_files) {
+    const bool bad_watch = std::any_of(file.watches.begin(), file.watches.end(), [&](auto& watch) {
+      return watch.fd < 0 || (watch.target >= files && watch.target != kNoOpenFile);
+    });
+    if (bad_watch) throw FormatError("an epoll watches an unknown file");
+  }
+}
+
+std::vector<QueuedLock> install_descriptors(const PromoteInput& input,
+                                            std::span<ReplicaProcess* const> processes) {
+  const GroupImage& image = *input.image;
+  check_descriptor_image(image);
+  const OpenFiles files(input);
+  std::vector<bool> charged(image.open_files.size(), false);
+  for (uint32_t table = 0; table < image.file_tables.size(); ++table) {
+    const auto& descriptors = image.file_tables[table].descriptors;
+    std::vector<uint32_t> charge;
+    for (const DescriptorImage& descriptor : descriptors) {
+      if (charged[descriptor.open_file]) continue;
+      charged[descriptor.open_file] = true;
+      charge.push_back(descriptor.open_file);
+    }
+    TableInstaller installer(image, table, files, process_with(image, table, processes));
+    installer.take_charge_of(std::move(charge));
+    installer.install();
+  }
+  return set_posix_locks(image, processes);
+}
+
+void restore_descriptors(const PromoteInput& input, std::span<ReplicaProcess* const> processes) {
+  // A lock that is still held is no reason to stay dead: as a rule its holder is the dying process.
+  (void)install_descriptors(input, processes);
+}
+
+void check_files_unchanged(const GroupImage& image) {
+  for (const OpenFileImage& file : image.open_files) {
+    const bool written = (file.flags & O_ACCMODE) != O_RDONLY && (file.flags & O_PATH) == 0;
+    if (file.kind != OpenFileKind::kRegular || !written || file.identity.inode == 0) continue;
+    check_file(file.path, file.identity, file.mode & S_IFMT);
+  }
+}
+
+}  // namespace replpage

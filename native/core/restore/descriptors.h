@@ -1,0 +1,30 @@
+// Gives the processes of a replica their descriptors: the very open files of the dying process, or
+// new ones like them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/restore/replica.h"
+
+namespace replpage {
+
+// A POSIX lock that the replica must have but somebody still holds: as a rule the dying process,
+// which releases it only after its memory is torn down. A task sharing the process's descriptors
+// (CLONE_FILES) that waits in F_SETLKW gets it ahead of later competitors.
+struct QueuedLock {
+  int32_t pid = 0;  // group pid
+  int32_t fd = -1;
+  FileLock lock;
+};
+
+// As restore_descriptors() of replica.h, but tells which locks are still to be had.
+std::vector<QueuedLock> install_descriptors(const PromoteInput& input,
+                                            std::span<ReplicaProcess* const> processes);
+
+// Throws FormatError when the image names open files, tables or lengths that it does not have.
+void check_descriptor_image(const GroupImage& image);
+
+}  // namespace replpage

@@ -1,0 +1,270 @@
+#include "core/restore/open_files.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include "core/base/procfs.h"
+#include "core/base/sys_error.h"
+
+namespace replpage {
+namespace {
+
+constexpr uint32_t kStatusFlags = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
+
+std::string describe(const OpenFileImage& file) {
+  return "open file of kind " + std::to_string(static_cast<int>(file.kind)) +
+         (file.path.empty() ? "" : " " + file.path);
+}
+
+// Replaced in every replica, handed over or not: where standard output goes is decided by --stdio,
+// a pidfd must refer to the replica's process.
+bool always_made(OpenFileKind kind) {
+  return kind == OpenFileKind::kOutsideStream || kind == OpenFileKind::kPidFd;
+}
+
+// Kinds whose handed file serves an older epoch too: its state is in the file system or the
+// network, or can be set back. All others are made anew from the epoch's image.
+bool serves_old_epoch(const OpenFileImage& file) {
+  switch (file.kind) {
+    case OpenFileKind::kRegular:
+    case OpenFileKind::kDevice:
+    case OpenFileKind::kDeletedFile:
+    case OpenFileKind::kUdpSocket:
+    case OpenFileKind::kNetlinkSocket:
+      return true;
+    case OpenFileKind::kTcpSocket:
+    case OpenFileKind::kUnixSocket:
+      return file.socket.listening || (!file.socket.connected && !file.outside);
+    default:
+      return false;
+  }
+}
+
+void restore_file_locks(int fd, const OpenFileImage& file) {
+  for (const FileLock& lock : file.locks) {
+    if (lock.kind == FileLock::Kind::kFlock) {
+      if (::flock(fd, (lock.exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) != 0) {
+        throw SysError::from_errno("flock", on_path(file.path));
+      }
+    } else if (lock.kind == FileLock::Kind::kOpenFile) {
+      struct flock range {};
+      range.l_type = lock.exclusive ? F_WRLCK : F_RDLCK;
+      range.l_whence = SEEK_SET;
+      range.l_start = static_cast<off_t>(lock.start);
+      range.l_len = static_cast<off_t>(lock.length);
+      if (::fcntl(fd, F_OFD_SETLK, &range) != 0) {
+        throw SysError::from_errno("lock an open file", on_path(file.path));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+OpenFiles::OpenFiles(const PromoteInput& input)
+    : input_(input),
+      files_(input.image->open_files),
+      needed_(files_.size(), false),
+      ready_(files_.size()) {
+  for (const FileTableImage& table : input.image->file_tables) {
+    for (const DescriptorImage& descriptor : table.descriptors) {
+      needed_[descriptor.open_file] = true;
+    }
+  }
+  for (uint32_t i = 0; i < files_.size(); ++i) {
+    if (needed(i)) adopt(i);
+  }
+  make_paired_sockets();
+  for (uint32_t i = 0; i < files_.size(); ++i) {
+    if (needed(i) && ready_[i].fd < 0) make(i);
+  }
+}
+
+// What was handed is what now has that number in the dying process: for an older epoch it may be
+// another file by now.
+bool OpenFiles::can_adopt(uint32_t position) const {
+  const OpenFileImage& file = files_[position];
+  if (always_made(file.kind)) return false;
+  // A memfd that is handed is the object that the replica maps, opened by the builder.
+  if (input_.exact || file.kind == OpenFileKind::kMemfd) return true;
+  if (!serves_old_epoch(file)) return false;
+  struct stat status {};
+  if (::fstat(input_.handed[position].get(), &status) != 0) return false;
+  switch (file.kind) {
+    case OpenFileKind::kRegular:
+      return S_ISSOCK(status.st_mode) == S_ISSOCK(file.mode) &&
+             (file.identity.inode == 0 ||
+              (status.st_dev == file.identity.device && status.st_ino == file.identity.inode));
+    case OpenFileKind::kDeletedFile:
+      return status.st_dev == file.identity.device && status.st_ino == file.identity.inode &&
+             static_cast<uint64_t>(status.st_size) == file.identity.size &&
+             status.st_ctim.tv_sec * 1'000'000'000 + status.st_ctim.tv_nsec ==
+                 file.identity.change_time_ns;
+    case OpenFileKind::kDevice:
+      return S_ISCHR(status.st_mode);
+    default:
+      return S_ISSOCK(status.st_mode) && status.st_ino == file.object;
+  }
+}
+
+void OpenFiles::adopt(uint32_t position) {
+  if (position >= input_.handed.size() || !input_.handed[position].valid()) return;
+  const int fd = input_.handed[position].get();
+  if (!can_adopt(position)) {
+    if (input_.exact) ready_[position].watched_old = fd;
+    return;
+  }
+  ready_[position] = {.fd = fd, .handed = true, .watched_old = -1};
+  if (input_.exact) return;
+  const OpenFileImage& file = files_[position];
+  const bool seekable =
+      file.kind == OpenFileKind::kRegular || file.kind == OpenFileKind::kDeletedFile;
+  if (seekable && (file.flags & O_PATH) == 0) {
+    ::lseek(fd, static_cast<off_t>(file.position), SEEK_SET);
+  }
+  if ((file.flags & O_PATH) == 0) {
+    ::fcntl(fd, F_SETFL, static_cast<int>(file.flags & (kStatusFlags | O_ASYNC)));
+  }
+}
+
+void OpenFiles::make(uint32_t position) {
+  const OpenFileImage& file = files_[position];
+  try {
+    settle(position, make_by_kind(position), true);
+  } catch (const SysError& error) {
+    throw SysError("restore " + describe(file) + ": " + error.operation(), error.error(),
+                   error.object());
+  }
+}
+
+void OpenFiles::settle(uint32_t position, UniqueFd made, bool set_position) {
+  const OpenFileImage& file = files_[position];
+  if ((file.flags & O_PATH) == 0) {
+    if (set_position && file.position != 0) {
+      ::lseek(made.get(), static_cast<off_t>(file.position), SEEK_SET);
+    }
+    const int flags = ::fcntl(made.get(), F_GETFL);
+    const int wanted =
+        (flags & ~static_cast<int>(kStatusFlags)) | static_cast<int>(file.flags & kStatusFlags);
+    if (file.kind != OpenFileKind::kOutsideStream && flags != wanted &&
+        ::fcntl(made.get(), F_SETFL, wanted) != 0) {
+      throw SysError::from_errno("set status flags", on_path(file.path));
+    }
+    restore_file_locks(made.get(), file);
+  }
+  ready_[position].fd = made.get();
+  made_.push_back(std::move(made));
+}
+
+UniqueFd OpenFiles::make_by_kind(uint32_t position) {
+  const OpenFileImage& file = files_[position];
+  switch (file.kind) {
+    case OpenFileKind::kRegular:
+    case OpenFileKind::kDevice:
+    case OpenFileKind::kFifo:
+      return recreate::by_path(file, input_.keep_files);
+    case OpenFileKind::kDeletedFile:
+      return make_deleted(file);
+    case OpenFileKind::kPipe:
+      return make_pipe_end(file);
+    case OpenFileKind::kEventFd:
+      return recreate::event_counter(file);
+    case OpenFileKind::kTimerFd:
+      return recreate::timer(file);
+    case OpenFileKind::kSignalFd:
+      return recreate::signal_set(file);
+    case OpenFileKind::kEpoll: {
+      UniqueFd epoll(::epoll_create1(EPOLL_CLOEXEC));
+      if (!epoll.valid()) throw SysError::from_errno("epoll_create1");
+      return epoll;
+    }
+    case OpenFileKind::kInotify:
+      return recreate::notifier(file);
+    case OpenFileKind::kMemfd:
+      throw SysError("find the shared object of a memfd", ENOENT, on_path(file.path));
+    case OpenFileKind::kUnixSocket:
+      return recreate::unix_single(file);
+    case OpenFileKind::kTcpSocket:
+      return recreate::tcp(file);
+    case OpenFileKind::kUdpSocket:
+      return recreate::udp(file);
+    case OpenFileKind::kNetlinkSocket:
+      return recreate::netlink(file);
+    case OpenFileKind::kOutsideStream:
+      return make_outside_stream(file);
+    case OpenFileKind::kPidFd:
+      return recreate::process_handle(file);
+    case OpenFileKind::kUnsupported:
+      throw SysError("recreate what can only be handed over", EOPNOTSUPP, on_path(file.path));
+  }
+  throw FormatError("image has an open file of unknown kind");
+}
+
+void OpenFiles::make_paired_sockets() {
+  std::map<uint64_t, uint32_t> by_inode;
+  for (uint32_t i = 0; i < files_.size(); ++i) {
+    if (files_[i].kind == OpenFileKind::kUnixSocket) by_inode[files_[i].object] = i;
+  }
+  for (uint32_t i = 0; i < files_.size(); ++i) {
+    const OpenFileImage& file = files_[i];
+    const bool stream = file.socket.type != SOCK_DGRAM;
+    if (file.kind != OpenFileKind::kUnixSocket || !file.socket.connected || file.outside ||
+        !needed(i) || ready_[i].fd >= 0) {
+      continue;
+    }
+    const auto peer = by_inode.find(file.socket.peer_object);
+    const bool mutual = peer != by_inode.end() && peer->second != i &&
+                        ready_[peer->second].fd < 0 &&
+                        files_[peer->second].socket.peer_object == file.object;
+    if (!stream && !mutual) continue;  // a datagram socket connected to a named one: by address
+    UniqueFd one;
+    UniqueFd other;
+    recreate::unix_pair(file, mutual ? &files_[peer->second] : nullptr, one, other);
+    settle(i, std::move(one), false);
+    if (mutual) settle(peer->second, std::move(other), false);
+  }
+}
+
+UniqueFd OpenFiles::make_outside_stream(const OpenFileImage& file) const {
+  const bool input = (file.flags & O_ACCMODE) == O_RDONLY;
+  if (input || !input_.outside_stream.valid()) {
+    return open_path("/dev/null", input ? O_RDONLY : O_RDWR);
+  }
+  // Descriptions of their own where that works (a regular file), so that what a program does to
+  // the flags of one stream does not reach the others.
+  UniqueFd own(::open(("/proc/self/fd/" + std::to_string(input_.outside_stream.get())).c_str(),
+                      O_WRONLY | O_APPEND | O_CLOEXEC | O_NOCTTY));
+  if (!own.valid()) own.reset(::fcntl(input_.outside_stream.get(), F_DUPFD_CLOEXEC, 0));
+  if (!own.valid()) throw SysError::from_errno("duplicate the outside stream");
+  return own;
+}
+
+// Both ends are made at once. The first description of an end is the pipe's own, later ones (the
+// pipe opened again through /proc) are opened again. An end whose other end is outside stays alone.
+UniqueFd OpenFiles::make_pipe_end(const OpenFileImage& file) {
+  auto [at, added] = pipes_.try_emplace(file.object);
+  Pipe& pipe = at->second;
+  if (added) {
+    const OpenFileImage* reader = &file;
+    for (const OpenFileImage& other : files_) {
+      const bool same = other.kind == OpenFileKind::kPipe && other.object == file.object;
+      if (same && (other.flags & O_ACCMODE) != O_WRONLY) reader = &other;
+    }
+    recreate::pipe(*reader, pipe.read, pipe.write);
+  }
+  const bool writing = (file.flags & O_ACCMODE) == O_WRONLY;
+  if (file.outside) return std::move(writing ? pipe.write : pipe.read);
+  return recreate::reopened(writing ? pipe.write.get() : pipe.read.get(),
+                            (file.flags & O_ACCMODE) | O_NONBLOCK);
+}
+
+UniqueFd OpenFiles::make_deleted(const OpenFileImage& file) {
+  UniqueFd& nameless = nameless_[file.object];
+  if (!nameless.valid()) nameless = recreate::nameless_file(file);
+  return recreate::reopened(nameless.get(), file.flags);
+}
+
+}  // namespace replpage
