@@ -5,8 +5,11 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
+#include <thread>
 
+#include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/memory/memory_map.h"
@@ -34,6 +37,48 @@ std::optional<StatFields> read_stat(pid_t pid) {
     return std::nullopt;
   }
   return fields;
+}
+
+// Ids as the group's own PID namespace has them: the last of each list in /proc/PID/status.
+struct InnermostIds {
+  int32_t pid = 0, process_group = 0, session = 0;
+};
+
+std::optional<int32_t> last_of(std::string_view status, std::string_view key) {
+  const auto list = field_of(status, key);
+  if (!list || list->empty()) return std::nullopt;
+  const size_t blank = list->find_last_of(" \t");
+  return std::stoi(std::string(blank == std::string_view::npos ? *list : list->substr(blank + 1)));
+}
+
+std::optional<InnermostIds> innermost_ids(pid_t host_pid) {
+  const auto status = read_proc("/proc/" + std::to_string(host_pid) + "/status");
+  if (!status) return std::nullopt;
+  const auto pid = last_of(*status, "NSpid");
+  if (!pid) return std::nullopt;
+  return InnermostIds{.pid = *pid,
+                      .process_group = last_of(*status, "NSpgid").value_or(*pid),
+                      .session = last_of(*status, "NSsid").value_or(*pid)};
+}
+
+// Threads that were let go from their exit stop are not the tree's any more but still have to tell
+// their joiners (the kernel clears a word in memory and wakes them). An image from before that would
+// make a join in the replica wait for ever, so they are waited for. False: one took too long.
+bool leavers_are_gone(const TracedProcess& process) {
+  constexpr uint64_t kLeaveUs = 5000;
+  const std::string tasks = "/proc/" + std::to_string(process.pid) + "/task/";
+  for (const uint64_t began = now_us(); now_us() - began < kLeaveUs;) {
+    const auto tids = numeric_entries(tasks);
+    if (!tids) return true;
+    const bool leaving = std::any_of(tids->begin(), tids->end(), [&](pid_t tid) {
+      if (process.threads.contains(tid)) return false;
+      const auto stat = read_proc(tasks + std::to_string(tid) + "/stat");
+      return stat && stat->find(") Z ") == std::string::npos;
+    });
+    if (!leaving) return true;
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  return false;
 }
 
 // Passes everything on until the capture is cancelled.
@@ -147,6 +192,9 @@ std::vector<const TracedProcess*> GroupCapture::parents_first() const {
 std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
                                                          const TracedProcess& process,
                                                          const StateDetail& detail) {
+  if (!leavers_are_gone(process)) {
+    throw SysError("wait for a leaving thread", ETIMEDOUT, on_pid(process.pid));
+  }
   const ProcessImage* previous = member.last ? &*member.last : nullptr;
   ProcessCaptureInput input{.host_pid = process.pid,
                             .host_tids = thread_ids(process),
@@ -246,26 +294,25 @@ void GroupCapture::fill_shared_objects(GroupImage& image) {
   }
 }
 
+// Called when the last thread is let go, which may be before it is a zombie.
 void GroupCapture::note_gone(pid_t host_pid, int wait_status) {
   const auto stat = read_stat(host_pid);
-  if (!stat || stat->state != 'Z') return;
+  if (!stat) return;
   const auto parent = members_.find(stat->parent);
-  const auto group_pid = pid_in_namespace(host_pid);
-  if (parent == members_.end() || !group_pid) return;
-  // The process group and session are read in the daemon's namespace; equal there for a primary of
-  // the initial namespace.
-  zombies_[host_pid] = {.pid = *group_pid,
+  const auto ids = innermost_ids(host_pid);
+  if (parent == members_.end() || !ids) return;
+  zombies_[host_pid] = {.pid = ids->pid,
                         .parent = parent->second.group_pid,
-                        .process_group = stat->process_group,
-                        .session = stat->session,
+                        .process_group = ids->process_group,
+                        .session = ids->session,
                         .wait_status = wait_status,
                         .name = stat->name};
 }
 
 void GroupCapture::fill_zombies(GroupImage& image) {
-  std::erase_if(zombies_, [](const auto& entry) {
+  std::erase_if(zombies_, [this](const auto& entry) {
     const auto stat = read_stat(entry.first);
-    return !stat || stat->state != 'Z';
+    return !stat || !members_.contains(stat->parent);
   });
   for (const auto& [pid, zombie] : zombies_) image.zombies.push_back(zombie);
 }

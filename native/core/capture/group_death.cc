@@ -45,6 +45,12 @@ uint64_t robust_list_of(pid_t tid) {
   return ::syscall(SYS_get_robust_list, tid, &head, &size) == 0 ? head : 0;
 }
 
+std::string describe_end(int wait_status) {
+  return WIFSIGNALED(wait_status)
+             ? "ended by signal " + std::to_string(WTERMSIG(wait_status))
+             : "exited with status " + std::to_string(WEXITSTATUS(wait_status));
+}
+
 // Whether SIGKILL is on its way to a process, by its pending masks (proc(5)).
 bool kill_is_pending(pid_t pid) {
   const auto status = read_proc("/proc/" + std::to_string(pid) + "/status");
@@ -102,14 +108,32 @@ ExitDecision GroupSession::on_exit_stop(const TracedProcess& process, const Trac
              !options_.promote_on_exit) {
     return ExitDecision::kRelease;
   }
+  begin_death(cause, thread.exit_code);
+  return ExitDecision::kHold;
+}
+
+void GroupSession::begin_death(DeathCause cause, int wait_status) {
   death_ = Death{.cause = cause,
-                 .signal = WIFSIGNALED(thread.exit_code) ? WTERMSIG(thread.exit_code) : 0,
-                 .status = WIFEXITED(thread.exit_code) ? WEXITSTATUS(thread.exit_code) : 0,
+                 .signal = WIFSIGNALED(wait_status) ? WTERMSIG(wait_status) : 0,
+                 .status = WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 0,
                  .seen_us = now_us(),
                  .planned = false,
                  .handled = false};
   tree_->wake();
-  return ExitDecision::kHold;
+}
+
+// Attached for captures only: the root has gone, and what it was is known from the last epoch. Where
+// the kernel does not tell how it ended, it is taken for killed.
+void GroupSession::on_unseen_end(std::optional<int> wait_status) {
+  if (death_ || phase_ != Phase::kProtected) return;
+  root_gone_ = true;
+  const int status = wait_status.value_or(SIGKILL);
+  const DeathCause cause = cause_of(status);
+  begin_death(cause, status);
+  const bool ends = cause == DeathCause::kExit || cause == DeathCause::kSignal;
+  if (!ends || options_.promote_on_exit) return;
+  death_->handled = true;
+  end(describe_end(status));
 }
 
 void GroupSession::on_process_gone(pid_t pid, int wait_status) {
@@ -117,13 +141,10 @@ void GroupSession::on_process_gone(pid_t pid, int wait_status) {
   if (pid != tree_->root()) return;
   root_gone_ = true;
   if (phase_ != Phase::kProtected || death_) return;
-  const DeathCause cause = cause_of(wait_status);
-  const int signal = WIFSIGNALED(wait_status) ? WTERMSIG(wait_status) : 0;
-  const int status = WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 0;
-  death_ = Death{.cause = cause, .signal = signal, .status = status, .seen_us = now_us(),
-                 .planned = false, .handled = true};
-  end(signal != 0 ? "ended by signal " + std::to_string(signal)
-                  : "exited with status " + std::to_string(status));
+  if (!options_.attach_always) return on_unseen_end(wait_status);
+  begin_death(cause_of(wait_status), wait_status);
+  death_->handled = true;
+  end(describe_end(wait_status));
 }
 
 void GroupSession::handle_death() {
@@ -136,11 +157,12 @@ void GroupSession::handle_death() {
   try {
     if (!death_->planned) {
       events_.on_died(death_->cause, death_->signal, death_->status);
-      tree_->freeze_around_death(tree_->root(), kDeathDeadlineUs);
+      if (options_.attach_always) tree_->freeze_around_death(options_.pid, kDeathDeadlineUs);
     }
-    if (death_->cause != DeathCause::kCrash) {
+    const bool whole = options_.attach_always || death_->planned;
+    if (death_->cause != DeathCause::kCrash && whole) {
       promote_exactly();
-    } else if (options_.retries_left > 0) {
+    } else if (death_->cause != DeathCause::kCrash || options_.retries_left > 0) {
       promote_last_epoch();
     } else {
       end("crashed by signal " + std::to_string(death_->signal) + " with no retries left");
@@ -167,9 +189,13 @@ void GroupSession::promote_exactly() {
 
 void GroupSession::promote_last_epoch() {
   // Every thread of the group stands at its exit stop: nobody waits for this thread.
-  std::this_thread::sleep_for(std::chrono::microseconds(options_.crash_delay_us));
+  if (death_->cause == DeathCause::kCrash) {
+    std::this_thread::sleep_for(std::chrono::microseconds(options_.crash_delay_us));
+  }
   runs_->clear();
-  hand_over(last_image_, match_open_files(), {}, false);
+  std::vector<UniqueFd> open_files(last_image_.open_files.size());
+  if (options_.attach_always) open_files = match_open_files();
+  hand_over(last_image_, open_files, {}, false);
 }
 
 std::vector<UniqueFd> GroupSession::match_open_files() {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <functional>
 
 #include "core/base/caller_rights.h"
 #include "core/base/clock.h"
@@ -32,15 +33,16 @@ uint64_t process_cpu_us() {
          static_cast<uint64_t>(time.tv_nsec) / 1000;
 }
 
-class ThawGuard {
+// Lets the group run again when a capture is over, also after an exception.
+class RunAgain {
  public:
-  explicit ThawGuard(TraceTree& tree) : tree_(tree) {}
-  ~ThawGuard() { tree_.thaw(); }
-  ThawGuard(const ThawGuard&) = delete;
-  ThawGuard& operator=(const ThawGuard&) = delete;
+  explicit RunAgain(std::function<void()> let_run) : let_run_(std::move(let_run)) {}
+  ~RunAgain() { let_run_(); }
+  RunAgain(const RunAgain&) = delete;
+  RunAgain& operator=(const RunAgain&) = delete;
 
  private:
-  TraceTree& tree_;
+  std::function<void()> let_run_;
 };
 
 uint64_t mapped_bytes(const GroupImage& image) {
@@ -111,6 +113,7 @@ StartReport GroupSession::start() {
       }
     }
     set_phase(Phase::kProtected);
+    if (!options_.attach_always) watch_exit();
     return {.epoch = epoch_,
             .tracker = capture_->tracker().value_or(TrackerKind::kUffdWp),
             .copied_bytes = copied + first.bytes,
@@ -124,6 +127,7 @@ StartReport GroupSession::start() {
 
 GroupImage GroupSession::freeze_first() {
   tree_->seize(options_.pid, options_.attach_always);
+  const RunAgain run_again([this] { let_group_run(); });
   Refusals refusals;
   for (const auto& [pid, process] : tree_->processes()) find_process_refusals(pid, refusals);
   if (!refusals.empty()) throw RefusedError(std::move(refusals));
@@ -132,7 +136,6 @@ GroupImage GroupSession::freeze_first() {
     frozen = tree_->freeze(kStartDeadlineUs);
   }
   if (!frozen.frozen) throw KeeperLost("the process did not stop: " + frozen.reason);
-  const ThawGuard thaw(*tree_);
   GroupImage image = capture_->capture_state(
       {.slow_state = true, .inject = true, .with_content = false, .refusals = &refusals});
   if (!refusals.empty()) throw RefusedError(std::move(refusals));
@@ -154,6 +157,12 @@ KeeperProcess GroupSession::start_keeper() {
                        .stdio = stdio.get(),
                        .stdio_path = options_.stdio_path},
                       *staging_);
+}
+
+void GroupSession::watch_exit() {
+  exit_watch_ = std::make_unique<ExitWatch>(options_.pid, [this](std::optional<int> status) {
+    tracer_jobs_.post([this, status] { on_unseen_end(status); });
+  });
 }
 
 void GroupSession::connect(Channel channel) {
@@ -238,10 +247,9 @@ bool GroupSession::try_epoch(EpochStats& stats) {
 // copied while it runs. Left to the next epoch when it does not stop in time.
 void GroupSession::admit_newcomers() {
   on_tracer([this] {
-    if (death_ || !capture_->has_new()) return;
-    const FreezeResult frozen = tree_->freeze(options_.freeze_deadline_us);
-    if (!frozen.frozen) return;
-    const ThawGuard thaw(*tree_);
+    if (death_ || !options_.attach_always || !capture_->has_new()) return;
+    const RunAgain run_again([this] { let_group_run(); });
+    if (!stop_group(options_.freeze_deadline_us).frozen) return;
     if (capture_->admit_new()) {
       running_image_ = capture_->capture_state(
           {.slow_state = false, .inject = true, .with_content = false, .refusals = nullptr});
@@ -271,16 +279,15 @@ uint32_t GroupSession::precopy(EpochStats& stats) {
 bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
   return on_tracer([&] {
     const uint64_t began = now_us();
-    const FreezeResult frozen =
-        death_ ? FreezeResult{.frozen = false, .reason = "the primary is dying", .took_us = 0}
-               : tree_->freeze(options_.freeze_deadline_us);
-    if (!frozen.frozen) {
-      stats.reason = frozen.reason;
-      return false;
-    }
     CopyRound round;
     {
-      const ThawGuard thaw(*tree_);
+      const RunAgain run_again([this] { let_group_run(); });
+      const FreezeResult frozen = stop_group(options_.freeze_deadline_us);
+      if (!frozen.frozen) {
+        stats.reason = frozen.reason;
+        return false;
+      }
+      if (!options_.attach_always) capture_->admit_new();
       image = capture_->capture_state({.slow_state = slow_state_due(),
                                        .inject = false,
                                        .with_content = true,
@@ -296,6 +303,21 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
     stats.threads = thread_count(image);
     return true;
   });
+}
+
+FreezeResult GroupSession::stop_group(uint64_t deadline_us) {
+  if (death_) return {.frozen = false, .reason = "the primary is dying", .took_us = 0};
+  if (tree_->processes().empty()) tree_->seize(options_.pid, options_.attach_always);
+  return tree_->freeze(deadline_us);
+}
+
+// Thaws, or detaches where the group is only attached for captures.
+void GroupSession::let_group_run() {
+  if (options_.attach_always) {
+    tree_->thaw();
+  } else {
+    tree_->detach();
+  }
 }
 
 bool GroupSession::slow_state_due() {
@@ -336,8 +358,7 @@ bool GroupSession::commit(GroupImage& image, EpochStats& stats) {
 
 PromotionReport GroupSession::promote() {
   auto result = on_tracer([this] {
-    if (death_) throw KeeperLost("the primary is dying already");
-    const FreezeResult frozen = tree_->freeze(kStartDeadlineUs);
+    const FreezeResult frozen = stop_group(kStartDeadlineUs);
     if (!frozen.frozen) throw KeeperLost("the primary did not stop: " + frozen.reason);
     death_ = Death{.cause = DeathCause::kExit, .signal = 0, .status = 0, .seen_us = now_us(),
                    .planned = true, .handled = false};
@@ -353,7 +374,7 @@ void GroupSession::stop() {
     if (tree_) tree_->detach();
   });
   for (Phase phase = phase_; phase != Phase::kDone; phase = phase_) phase_.wait(phase);
-  on_tracer([this] { capture_->cancel(); });
+  exit_watch_.reset();
   keeper_.reset();
 }
 

@@ -18,6 +18,7 @@
 #include <thread>
 
 #include "core/capture/epoch_runs.h"
+#include "core/capture/exit_watch.h"
 #include "core/capture/group_capture.h"
 #include "core/capture/group_types.h"
 #include "core/capture/job_queue.h"
@@ -76,8 +77,12 @@ class GroupSession final : private TraceObserver {
   GroupImage freeze_first();
   bool freeze_and_copy(GroupImage& image, EpochStats& stats);
   bool slow_state_due();
+  FreezeResult stop_group(uint64_t deadline_us);
+  void let_group_run();
 
   // Tracer thread: death, in group_death.cc.
+  void begin_death(DeathCause cause, int wait_status);
+  void on_unseen_end(std::optional<int> wait_status);
   void handle_death();
   void promote_exactly();
   void promote_last_epoch();
@@ -97,6 +102,7 @@ class GroupSession final : private TraceObserver {
   // Worker thread.
   KeeperProcess start_keeper();
   void connect(Channel channel);
+  void watch_exit();
   uint64_t copy_initially(GroupImage& image);
   void admit_newcomers();
   uint32_t precopy(EpochStats& stats);
@@ -136,6 +142,7 @@ class GroupSession final : private TraceObserver {
   std::atomic<TraceTree*> wakeable_ = nullptr;
   JobQueue tracer_jobs_;
   std::thread tracer_;
+  std::unique_ptr<ExitWatch> exit_watch_;  // only where nobody is attached between epochs
 };
 
 }  // namespace replpage
