@@ -6,6 +6,7 @@ import { spawn, type ChildProcess, type SpawnOptions } from 'node:child_process'
 import { once } from 'node:events';
 import { createWriteStream, existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
+import { request } from 'node:http';
 import path from 'node:path';
 import type { GroupStatus, StatusReport } from '../../src/api/schema.js';
 import { endProcessesOf, isRunning, processesOf, sendSignal } from './processes.js';
@@ -240,6 +241,26 @@ export class Stage {
         `${name} is ${seen?.state ?? 'unknown'} at generation ${seen?.generation ?? '?'} ` +
         `(${seen?.reason ?? 'no reason'}); daemon: ${await this.#lastOfLog()}`,
     );
+  }
+
+  /**
+   * Asks the daemon for protection and waits for nothing: unlike the command it starts no daemon
+   * where none answers, and the daemon may be killed before it has answered.
+   */
+  askProtect(pid: number, name: string): void {
+    const body = JSON.stringify({ pid, name });
+    const asked = request({
+      socketPath: path.join(this.runtimeDir, 'replpage.sock'),
+      path: '/v1/groups',
+      method: 'POST',
+      headers: { 'Content-Type': 'application/json', 'Content-Length': Buffer.byteLength(body) },
+    });
+    asked.on('error', () => undefined);
+    asked.on('response', (response) => {
+      response.on('error', () => undefined);
+      response.resume();
+    });
+    asked.end(body);
   }
 
   /** A failing test's folder is left for a look. */

@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { toolsDir, victimsDir } from './repository.js';
-import { endProcessesOf } from './processes.js';
+import { endProcessesOf, processesOf } from './processes.js';
 import type { Stage } from './stage.js';
 import { waitFor } from './wait-for.js';
 
@@ -99,6 +99,11 @@ export class Victim {
   /** Ends it wherever it runs by now, with its children: all have the status file's name. */
   end(): Promise<string[]> {
     return endProcessesOf(this.#file);
+  }
+
+  /** Its processes, whatever pid they have by now. */
+  processes(): Promise<{ pid: number; what: string }[]> {
+    return processesOf(this.#file);
   }
 
   async read(): Promise<VictimState | undefined> {
