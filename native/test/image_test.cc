@@ -1,0 +1,256 @@
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <ctime>
+
+#include "core/base/clock.h"
+#include "core/base/procfs.h"
+#include "core/image/group_image.h"
+#include "core/image/interrupted_call.h"
+#include "core/image/process_capture.h"
+#include "test/state_victim.h"
+#include "test/test.h"
+
+namespace replpage::testing {
+namespace {
+
+static_assert(kInjectedData == TraceTree::kDataArgument);
+
+constexpr int kQueuedValue = 4711;
+constexpr int kTimerSeconds = 1000;
+alignas(16) char altstack_memory[16384];
+
+void on_signal(int, siginfo_t*, void*) {}
+
+void take_signal_state() {
+  struct sigaction action {};
+  action.sa_sigaction = on_signal;
+  action.sa_flags = SA_SIGINFO | SA_RESTART | SA_ONSTACK;
+  sigaddset(&action.sa_mask, SIGHUP);
+  ::sigaction(SIGUSR1, &action, nullptr);
+  ::signal(SIGUSR2, SIG_IGN);
+  stack_t stack{.ss_sp = altstack_memory, .ss_flags = 0, .ss_size = sizeof altstack_memory};
+  ::sigaltstack(&stack, nullptr);
+  sigset_t blocked;
+  sigemptyset(&blocked);
+  sigaddset(&blocked, SIGRTMIN + 1);
+  sigaddset(&blocked, SIGRTMIN + 2);
+  ::sigprocmask(SIG_SETMASK, &blocked, nullptr);
+  for (int i = 0; i < 40; ++i)
+    ::sigqueue(::getpid(), SIGRTMIN + 1, {.sival_int = kQueuedValue + i});
+  ::pthread_kill(::pthread_self(), SIGRTMIN + 2);
+}
+
+void take_timers() {
+  const itimerval interval{.it_interval = {.tv_sec = 7, .tv_usec = 5},
+                           .it_value = {.tv_sec = kTimerSeconds, .tv_usec = 0}};
+  ::setitimer(ITIMER_REAL, &interval, nullptr);
+  sigevent event{};
+  event.sigev_notify = SIGEV_SIGNAL;
+  event.sigev_signo = SIGRTMIN + 3;
+  event.sigev_value.sival_ptr = altstack_memory;
+  const itimerspec value{.it_interval = {.tv_sec = 0, .tv_nsec = 99},
+                         .it_value = {.tv_sec = kTimerSeconds, .tv_nsec = 0}};
+  timer_t first{}, second{};
+  ::timer_create(CLOCK_MONOTONIC, &event, &first);
+  ::timer_create(CLOCK_REALTIME, &event, &second);
+  ::timer_settime(second, 0, &value, nullptr);
+}
+
+void take_process_state() {
+  ::umask(027);
+  if (::chdir("/usr") != 0) ::_exit(3);
+  ::prctl(PR_SET_NAME, "state (victim)");
+  ::prctl(PR_SET_PDEATHSIG, SIGTERM);
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+  ::prctl(PR_SET_DUMPABLE, 0);
+  ::prctl(PR_SET_TIMERSLACK, 12'345);
+  ::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+  ::setpriority(PRIO_PROCESS, 0, 5);
+  const rlimit files{.rlim_cur = 100, .rlim_max = 200};
+  ::setrlimit(RLIMIT_NOFILE, &files);
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  CPU_SET(0, &cpus);
+  ::sched_setaffinity(0, sizeof cpus, &cpus);
+}
+
+void* sleep_for_ever(void*) {
+  ::prctl(PR_SET_NAME, "second");
+  ::prctl(PR_SET_PDEATHSIG, SIGWINCH);
+  for (;;) ::pause();
+}
+
+void victim_with_state(const std::function<void()>& ready) {
+  take_signal_state();  // first: a thread that blocked less would take the queued signals
+  pthread_t thread{};
+  ::pthread_create(&thread, nullptr, sleep_for_ever, nullptr);
+  ::usleep(10'000);
+  take_timers();
+  take_process_state();
+  ready();
+  const timespec time{.tv_sec = kTimerSeconds, .tv_nsec = 0};
+  for (;;) ::clock_nanosleep(CLOCK_MONOTONIC, 0, &time, nullptr);
+}
+
+siginfo_t info_of(const SignalInfo& raw) {
+  siginfo_t info{};
+  std::memcpy(&info, raw.data(), sizeof info);
+  return info;
+}
+
+void check_signals(const ProcessImage& image) {
+  const ThreadImage& leader = image.threads.front();
+  CHECK_EQUAL(image.actions.size(), 64u);
+  const SignalAction& usr1 = image.actions[SIGUSR1 - 1];
+  CHECK_EQUAL(usr1.handler, reinterpret_cast<uint64_t>(&on_signal));
+  CHECK((usr1.flags & SA_ONSTACK) != 0 && usr1.restorer != 0);
+  CHECK_EQUAL(usr1.mask, uint64_t{1} << (SIGHUP - 1));
+  CHECK_EQUAL(image.actions[SIGUSR2 - 1].handler, 1u);
+  CHECK_EQUAL(image.actions[SIGWINCH - 1].handler, 0u);
+  CHECK_EQUAL(leader.altstack.sp, reinterpret_cast<uint64_t>(altstack_memory));
+  CHECK_EQUAL(leader.altstack.size, sizeof altstack_memory);
+  CHECK_EQUAL(leader.blocked_signals, uint64_t{3} << SIGRTMIN);
+  CHECK_EQUAL(image.pending.size(), 40u);
+  CHECK_EQUAL(info_of(image.pending[39]).si_value.sival_int, kQueuedValue + 39);
+  CHECK_EQUAL(leader.pending.size(), 1u);
+  CHECK_EQUAL(info_of(leader.pending[0]).si_signo, SIGRTMIN + 2);
+}
+
+void check_timers(const ProcessImage& image) {
+  const IntervalTimer& real = image.interval_timers[ITIMER_REAL];
+  CHECK_EQUAL(real.interval_us, 7'000'005u);
+  CHECK(real.value_us <= kTimerSeconds * 1'000'000ull);
+  CHECK(real.value_us >= (kTimerSeconds - 60) * 1'000'000ull);
+  CHECK_EQUAL(image.posix_timers.size(), 2u);
+  const PosixTimer& first = image.posix_timers[0];
+  const PosixTimer& second = image.posix_timers[1];
+  CHECK(first.id < second.id);
+  CHECK_EQUAL(first.clock, CLOCK_MONOTONIC);
+  CHECK_EQUAL(first.value_ns, 0u);
+  CHECK_EQUAL(second.clock, CLOCK_REALTIME);
+  CHECK_EQUAL(second.interval_ns, 99u);
+  CHECK(second.value_ns >= (kTimerSeconds - 60) * 1'000'000'000ull);
+  CHECK_EQUAL(second.signal, SIGRTMIN + 3);
+  CHECK_EQUAL(second.signal_value, reinterpret_cast<uint64_t>(altstack_memory));
+  CHECK_EQUAL(second.notify, SIGEV_SIGNAL);
+}
+
+uint64_t end_of_heap(pid_t pid) {
+  const auto maps = read_proc("/proc/" + std::to_string(pid) + "/maps").value();
+  const size_t line = maps.rfind('\n', maps.find("[heap]")) + 1;
+  return std::stoull(maps.substr(maps.find('-', line) + 1), nullptr, 16);
+}
+
+void check_process(const ProcessImage& image, pid_t pid) {
+  CHECK_EQUAL(image.pid, pid);
+  CHECK_EQUAL(image.file_mode_mask, 027u);
+  CHECK_EQUAL(image.working_directory, "/usr");
+  CHECK_EQUAL(image.root_directory, "/");
+  CHECK_EQUAL(image.child_subreaper, true);
+  CHECK_EQUAL(image.dumpable, 0);
+  CHECK_EQUAL(image.thp_disabled, true);
+  CHECK_EQUAL(image.limits[RLIMIT_NOFILE].soft, 100u);
+  CHECK_EQUAL(image.limits[RLIMIT_NOFILE].hard, 200u);
+  CHECK_EQUAL(image.exit_signal, SIGCHLD);
+  CHECK_EQUAL(image.process_group, ::getpgrp());
+  CHECK_EQUAL(image.layout.brk, end_of_heap(pid));
+  CHECK(image.layout.start_code < image.layout.end_code);
+  CHECK(!image.layout.auxv.empty());
+}
+
+void check_threads(const ProcessImage& image) {
+  CHECK_EQUAL(image.threads.size(), 2u);
+  const ThreadImage& leader = image.threads[0];
+  const ThreadImage& second = image.threads[1];
+  CHECK_EQUAL(leader.name, "state (victim)");
+  CHECK_EQUAL(leader.scheduling.nice, 5);
+  CHECK_EQUAL(leader.scheduling.timer_slack_ns, 12'345u);
+  CHECK_EQUAL(leader.scheduling.affinity[0], 1);
+  CHECK_EQUAL(leader.parent_death_signal, SIGTERM);
+  CHECK_EQUAL(second.name, "second");
+  CHECK_EQUAL(second.parent_death_signal, SIGWINCH);
+  for (const ThreadImage& thread : image.threads) {
+    CHECK(thread.clear_child_tid != 0);
+    CHECK(thread.robust_list != 0);
+    CHECK(thread.xstate.size() >= 576);
+    CHECK_EQUAL(thread.credentials.uids[1], ::geteuid());
+  }
+  CHECK(leader.clear_child_tid != second.clear_child_tid);
+  // Sleeping in clock_nanosleep and pause.
+  CHECK_EQUAL(leader.registers.orig_rax, static_cast<uint64_t>(SYS_clock_nanosleep));
+  CHECK_EQUAL(static_cast<int64_t>(leader.registers.rax), kRestartBlock);
+  CHECK_EQUAL(second.registers.orig_rax, static_cast<uint64_t>(SYS_pause));
+}
+
+TEST(a_process_is_captured_with_all_its_kernel_state) {
+  if (::geteuid() != 0) SKIP("needs root");
+  StateVictim victim(victim_with_state);
+  victim.stop();
+  const ProcessImage image = victim.capture(true);
+  check_signals(image);
+  check_timers(image);
+  check_process(image, victim.pid());
+  check_threads(image);
+}
+
+TEST(a_later_capture_without_injection_knows_the_same) {
+  if (::geteuid() != 0) SKIP("needs root");
+  StateVictim victim(victim_with_state);
+  victim.stop();
+  const ProcessImage first = victim.capture(true);
+  for (int epoch = 0; epoch < 3; ++epoch) {
+    victim.go_on();
+    ::usleep(2'000);
+    victim.stop();
+    const ProcessImage later = victim.capture(false, &first, epoch == 2);
+    check_signals(later);
+    check_timers(later);
+    check_process(later, victim.pid());
+    check_threads(later);  // the sleep's call number too, though it was interrupted before
+  }
+}
+
+TEST(an_interrupted_sleep_keeps_its_number_without_a_previous_image) {
+  if (::geteuid() != 0) SKIP("needs root");
+  StateVictim victim(victim_with_state);
+  victim.stop();
+  victim.go_on();
+  ::usleep(2'000);
+  victim.stop();
+  check_threads(victim.capture(true));
+}
+
+TEST(capture_of_a_thread_is_quick) {
+  if (::geteuid() != 0) SKIP("needs root");
+  StateVictim victim(victim_with_state);
+  victim.stop();
+  const ProcessImage first = victim.capture(true);
+  const ThreadCaptureInput input{
+      .host_tid = victim.pid(), .previous = &first.threads[0], .slow_state = false, .inject = {}};
+  constexpr int kRounds = 200;
+  uint64_t start = now_ns();
+  for (int i = 0; i < kRounds; ++i) CHECK(capture_thread(input).has_value());
+  note("thread: " + std::to_string((now_ns() - start) / kRounds) + " ns");
+  start = now_ns();
+  for (int i = 0; i < kRounds; ++i) victim.capture(false, &first, false);
+  note("process of 2 threads: " + std::to_string((now_ns() - start) / kRounds) + " ns");
+  start = now_ns();
+  for (int i = 0; i < kRounds; ++i) victim.capture(false, &first, true);
+  note("with slow state: " + std::to_string((now_ns() - start) / kRounds) + " ns");
+}
+
+}  // namespace
+}  // namespace replpage::testing
