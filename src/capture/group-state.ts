@@ -303,9 +303,9 @@ function promoted(group: GroupCore, report: PromotionReport): Step {
     { type: 'announce', report, generation: group.generation },
     note('promoted', `pid ${report.pid} runs on as host pid ${report.hostPid}, ${exactly}`),
   ];
-  // Its pages must all be its own before it can be tracked again: one userfaultfd a mapping.
-  if (report.lazyPages > 0) return { group: next, effects };
-  return again(next, effects);
+  // Its pages must all be its own before it can be tracked again (one userfaultfd a mapping), and
+  // the old process must be let go: `drained` says so, also where no page was left behind.
+  return { group: next, effects };
 }
 
 function again(group: GroupCore, effects: readonly GroupEffect[]): Step {

@@ -30,6 +30,8 @@ const pauseSamples = 1024;
 /** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
 const epochErrorsMax = 3;
 const promotedPollMs = 500;
+/** Looks at a keeper that has no page left to fetch, before the native side is not waited for. */
+const drainedPollsMax = 10;
 
 export interface GroupSnapshot {
   readonly spec: GroupSpec;
@@ -243,8 +245,7 @@ export class Group {
       case 'promoted':
         this.#apply({ type: 'promoted', report: event });
         this.#settleWaiters();
-        if (event.lazyPages > 0) void this.#watchPromoted(event.keeperSocket, generation);
-        return;
+        return void this.#watchPromoted(event.keeperSocket, generation);
       case 'ended':
         return this.#apply({ type: 'ended', reason: event.reason });
       case 'unprotected':
@@ -317,6 +318,8 @@ export class Group {
   /** The native side says when all pages are its own; the keeper says when it ended before. */
   async #watchPromoted(keeperSocket: string, generation: number): Promise<void> {
     const { clock } = this.#host;
+    // A restarted daemon has no native group that would tell it.
+    let drainedPolls = this.#core.resumed && this.#native === undefined ? drainedPollsMax : 0;
     for (;;) {
       await clock.sleep(promotedPollMs, this.#closing.signal);
       const { core } = this;
@@ -325,8 +328,7 @@ export class Group {
       try {
         const status = await this.#host.askKeeper(keeperSocket);
         if (status.exited) this.#apply({ type: 'ended', reason: 'it ended after its promotion' });
-        // Otherwise its native group says so, when the dying process was let go too.
-        else if (core.resumed && status.lazyPages === 0) {
+        else if (status.lazyPages === 0 && ++drainedPolls > drainedPollsMax) {
           this.#apply({ type: 'drained', us: 0, pages: core.phase.lazyPages });
         }
       } catch (error) {
