@@ -6,7 +6,7 @@ import { spawn, type ChildProcess, type SpawnOptions } from 'node:child_process'
 import { once } from 'node:events';
 import { createWriteStream, existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
-import { request } from 'node:http';
+import { request, type IncomingMessage } from 'node:http';
 import path from 'node:path';
 import type { GroupStatus, StatusReport } from '../../src/api/schema.js';
 import { endProcessesOf, isRunning, processesOf, sendSignal } from './processes.js';
@@ -59,6 +59,10 @@ export class Stage {
     return pid;
   }
 
+  get #socket(): string {
+    return path.join(this.runtimeDir, 'replpage.sock');
+  }
+
   get daemonLog(): string {
     return path.join(this.folder, 'daemon.log');
   }
@@ -101,7 +105,7 @@ export class Stage {
         if (daemon.exitCode !== null || daemon.signalCode !== null) {
           throw new Error(`the daemon ended: ${await this.#lastOfLog()}`);
         }
-        return (await this.command('status', '--json')).status === 0;
+        return (await this.status()) !== undefined;
       },
       20_000,
       async () => `the daemon does not answer: ${await this.#lastOfLog()}`,
@@ -194,12 +198,28 @@ export class Stage {
     return report.group;
   }
 
+  /**
+   * What `replpage status` asks for, asked directly: it is called in a loop, and a command each time
+   * would keep a core busy. Undefined where no daemon answers.
+   */
+  async status(): Promise<StatusReport | undefined> {
+    const asked = request({ socketPath: this.#socket, path: '/v1/status' });
+    const answered = once(asked, 'response') as Promise<[IncomingMessage]>;
+    asked.end();
+    try {
+      const [response] = await answered;
+      let body = '';
+      for await (const chunk of response) body += String(chunk);
+      return response.statusCode === 200 ? (JSON.parse(body) as StatusReport) : undefined;
+    } catch {
+      return undefined;
+    }
+  }
+
   /** Undefined where there is no such group, or no daemon. */
   async group(name: string): Promise<GroupStatus | undefined> {
-    const result = await this.command('status', '--json');
-    if (result.status !== 0) return undefined;
-    const report = JSON.parse(result.stdout) as StatusReport;
-    return report.groups.find((each) => each.name === name) as GroupStatus | undefined;
+    const report = await this.status();
+    return report?.groups.find((each) => each.name === name) as GroupStatus | undefined;
   }
 
   async waitForState(
@@ -250,7 +270,7 @@ export class Stage {
   askProtect(pid: number, name: string): void {
     const body = JSON.stringify({ pid, name });
     const asked = request({
-      socketPath: path.join(this.runtimeDir, 'replpage.sock'),
+      socketPath: this.#socket,
       path: '/v1/groups',
       method: 'POST',
       headers: { 'Content-Type': 'application/json', 'Content-Length': Buffer.byteLength(body) },

@@ -44,14 +44,14 @@ const skippedStatus = 77;
 const countersAt = 64;
 const textAt = 576;
 
-async function build(directory: string): Promise<string> {
+export async function buildIn(directory: string): Promise<string> {
   const script = pathToFileURL(path.join(victimsDir, 'build.mjs')).href;
   const { buildVictims } = (await import(script)) as Builder;
   return buildVictims(directory);
 }
 
-export const buildVictims = (): Promise<string> => build(victimsDir);
-export const buildTools = (): Promise<string> => build(toolsDir);
+export const buildVictims = (): Promise<string> => buildIn(victimsDir);
+export const buildTools = (): Promise<string> => buildIn(toolsDir);
 
 export async function readVictims(): Promise<VictimEntry[]> {
   const text = await readFile(path.join(victimsDir, 'victims.json'), 'utf8');

@@ -1,0 +1,89 @@
+/**
+ * `npm run bench -- engine [options]`: prints distributions (lines that begin with #), then one JSON
+ * object a line per figure, and ends with 1 when a target was missed. Machines are noisy: what is
+ * compared is measured in turns, in one run.
+ */
+import { cpus, totalmem } from 'node:os';
+import { readFile } from 'node:fs/promises';
+import { whyNoEngine } from '../test/support/repository.js';
+import { Stage } from '../test/support/stage.js';
+import { buildVictims } from '../test/support/victim.js';
+import { measureCopy } from './engine/copy.js';
+import { DaemonMemory } from './engine/daemon-memory.js';
+import { measureDecision } from './engine/decision.js';
+import { measurePause } from './engine/pause.js';
+import { loads, type Load } from './engine/redis-load.js';
+import { measureRestart } from './engine/restart.js';
+import { readSizes, usage, type Sizes } from './engine/sizes.js';
+import { measureThroughput } from './engine/throughput.js';
+import { measureChurn, measureSignals } from './engine/work.js';
+import { Figures } from './figures.js';
+
+interface Measurement {
+  readonly name: string;
+  readonly run: (stage: Stage) => Promise<void>;
+}
+
+function engine(sizes: Sizes, figures: Figures, memory: DaemonMemory): Measurement[] {
+  const each = Object.keys(loads) as Load[];
+  return [
+    { name: 'copy', run: (stage) => measureCopy(stage, sizes, figures) },
+    { name: 'pause', run: (stage) => measurePause(stage, sizes, figures) },
+    { name: 'signals', run: (stage) => measureSignals(stage, sizes, figures) },
+    { name: 'churn', run: (stage) => measureChurn(stage, sizes, figures) },
+    { name: 'decision', run: (stage) => measureDecision(stage, sizes, figures) },
+    ...each.map((load) => ({
+      name: 'throughput',
+      run: (stage: Stage) => measureThroughput(stage, sizes, figures, memory, load),
+    })),
+    ...each.map((load) => ({
+      name: 'restart',
+      run: (stage: Stage) => measureRestart(stage, sizes, figures, memory, load),
+    })),
+  ];
+}
+
+async function runOne(measurement: Measurement, figures: Figures, memory: DaemonMemory) {
+  const stage = await Stage.make(`bench-${measurement.name}`);
+  const start = performance.now();
+  try {
+    await measurement.run(stage);
+  } catch (error) {
+    figures.failed(measurement.name, error);
+    stage.keep();
+    figures.note(`its files are in ${stage.folder}`);
+  }
+  memory.stop();
+  for (const what of await stage.end()) figures.failed(measurement.name, `left behind: ${what}`);
+  figures.note(`${measurement.name} took ${Math.round((performance.now() - start) / 1000)} s`);
+}
+
+async function main(args: readonly string[]): Promise<number> {
+  const [suite, ...options] = args;
+  if (suite !== 'engine') {
+    console.error(`usage: npm run bench -- engine [options]\n${usage}`);
+    return 2;
+  }
+  const missing = whyNoEngine();
+  if (missing !== undefined) {
+    console.error(`bench: ${missing}`);
+    return 2;
+  }
+  const sizes = readSizes(options);
+  await buildVictims();
+  const figures = new Figures();
+  const memory = new DaemonMemory();
+  const kernel = (await readFile('/proc/sys/kernel/osrelease', 'utf8')).trim();
+  const model = cpus()[0]?.model ?? 'unknown processor';
+  const gib = (totalmem() / 2 ** 30).toFixed(1);
+  figures.note(`${model}, ${cpus().length} processors, ${gib} GiB, Linux ${kernel}`);
+  figures.note(JSON.stringify(sizes));
+  const wanted = engine(sizes, figures, memory).filter(
+    ({ name }) => sizes.only.length === 0 || sizes.only.includes(name),
+  );
+  for (const measurement of wanted) await runOne(measurement, figures, memory);
+  if (wanted.some(({ name }) => ['throughput', 'restart'].includes(name))) memory.report(figures);
+  return figures.print() ? 0 : 1;
+}
+
+process.exitCode = await main(process.argv.slice(2));
