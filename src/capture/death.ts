@@ -22,3 +22,8 @@ export function describeDeath(died: Omit<Died, 'type'>): string {
       return `ended by itself with status ${died.status ?? 0}`;
   }
 }
+
+/** Native code gives signals by number: "ended by signal 15" -> "ended by SIGTERM". */
+export function nameSignals(text: string): string {
+  return text.replace(/\bsignal (\d+)/g, (_all, number: string) => signalName(Number(number)));
+}

@@ -13,7 +13,7 @@ import type {
   PromotionReport,
   StartReport,
 } from '../native/group.js';
-import { describeDeath } from './death.js';
+import { describeDeath, nameSignals } from './death.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
 import {
   crashDelayMs,
@@ -247,9 +247,9 @@ export class Group {
         this.#settleWaiters();
         return void this.#watchPromoted(event.keeperSocket, generation);
       case 'ended':
-        return this.#apply({ type: 'ended', reason: event.reason });
+        return this.#apply({ type: 'ended', reason: nameSignals(event.reason) });
       case 'unprotected':
-        return this.#apply({ type: 'lost', reason: event.reason });
+        return this.#apply({ type: 'lost', reason: nameSignals(event.reason) });
       case 'lagging':
       case 'drained':
         return this.#apply(event);

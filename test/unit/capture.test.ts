@@ -1,6 +1,6 @@
 import t from 'tap';
 import type { Clock } from '../../src/base/clock.js';
-import { describeDeath } from '../../src/capture/death.js';
+import { describeDeath, nameSignals } from '../../src/capture/death.js';
 import { Group } from '../../src/capture/group.js';
 import type { Announcement, GroupHost, GroupSpec } from '../../src/capture/group-spec.js';
 import {
@@ -279,6 +279,7 @@ t.test('a death is told in words', (t) => {
   t.equal(describeDeath({ cause: 'signal', signal: 15 }), 'ended by SIGTERM');
   t.equal(describeDeath({ cause: 'signal', signal: 63 }), 'ended by signal 63');
   t.equal(describeDeath({ cause: 'exit', status: 3 }), 'ended by itself with status 3');
+  t.equal(nameSignals('ended by signal 15, then signal 99'), 'ended by SIGTERM, then signal 99');
   t.end();
 });
 
