@@ -32,15 +32,15 @@ struct TracedThread {
   pid_t tid = 0;  // as the daemon sees it
   pid_t pid = 0;
   StopKind stop = StopKind::kRunning;
-  int signal = 0;         // kSignal, kGroupStop
-  int exit_code = 0;      // kExit: wait status that the kernel will report
+  int signal = 0;           // kSignal, kGroupStop
+  int exit_code = 0;        // kExit: wait status that the kernel will report
   bool vfork_wait = false;  // waits in vfork: cannot be stopped until its child execs or exits
 };
 
 struct TracedProcess {
   pid_t pid = 0;
-  pid_t parent = 0;            // 0 for the root
-  uint32_t executions = 0;     // counts execve: each one starts a new address space
+  pid_t parent = 0;         // 0 for the root
+  uint32_t executions = 0;  // counts execve: each one starts a new address space
   std::map<pid_t, TracedThread> threads;
 };
 
@@ -68,6 +68,8 @@ struct FreezeResult {
 
 struct TraceCounters {
   uint64_t signals = 0, clones = 0, forks = 0, execs = 0, exits = 0, freezes = 0, abandoned = 0;
+  // Injections that could not complete by themselves: no rt_sigreturn code in the process.
+  uint64_t plain_injections = 0;
 };
 
 class TraceTree {
@@ -83,7 +85,8 @@ class TraceTree {
   // With trace_exits false PTRACE_O_TRACEEXIT is left out.
   void seize(pid_t root, bool trace_exits);
 
-  // Detaches every thread; held signals are delivered, group stops kept. Held exit stops are let go.
+  // Detaches every thread; held signals are delivered, group stops kept. Held exit stops are let
+  // go.
   void detach();
 
   // Handles stops as they come. Returns when wake() was called or the deadline passed

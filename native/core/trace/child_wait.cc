@@ -1,0 +1,197 @@
+#include "core/trace/child_wait.h"
+
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <mutex>
+
+#include "core/base/sys_error.h"
+
+// long replpage_wait_window(volatile int* kicked, int type, pid_t id, siginfo_t* info, int options)
+// Returns 0, -errno, or -EINTR when *kicked was set before the kernel could wait.
+asm(R"(
+  .text
+  .p2align 4
+  .globl replpage_wait_window
+  .hidden replpage_wait_window
+  .type replpage_wait_window, @function
+replpage_wait_window:
+  movq %rdi, %r9
+  movq %rsi, %rdi
+  movq %rdx, %rsi
+  movq %rcx, %rdx
+  movq %r8, %r10
+  xorl %r8d, %r8d
+  .globl replpage_wait_window_begin
+  .hidden replpage_wait_window_begin
+replpage_wait_window_begin:
+  cmpl $0, (%r9)
+  jne replpage_wait_window_kicked
+  movl $247, %eax
+  syscall
+  .globl replpage_wait_window_end
+  .hidden replpage_wait_window_end
+replpage_wait_window_end:
+  ret
+  .globl replpage_wait_window_kicked
+  .hidden replpage_wait_window_kicked
+replpage_wait_window_kicked:
+  movq $-4, %rax
+  ret
+  .size replpage_wait_window, .-replpage_wait_window
+)");
+
+extern "C" {
+long replpage_wait_window(volatile int* kicked, int type, pid_t id, siginfo_t* info, int options);
+extern const char replpage_wait_window_begin[];
+extern const char replpage_wait_window_end[];
+extern const char replpage_wait_window_kicked[];
+}
+
+namespace replpage {
+namespace {
+
+static_assert(SYS_waitid == 247 && EINTR == 4);
+
+constexpr int kPeek = __WALL | __WNOTHREAD | WNOWAIT | WEXITED | WSTOPPED;
+constexpr int kTake = __WALL | __WNOTHREAD | WEXITED | WSTOPPED | WNOHANG;
+
+// initial-exec: no allocation at first use, so that the handler may write it.
+[[gnu::tls_model("initial-exec")]] thread_local volatile int kicked = 0;
+
+void on_wake_signal(int, siginfo_t*, void* context) {
+  kicked = 1;
+  auto* machine = &static_cast<ucontext_t*>(context)->uc_mcontext;
+  const auto at = static_cast<uintptr_t>(machine->gregs[REG_RIP]);
+  // At window_end the call has been made and has its result: leave that alone.
+  if (at >= reinterpret_cast<uintptr_t>(replpage_wait_window_begin) &&
+      at < reinterpret_cast<uintptr_t>(replpage_wait_window_end)) {
+    machine->gregs[REG_RIP] = reinterpret_cast<greg_t>(replpage_wait_window_kicked);
+  }
+}
+
+// The highest real-time signal with the default action becomes ours for the process's lifetime.
+int claim_signal() {
+  struct sigaction action {};
+  action.sa_sigaction = on_wake_signal;
+  action.sa_flags = SA_SIGINFO;  // without SA_RESTART: an interrupted wait returns
+  sigfillset(&action.sa_mask);
+  for (int signal = SIGRTMAX; signal > SIGRTMIN; --signal) {
+    struct sigaction old {};
+    if (::sigaction(signal, nullptr, &old) != 0) continue;
+    if (old.sa_handler != SIG_DFL) continue;
+    if (::sigaction(signal, &action, nullptr) == 0) return signal;
+  }
+  throw SysError("claim a wake signal", EBUSY);
+}
+
+int wake_signal() {
+  static const int signal = claim_signal();
+  return signal;
+}
+
+// Read by wake(), which may run inside a signal handler where a static's guard must not be taken.
+std::atomic<int> claimed_signal{0};
+
+Peeked outcome(long result, const siginfo_t& info, ChildEvent& event) {
+  if (result == -EINTR) return Peeked::kInterrupted;
+  if (result < 0) return Peeked::kNoChild;
+  if (info.si_pid == 0) return Peeked::kNothing;
+  event = {.tid = info.si_pid, .code = info.si_code, .status = info.si_status};
+  return Peeked::kEvent;
+}
+
+Peeked wait_on(int type, pid_t id, ChildEvent& event, int options) {
+  siginfo_t info{};
+  return outcome(replpage_wait_window(&kicked, type, id, &info, options), info, event);
+}
+
+Peeked look_at(int type, pid_t id, ChildEvent& event, int options) {
+  siginfo_t info{};
+  const long result = ::syscall(SYS_waitid, type, id, &info, options, nullptr);
+  return outcome(result < 0 ? -errno : result, info, event);
+}
+
+}  // namespace
+
+ChildWait::~ChildWait() { unbind(); }
+
+void ChildWait::bind() {
+  if (waiter_.load() == ::gettid()) return;
+  unbind();
+  claimed_signal = wake_signal();
+  kicked = 0;
+  sigset_t mask;
+  sigfillset(&mask);
+  for (const int sync : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT, SIGSYS}) {
+    sigdelset(&mask, sync);
+  }
+  sigdelset(&mask, claimed_signal);
+  ::pthread_sigmask(SIG_SETMASK, &mask, &old_mask_);
+  sigevent notice{};
+  notice.sigev_notify = SIGEV_THREAD_ID;
+  notice.sigev_signo = claimed_signal;
+  notice._sigev_un._tid = ::gettid();
+  if (::timer_create(CLOCK_MONOTONIC, &notice, &timer_) != 0) {
+    throw SysError::from_errno("timer_create");
+  }
+  has_timer_ = true;
+  waiter_ = ::gettid();
+}
+
+void ChildWait::unbind() noexcept {
+  const pid_t waiter = waiter_.exchange(0);
+  if (has_timer_) ::timer_delete(timer_);
+  has_timer_ = false;
+  if (waiter == ::gettid()) ::pthread_sigmask(SIG_SETMASK, &old_mask_, nullptr);
+}
+
+void ChildWait::wake() noexcept {
+  woken_ = true;
+  const pid_t waiter = waiter_;
+  if (waiter == 0) return;  // bind() comes before the first look at woken_
+  const int saved = errno;
+  ::syscall(SYS_tgkill, ::getpid(), waiter, claimed_signal.load());
+  errno = saved;
+}
+
+void ChildWait::begin() noexcept { kicked = 0; }
+
+uint64_t ChildWait::arm(uint64_t deadline_ns) noexcept {
+  const uint64_t before = armed_ns_;
+  if (!has_timer_ || deadline_ns == before) return before;
+  itimerspec when{};
+  when.it_value.tv_sec = static_cast<time_t>(deadline_ns / 1'000'000'000u);
+  when.it_value.tv_nsec = static_cast<long>(deadline_ns % 1'000'000'000u);
+  ::timer_settime(timer_, TIMER_ABSTIME, &when, nullptr);
+  armed_ns_ = deadline_ns;
+  return before;
+}
+
+Peeked ChildWait::peek_any(ChildEvent& event, Blocking blocking) noexcept {
+  if (blocking == Blocking::kNo) return look_at(P_ALL, 0, event, kPeek | WNOHANG);
+  return wait_on(P_ALL, 0, event, kPeek);
+}
+
+Peeked ChildWait::peek(pid_t tid, ChildEvent& event, Blocking blocking) noexcept {
+  if (blocking == Blocking::kNo) return look_at(P_PID, tid, event, kPeek | WNOHANG);
+  return wait_on(P_PID, tid, event, kPeek);
+}
+
+Peeked ChildWait::consume(pid_t tid, ChildEvent& event) noexcept {
+  return look_at(P_PID, tid, event, kTake);
+}
+
+void quieten_stop_notices() noexcept {
+  struct sigaction action {};
+  if (::sigaction(SIGCHLD, nullptr, &action) != 0) return;
+  const bool handled = (action.sa_flags & SA_SIGINFO) != 0 ||
+                       (action.sa_handler != SIG_DFL && action.sa_handler != SIG_IGN);
+  if (!handled || (action.sa_flags & SA_NOCLDSTOP) != 0) return;
+  action.sa_flags |= SA_NOCLDSTOP;
+  ::sigaction(SIGCHLD, &action, nullptr);
+}
+
+}  // namespace replpage

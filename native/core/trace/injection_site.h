@@ -1,0 +1,39 @@
+// Finds, in a process, the code and the memory that an injected system call can use.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+
+namespace replpage {
+
+// Addresses are 0 where nothing fitting was found.
+struct InjectionSite {
+  uint64_t syscall_return = 0;  // `syscall; ret`
+  uint64_t plain_syscall = 0;   // `syscall`
+  uint64_t restorer = 0;        // `mov $15, %rax; syscall`: libc's end of a signal handler
+  uint64_t scratch = 0;         // memory that nobody uses
+  uint64_t scratch_end = 0;
+  uint32_t executions = 0;  // of the process, when this was found
+
+  // A call can be made so that it ends by itself when we die in the middle.
+  [[nodiscard]] bool self_completing() const { return syscall_return != 0 && restorer != 0; }
+};
+
+// Reads the executable mappings (about 1 ms for libc). Nothing is found when the process is gone.
+InjectionSite find_injection_code(pid_t pid);
+
+// True while the code is still where it was found.
+bool injection_code_is_there(pid_t pid, const InjectionSite& site);
+
+// At least `size` bytes at the far end of the main stack: pages that were never touched, or those
+// that an earlier call here marked. Small thread stacks cannot hold a signal frame (a Go stack has
+// other data right below it), so this is preferred to the stack of the thread itself. Leaves
+// scratch 0 where there is no such room. `main_stack_pointer` 0: not known.
+void find_scratch(pid_t pid, uint64_t size, uint64_t main_stack_pointer, InjectionSite& site);
+
+// Bytes at the end of the scratch memory that tell that it is ours.
+inline constexpr uint64_t kScratchMarkBytes = 16;
+bool mark_scratch(pid_t pid, const InjectionSite& site);
+
+}  // namespace replpage

@@ -1,0 +1,180 @@
+// Attaching to a whole process tree and letting go of it.
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "core/base/clock.h"
+#include "core/base/procfs.h"
+#include "core/base/sys_error.h"
+#include "core/trace/ptrace_call.h"
+#include "core/trace/tree_state.h"
+
+namespace replpage {
+namespace {
+
+// How long detach() waits for threads that do not stop. What is left then is let go by the kernel
+// when the tracer thread ends (exit_ptrace in kernel/ptrace.c).
+constexpr uint64_t kDetachDeadlineNs = 1'000'000'000;
+
+std::string task_path(pid_t pid, pid_t tid, const char* file) {
+  return "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/" + file;
+}
+
+// Zombies, threads and whole processes, cannot be attached to: PTRACE_SEIZE gives EPERM.
+bool is_dead(pid_t pid, pid_t tid) {
+  const auto stat = read_proc(task_path(pid, tid, "stat"));
+  if (!stat) return true;
+  const size_t name_end = stat->rfind(')');
+  if (name_end == std::string::npos || name_end + 2 >= stat->size()) return true;
+  const char state = (*stat)[name_end + 2];
+  return state == 'Z' || state == 'X';
+}
+
+std::vector<pid_t> children_of(pid_t pid, pid_t tid) {
+  std::vector<pid_t> children;
+  const auto text = read_proc(task_path(pid, tid, "children"));
+  if (!text) return children;
+  for (size_t at = 0; at < text->size();) {
+    size_t end = text->find(' ', at);
+    if (end == std::string::npos) end = text->size();
+    if (end > at) children.push_back(std::stoi(text->substr(at, end - at)));
+    at = end + 1;
+  }
+  return children;
+}
+
+}  // namespace
+
+bool is_thread_of(pid_t pid, pid_t tid) noexcept { return ::syscall(SYS_tgkill, pid, tid, 0) == 0; }
+
+void TraceTree::Implementation::seize(pid_t pid, bool trace_exits) {
+  wait.bind();
+  quieten_stop_notices();
+  root = pid;
+  options = PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK | PTRACE_O_TRACEEXEC |
+            PTRACE_O_TRACESYSGOOD;
+  if (trace_exits) options |= PTRACE_O_TRACEEXIT;
+  try {
+    if (!seize_process(pid, 0)) throw SysError("PTRACE_SEIZE", ESRCH, on_pid(pid));
+    // A thread seized early may have made children that a later pass finds: until nothing is new.
+    for (bool found = true; found;) {
+      found = false;
+      std::vector<pid_t> known;
+      for (const auto& [id, process] : processes) known.push_back(id);
+      for (const pid_t id : known) found = seize_process(id, processes[id].parent) || found;
+      for (const pid_t id : known) found = seize_children(id) || found;
+    }
+  } catch (...) {
+    detach();
+    throw;
+  }
+}
+
+// True when something new was attached.
+bool TraceTree::Implementation::seize_process(pid_t pid, pid_t parent) {
+  bool found = false;
+  for (bool again = true; again;) {
+    again = false;
+    const auto tids = numeric_entries("/proc/" + std::to_string(pid) + "/task");
+    if (!tids) break;
+    for (const pid_t tid : *tids) {
+      if (marks.contains(tid)) continue;
+      auto [at, added] = processes.try_emplace(pid);
+      if (added) at->second = {.pid = pid, .parent = parent, .executions = 0, .threads = {}};
+      again = seize_thread(at->second, tid) || again;
+    }
+    found = found || again;
+  }
+  const auto at = processes.find(pid);
+  if (at != processes.end() && at->second.threads.empty()) processes.erase(at);
+  return found;
+}
+
+bool TraceTree::Implementation::seize_thread(TracedProcess& process, pid_t tid) {
+  const long result = ptrace_call(PTRACE_SEIZE, tid, 0, static_cast<uintptr_t>(options));
+  if (result == -ESRCH) return false;
+  if (result < 0) {
+    ChildEvent event;
+    // Made by a thread that we trace already, so attached by the kernel.
+    const bool ours = wait.peek(tid, event, Blocking::kNo) != Peeked::kNoChild;
+    if (!ours && is_dead(process.pid, tid)) return false;
+    if (!ours) throw SysError("PTRACE_SEIZE", static_cast<int>(-result), on_pid(tid));
+  }
+  add_thread(process, tid, false);
+  return true;
+}
+
+bool TraceTree::Implementation::seize_children(pid_t pid) {
+  const auto at = processes.find(pid);
+  if (at == processes.end()) return false;
+  std::vector<pid_t> tids;
+  for (const auto& [tid, thread] : at->second.threads) tids.push_back(tid);
+  bool found = false;
+  for (const pid_t tid : tids) {
+    for (const pid_t child : children_of(pid, tid)) {
+      if (!processes.contains(child)) found = seize_process(child, pid) || found;
+    }
+  }
+  return found;
+}
+
+void TraceTree::Implementation::detach_stopped(pid_t tid) noexcept {
+  const TracedThread* thread = find(tid);
+  const int signal = thread->stop == StopKind::kSignal ? thread->signal : 0;
+  ptrace_detach(tid, signal);
+  const auto process = processes.find(thread->pid);
+  marks.erase(tid);
+  process->second.threads.erase(tid);
+  if (process->second.threads.empty()) processes.erase(process);
+}
+
+void TraceTree::Implementation::detach() noexcept {
+  try {
+    detach_all(now_ns() + kDetachDeadlineNs);
+  } catch (...) {
+    ++counters.abandoned;  // out of memory: the end of the tracer thread lets them go
+  }
+  wait.arm(0);
+  processes.clear();
+  marks.clear();
+  announced.clear();
+  unannounced.clear();
+  vfork_waits.clear();
+  unheld.clear();
+  sites.clear();
+  gone.clear();
+  injection.reset();
+  holding = false;
+  detaching = false;
+  wait.unbind();
+}
+
+// Every thread is let go as soon as it stands, so that a parent in vfork gets its child's end.
+void TraceTree::Implementation::detach_all(uint64_t deadline_ns) {
+  detaching = true;
+  holding = true;
+  dying = 0;
+  for (auto& [tid, mark] : marks) {
+    TracedThread* thread = find(tid);
+    if (mark.listening) thread->stop = StopKind::kRunning;
+    if (thread->stop == StopKind::kRunning) ptrace_interrupt(tid);
+  }
+  wait.arm(deadline_ns);
+  for (;;) {
+    std::vector<pid_t> stopped;
+    for (const auto& [tid, mark] : marks) {
+      if (find(tid)->stop != StopKind::kRunning) stopped.push_back(tid);
+    }
+    for (const pid_t tid : stopped) detach_stopped(tid);
+    if (marks.empty() && announced.empty()) return;
+    wait.begin();
+    if (now_ns() >= deadline_ns) break;
+    ChildEvent event;
+    const Peeked peeked = wait.peek_any(event, Blocking::kYes);
+    if (peeked == Peeked::kNoChild) return;
+    if (peeked == Peeked::kEvent) handle(event);
+  }
+  ++counters.abandoned;
+}
+
+}  // namespace replpage

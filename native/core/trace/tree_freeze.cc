@@ -1,0 +1,152 @@
+// Stopping the whole tree within a deadline, or not at all.
+
+#include <algorithm>
+
+#include "core/base/clock.h"
+#include "core/base/procfs.h"
+#include "core/trace/ptrace_call.h"
+#include "core/trace/tree_state.h"
+
+namespace replpage {
+namespace {
+
+// Longest wait for one thread while others may need us to get on (execve waits for the exit of the
+// other threads, and cannot be interrupted).
+constexpr uint64_t kOneThreadNs = 500'000;
+
+std::string first_word(const std::string& text) {
+  return text.substr(0, text.find_first_of(" \n"));
+}
+
+bool is_vfork(const std::string& call) {
+  return call == "58" || call == "56" || call == "435";  // vfork, clone, clone3
+}
+
+}  // namespace
+
+std::string TraceTree::Implementation::first_vfork_wait() const {
+  for (const auto& [child, waiter] : vfork_waits) {
+    if (!marks.contains(waiter)) continue;
+    return "thread " + std::to_string(waiter) + " waits in vfork for its child " +
+           std::to_string(child);
+  }
+  return {};
+}
+
+void TraceTree::Implementation::interrupt_all() {
+  for (auto& [pid, process] : processes) {
+    if (pid == dying) continue;
+    for (auto& [tid, thread] : process.threads) {
+      ThreadMark& mark = marks[tid];
+      if (mark.listening) thread.stop = StopKind::kRunning;
+      if (thread.stop == StopKind::kRunning) ptrace_interrupt(tid);
+    }
+  }
+}
+
+// Threads that must still come to a stop, and children that have not been seen yet.
+std::vector<pid_t> TraceTree::Implementation::unstopped() const {
+  std::vector<pid_t> tids;
+  for (const auto& [pid, process] : processes) {
+    for (const auto& [tid, thread] : process.threads) {
+      const bool stands =
+          pid == dying ? thread.stop == StopKind::kExit : thread.stop != StopKind::kRunning;
+      if (!stands) tids.push_back(tid);
+    }
+  }
+  for (const auto& [tid, maker] : announced) tids.push_back(tid);
+  return tids;
+}
+
+// True when there was news of the thread.
+bool TraceTree::Implementation::look_at(pid_t tid, Blocking blocking) {
+  ChildEvent event;
+  switch (wait.peek(tid, event, blocking)) {
+    case Peeked::kEvent:
+      handle(event);
+      return true;
+    case Peeked::kNoChild:
+      handle_vanished(tid);
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Empty when all stand, otherwise why not.
+std::string TraceTree::Implementation::collect_stops(uint64_t deadline_ns) {
+  for (;;) {
+    const std::vector<pid_t> waiting = unstopped();
+    if (waiting.empty()) return {};
+    if (!freeze_failure.empty()) return freeze_failure;
+    bool found = false;
+    for (const pid_t tid : waiting) found |= look_at(tid, Blocking::kNo);
+    if (found) continue;
+    wait.begin();
+    const uint64_t now = now_ns();
+    if (now >= deadline_ns) return why_not_stopped(waiting.front());
+    wait.arm(std::min(deadline_ns, now + kOneThreadNs));
+    look_at(waiting.front(), Blocking::kYes);
+  }
+}
+
+std::string TraceTree::Implementation::why_not_stopped(pid_t tid) {
+  const TracedThread* thread = find(tid);
+  const std::string name = "thread " + std::to_string(tid);
+  if (thread == nullptr) return name + " is being created";
+  const std::string task =
+      "/proc/" + std::to_string(thread->pid) + "/task/" + std::to_string(tid) + "/";
+  const auto stat = read_proc(task + "stat");
+  const auto call = read_proc(task + "syscall");
+  if (!stat || !call) return name + " is ending";
+  const size_t name_end = stat->rfind(')');
+  const char state = name_end + 2 < stat->size() ? (*stat)[name_end + 2] : '?';
+  if (state == 'Z' || state == 'X') {
+    // A leader that ended before its other threads: no news of it until they end too.
+    remove_thread(tid, 0);
+    return name + " has ended";
+  }
+  const std::string number = first_word(*call);
+  if (state == 'D' && is_vfork(number)) return name + " waits in vfork for its child";
+  return name + " did not stop: state " + state + ", system call " + number;
+}
+
+FreezeResult TraceTree::Implementation::freeze(uint64_t deadline_us, pid_t around) {
+  const uint64_t start = now_ns();
+  quieten_stop_notices();
+  ++counters.freezes;
+  FreezeResult result;
+  result.reason = around == 0 ? first_vfork_wait() : std::string();
+  if (result.reason.empty()) {
+    holding = true;
+    dying = around;
+    freeze_failure.clear();
+    interrupt_all();
+    const uint64_t outer = wait.arm(0);
+    result.reason = collect_stops(start + deadline_us * 1000);
+    wait.arm(outer);
+  }
+  result.frozen = result.reason.empty() && !processes.empty();
+  if (processes.empty()) result.reason = "no process is left";
+  if (result.frozen) {
+    unannounced.clear();  // every maker's event has been seen by now
+  } else {
+    ++counters.abandoned;
+    thaw();
+  }
+  result.took_us = (now_ns() - start) / 1000;
+  return result;
+}
+
+void TraceTree::Implementation::thaw() {
+  holding = false;
+  dying = 0;
+  for (auto& [pid, process] : processes) {
+    for (auto& [tid, thread] : process.threads) {
+      ThreadMark& mark = marks[tid];
+      if (!mark.listening) resume(thread, mark);
+    }
+  }
+}
+
+}  // namespace replpage

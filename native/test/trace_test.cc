@@ -1,0 +1,545 @@
+// TraceTree against small victims. Every victim has a parent of its own, outside the tracer.
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <thread>
+
+#include "core/base/clock.h"
+#include "core/base/procfs.h"
+#include "core/base/sys_error.h"
+#include "core/base/unique_fd.h"
+#include "core/trace/trace_tree.h"
+#include "test/test.h"
+
+using namespace replpage;
+using replpage::testing::note;
+
+namespace {
+
+constexpr uint64_t kMs = 1'000'000;
+
+// Memory that test, victim and tracer processes share.
+struct Board {
+  std::atomic<uint64_t> ready{0}, stop{0}, count{0}, errors{0}, value{0};
+  std::atomic<uint64_t> slots[512];
+  uint64_t order_next[64];
+};
+
+struct SharedBoard {
+  SharedBoard() {
+    void* at = ::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
+                      -1, 0);
+    board = new (at) Board();
+  }
+  ~SharedBoard() { ::munmap(board, sizeof(Board)); }
+  Board* operator->() const { return board; }
+  Board* board;
+};
+
+bool wait_until(const std::function<bool()>& condition, uint64_t timeout_ms = 10'000) {
+  const uint64_t end = now_ns() + timeout_ms * kMs;
+  while (!condition()) {
+    if (now_ns() > end) return false;
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  return true;
+}
+
+// A process whose parent is neither the test nor the tracer.
+class Victim {
+ public:
+  explicit Victim(const std::function<void()>& body) {
+    int fds[2];
+    CHECK(::pipe2(fds, O_CLOEXEC) == 0);
+    reader_ = UniqueFd(fds[0]);
+    UniqueFd writer(fds[1]);
+    parent_ = ::fork();
+    if (parent_ == 0) {
+      pid = ::fork();
+      if (pid == 0) {
+        body();
+        ::_exit(0);
+      }
+      (void)!::write(writer.get(), &pid, sizeof pid);
+      int status = 0;
+      ::waitpid(pid, &status, 0);
+      (void)!::write(writer.get(), &status, sizeof status);
+      ::_exit(0);
+    }
+    CHECK(::read(reader_.get(), &pid, sizeof pid) == sizeof pid);
+  }
+  ~Victim() {
+    if (!ended_) ::kill(pid, SIGKILL);
+    ::waitpid(parent_, nullptr, 0);
+  }
+  // The status that the real parent sees, or -1 when it does not end in time.
+  int wait_end(int timeout_ms = 10'000) {
+    pollfd poll{.fd = reader_.get(), .events = POLLIN, .revents = 0};
+    if (::poll(&poll, 1, timeout_ms) != 1) return -1;
+    int status = -1;
+    if (::read(reader_.get(), &status, sizeof status) != sizeof status) return -1;
+    ended_ = true;
+    return status;
+  }
+  pid_t pid = 0;
+
+ private:
+  pid_t parent_ = 0;
+  UniqueFd reader_;
+  bool ended_ = false;
+};
+
+class Recorder : public TraceObserver {
+ public:
+  void on_new_process(const TracedProcess&) override { ++new_processes; }
+  void on_new_thread(const TracedThread&) override { ++new_threads; }
+  void on_exec(const TracedProcess&) override { ++executions; }
+  ExitDecision on_exit_stop(const TracedProcess& process, const TracedThread& thread) override {
+    ++exit_stops;
+    const bool killed = (thread.exit_code & 0x7f) == SIGKILL;
+    return hold_killed && killed && process.parent == 0 ? ExitDecision::kHold
+                                                        : ExitDecision::kRelease;
+  }
+  void on_process_gone(pid_t pid, int wait_status) override { gone[pid] = wait_status; }
+
+  int new_processes = 0, new_threads = 0, executions = 0, exit_stops = 0;
+  bool hold_killed = false;
+  std::map<pid_t, int> gone;
+};
+
+void handle_for(TraceTree& tree, uint64_t ms) { tree.wait_events(now_ns() + ms * kMs); }
+
+// Runs the tracer in a process of its own, which may be killed at any moment.
+class TracerProcess {
+ public:
+  explicit TracerProcess(const std::function<void()>& body) {
+    pid = ::fork();
+    if (pid == 0) {
+      try {
+        body();
+      } catch (const std::exception& error) {
+        note(std::string("tracer: ") + error.what());
+        ::_exit(1);
+      }
+      ::_exit(0);
+    }
+  }
+  ~TracerProcess() { kill(); }
+  void kill() {
+    if (pid <= 0) return;
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+    pid = 0;
+  }
+  int wait_end() {
+    int status = 0;
+    ::waitpid(pid, &status, 0);
+    pid = 0;
+    return status;
+  }
+  pid_t pid = 0;
+};
+
+void sleep_forever() {
+  for (;;) ::pause();
+}
+
+void start_threads(int count, const std::function<void(int)>& body) {
+  for (int i = 0; i < count; ++i) std::thread(body, i).detach();
+}
+
+std::string state_of(pid_t pid) {
+  const auto status = read_proc("/proc/" + std::to_string(pid) + "/status");
+  return status ? std::string(field_of(*status, "State").value_or("?")) : "gone";
+}
+
+uint64_t median(std::vector<uint64_t> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+}  // namespace
+
+TEST(tree_freezes_and_thaws_sleeping_threads) {
+  for (const int threads : {1, 16, 128}) {
+    SharedBoard board;
+    Victim victim([&] {
+      start_threads(threads - 1, [&](int) {
+        ++board->ready;
+        sleep_forever();
+      });
+      sleep_forever();
+    });
+    CHECK(wait_until([&] { return board->ready == static_cast<uint64_t>(threads - 1); }));
+    Recorder recorder;
+    TraceTree tree(recorder);
+    tree.seize(victim.pid, true);
+    CHECK_EQUAL(tree.processes().at(victim.pid).threads.size(), static_cast<size_t>(threads));
+    std::vector<uint64_t> times;
+    for (int i = 0; i < 20; ++i) {
+      const FreezeResult result = tree.freeze(1'000'000);
+      CHECK_EQUAL(result.reason, "");
+      CHECK(result.frozen);
+      times.push_back(result.took_us);
+      for (const auto& [tid, thread] : tree.processes().at(victim.pid).threads) {
+        CHECK(thread.stop == StopKind::kInterrupt);
+      }
+      tree.thaw();
+      handle_for(tree, 1);
+    }
+    note("freeze of " + std::to_string(threads) + " sleeping threads: median " +
+         std::to_string(median(times)) + " us");
+    tree.detach();
+  }
+}
+
+TEST(tree_freezes_spinning_threads) {
+  SharedBoard board;
+  Victim victim([&] {
+    start_threads(4, [&](int i) {
+      ++board->ready;
+      for (;;) ++board->slots[i];
+    });
+    sleep_forever();
+  });
+  CHECK(wait_until([&] { return board->ready == 4; }));
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  std::vector<uint64_t> times;
+  for (int i = 0; i < 30; ++i) {
+    const FreezeResult result = tree.freeze(1'000'000);
+    CHECK_EQUAL(result.reason, "");
+    times.push_back(result.took_us);
+    const uint64_t before = board->slots[0] + board->slots[1] + board->slots[2] + board->slots[3];
+    ::usleep(500);
+    const uint64_t after = board->slots[0] + board->slots[1] + board->slots[2] + board->slots[3];
+    CHECK_EQUAL(before, after);
+    tree.thaw();
+    handle_for(tree, 2);
+  }
+  note("freeze of 4 spinning threads: median " + std::to_string(median(times)) + " us");
+}
+
+TEST(wait_events_returns_at_its_deadline_and_when_woken) {
+  Victim victim([] { sleep_forever(); });
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  const uint64_t start = now_ns();
+  handle_for(tree, 20);
+  const uint64_t took = now_ns() - start;
+  CHECK(took >= 20 * kMs && took < 200 * kMs);
+  std::atomic<bool> done{false};
+  std::atomic<uint64_t> woken{0};
+  // Each wake waits for the answer to the last one, so a lost one would hang.
+  std::thread waker([&] {
+    for (uint64_t i = 0; i < 20'000; ++i) {
+      tree.wake();
+      const uint64_t end = now_ns() + 5'000 * kMs;
+      while (woken.load() <= i && now_ns() < end) {
+      }
+      if (woken.load() <= i) break;
+    }
+    done = true;
+    tree.wake();
+  });
+  while (!done) {
+    tree.wait_events(now_ns() + 6'000 * kMs);
+    ++woken;
+  }
+  waker.join();
+  CHECK(woken >= 20'000);
+}
+
+TEST(new_threads_and_processes_are_followed) {
+  SharedBoard board;
+  Victim victim([&] {
+    while (board->ready == 0) ::usleep(100);
+    for (int i = 0; i < 200; ++i) {
+      std::thread([&] { ++board->count; }).join();
+    }
+    for (int i = 0; i < 50; ++i) {
+      const pid_t child = ::fork();
+      if (child == 0) ::_exit(7);
+      int status = 0;
+      ::waitpid(child, &status, 0);
+      if (!WIFEXITED(status) || WEXITSTATUS(status) != 7) ++board->errors;
+    }
+    for (int i = 0; i < 50; ++i) {
+      const pid_t child = ::vfork();
+      if (child == 0) {
+        ::execl("/bin/true", "true", nullptr);
+        ::_exit(1);
+      }
+      int status = 0;
+      ::waitpid(child, &status, 0);
+      if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) ++board->errors;
+    }
+    ::_exit(3);
+  });
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  board->ready = 1;
+  handle_for(tree, 20'000);
+  CHECK(tree.processes().empty());
+  CHECK_EQUAL(board->errors.load(), 0u);
+  CHECK_EQUAL(board->count.load(), 200u);
+  CHECK_EQUAL(recorder.new_threads, 200);
+  CHECK_EQUAL(recorder.new_processes, 100);
+  CHECK_EQUAL(recorder.executions, 50);
+  CHECK_EQUAL(WEXITSTATUS(recorder.gone.at(victim.pid)), 3);
+  CHECK_EQUAL(victim.wait_end(), 3 << 8);
+}
+
+TEST(churn_under_freezes_goes_on_correctly) {
+  SharedBoard board;
+  Victim victim([&] {
+    start_threads(2, [&](int) {
+      while (board->stop == 0) std::thread([&] { ++board->count; }).join();
+      ++board->ready;
+    });
+    start_threads(1, [&](int) {
+      while (board->stop == 0) {
+        const pid_t child = ::fork();
+        if (child == 0) {
+          ::execl("/bin/true", "true", nullptr);
+          ::_exit(1);
+        }
+        int status = 0;
+        ::waitpid(child, &status, 0);
+        if (status != 0) ++board->errors;
+        ++board->value;
+      }
+      ++board->ready;
+    });
+    start_threads(1, [&](int) {
+      while (board->stop == 0) {
+        const pid_t child = ::vfork();
+        if (child == 0) {
+          ::execl("/bin/true", "true", nullptr);
+          ::_exit(1);
+        }
+        int status = 0;
+        ::waitpid(child, &status, 0);
+        if (status != 0) ++board->errors;
+        ++board->value;
+      }
+      ++board->ready;
+    });
+    while (board->ready < 4) ::usleep(1000);
+    ::_exit(0);
+  });
+  CHECK(wait_until([&] { return board->count > 3 && board->value > 1; }));
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  int frozen = 0;
+  std::map<std::string, int> reasons;
+  for (int i = 0; i < 300; ++i) {
+    const FreezeResult result = tree.freeze(20'000);
+    if (result.frozen) {
+      ++frozen;
+      const uint64_t before = board->count + board->value;
+      ::usleep(100);
+      CHECK_EQUAL(before, board->count + board->value);
+    } else {
+      ++reasons[result.reason.substr(0, 4) + result.reason.substr(result.reason.find(' ', 8))];
+    }
+    tree.thaw();
+    handle_for(tree, 1);
+  }
+  note("frozen under churn: " + std::to_string(frozen) + " of 300, " +
+       std::to_string(board->count.load()) + " threads, " + std::to_string(board->value.load()) +
+       " programs");
+  int shown = 0;
+  for (const auto& [reason, count] : reasons) {
+    if (++shown < 6) note("  " + std::to_string(count) + " x " + reason);
+  }
+  CHECK(frozen > 50);
+  const uint64_t before = board->count;
+  handle_for(tree, 100);
+  CHECK(board->count > before);
+  board->stop = 1;
+  handle_for(tree, 20'000);
+  CHECK(tree.processes().empty());
+  CHECK_EQUAL(board->errors.load(), 0u);
+  CHECK_EQUAL(victim.wait_end(), 0);
+}
+
+TEST(execve_by_another_thread_is_followed) {
+  SharedBoard board;
+  Victim victim([&] {
+    start_threads(3, [&](int) {
+      ++board->ready;
+      sleep_forever();
+    });
+    std::thread([&] {
+      while (board->stop == 0) ::usleep(100);
+      ::execl("/bin/sleep", "sleep", "1000", nullptr);
+    }).detach();
+    sleep_forever();
+  });
+  CHECK(wait_until([&] { return board->ready == 3; }));
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  board->stop = 1;
+  handle_for(tree, 300);
+  CHECK_EQUAL(recorder.executions, 1);
+  CHECK_EQUAL(tree.processes().at(victim.pid).threads.size(), 1u);
+  CHECK(tree.freeze(100'000).frozen);
+  tree.thaw();
+  ::kill(victim.pid, SIGTERM);
+  handle_for(tree, 5'000);
+  CHECK_EQUAL(recorder.gone.at(victim.pid), SIGTERM);
+  CHECK_EQUAL(victim.wait_end(), SIGTERM);
+}
+
+TEST(group_stops_are_kept_and_continued) {
+  SharedBoard board;
+  Victim victim([&] {
+    start_threads(1, [&](int) {
+      for (;;) ++board->count;
+    });
+    sleep_forever();
+  });
+  CHECK(wait_until([&] { return board->count > 0; }));
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  const auto runs = [&] {
+    const uint64_t before = board->count;
+    handle_for(tree, 20);
+    return board->count != before;
+  };
+  CHECK(runs());
+  ::kill(victim.pid, SIGSTOP);
+  handle_for(tree, 20);
+  CHECK(!runs());
+  for (int i = 0; i < 20; ++i) {
+    CHECK(tree.freeze(100'000).frozen);
+    CHECK(tree.processes().at(victim.pid).threads.begin()->second.stop == StopKind::kGroupStop);
+    tree.thaw();
+    CHECK(!runs());
+  }
+  // Continued while frozen: runs after the thaw.
+  CHECK(tree.freeze(100'000).frozen);
+  ::kill(victim.pid, SIGCONT);
+  tree.thaw();
+  handle_for(tree, 20);
+  CHECK(runs());
+  // Stopped while frozen.
+  CHECK(tree.freeze(100'000).frozen);
+  ::kill(victim.pid, SIGSTOP);
+  tree.thaw();
+  handle_for(tree, 20);
+  CHECK(!runs());
+  // Detached in group stop: stays stopped.
+  tree.detach();
+  const uint64_t before = board->count;
+  ::usleep(20'000);
+  CHECK_EQUAL(board->count.load(), before);
+  CHECK_EQUAL(state_of(victim.pid).substr(0, 1), "T");
+  ::kill(victim.pid, SIGCONT);
+  CHECK(wait_until([&] { return board->count > before; }));
+}
+
+TEST(a_process_that_somebody_else_traces_is_refused) {
+  Victim victim([] { sleep_forever(); });
+  int fds[2];
+  CHECK(::pipe(fds) == 0);
+  TracerProcess other([&] {
+    ::ptrace(PTRACE_SEIZE, victim.pid, 0, 0);
+    (void)!::write(fds[1], "x", 1);
+    sleep_forever();
+  });
+  char c;
+  CHECK(::read(fds[0], &c, 1) == 1);
+  ::close(fds[0]);
+  ::close(fds[1]);
+  Recorder recorder;
+  TraceTree tree(recorder);
+  int error = 0;
+  try {
+    tree.seize(victim.pid, true);
+  } catch (const SysError& refused) {
+    error = refused.error();
+  }
+  CHECK_EQUAL(error, EPERM);
+  other.kill();
+  tree.seize(victim.pid, true);
+  CHECK_EQUAL(tree.processes().size(), 1u);
+  error = 0;
+  TraceTree none(recorder);
+  try {
+    none.seize(4'194'300, true);
+  } catch (const SysError& refused) {
+    error = refused.error();
+  }
+  CHECK_EQUAL(error, ESRCH);
+}
+
+TEST(a_killed_root_is_held_at_its_exit_stops) {
+  SharedBoard board;
+  Victim victim([&] {
+    start_threads(2, [&](int i) {
+      for (;;) ++board->slots[i];
+    });
+    start_threads(1, [&](int) { ::sleep(1000); });
+    board->value = static_cast<uint64_t>(::fork());
+    if (board->value == 0) {
+      board->ready = 1;
+      for (;;) ++board->count;
+    }
+    sleep_forever();
+  });
+  CHECK(wait_until([&] { return board->ready == 1; }));
+  Recorder recorder;
+  recorder.hold_killed = true;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  CHECK_EQUAL(tree.processes().size(), 2u);
+  ::kill(victim.pid, SIGKILL);
+  const uint64_t start = now_ns();
+  while (recorder.exit_stops == 0) handle_for(tree, 1);
+  const FreezeResult result = tree.freeze_around_death(victim.pid, 100'000);
+  note("killed root held after " + std::to_string((now_ns() - start) / 1000) + " us");
+  CHECK_EQUAL(result.reason, "");
+  const TracedProcess& root = tree.processes().at(victim.pid);
+  CHECK_EQUAL(root.threads.size(), 4u);
+  for (const auto& [tid, thread] : root.threads) CHECK(thread.stop == StopKind::kExit);
+  const auto child = static_cast<pid_t>(board->value.load());
+  CHECK(tree.processes().at(child).threads.at(child).stop == StopKind::kInterrupt);
+  const uint64_t count = board->count;
+  // The owner may go on waiting meanwhile.
+  const uint64_t waited = now_ns();
+  handle_for(tree, 20);
+  CHECK(now_ns() - waited >= 20 * kMs);
+  CHECK_EQUAL(board->count.load(), count);
+  CHECK_EQUAL(victim.wait_end(10), -1);
+  tree.kill_process(child);
+  handle_for(tree, 50);
+  CHECK(!tree.processes().contains(child));
+  std::vector<pid_t> tids;
+  for (const auto& [tid, thread] : root.threads) tids.push_back(tid);
+  for (const pid_t tid : tids) tree.release_exit(tid);
+  CHECK_EQUAL(victim.wait_end(), SIGKILL);
+  handle_for(tree, 50);
+  CHECK_EQUAL(recorder.gone.at(victim.pid), SIGKILL);
+  CHECK(tree.processes().empty());
+}
