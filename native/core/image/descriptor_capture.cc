@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <map>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
@@ -325,6 +326,11 @@ void Capture::note_shared_objects(const DescriptorCaptureInput& input, GroupImag
 }
 
 void Capture::read_content(GroupImage& image) {
+  std::unordered_set<uint64_t> packet_pipes;
+  for (const OpenFileImage& file : image.open_files) {
+    const bool packets = file.kind == OpenFileKind::kPipe && (file.flags & O_DIRECT) != 0;
+    if (packets) packet_pipes.insert(file.object);
+  }
   for (size_t position = 0; position < image.open_files.size(); ++position) {
     OpenFileImage& file = image.open_files[position];
     const bool pipe = file.kind == OpenFileKind::kPipe && reads(file.flags);
@@ -334,7 +340,7 @@ void Capture::read_content(GroupImage& image) {
     const UniqueFd copy = source.table->duplicate(source.entry->fd);
     if (!copy.valid()) continue;
     if (pipe) {
-      pipe_reader_.read(copy.get(), file);
+      pipe_reader_.read(copy.get(), packet_pipes.contains(file.object), file);
     } else if (!peek_unix_queue(copy.get(), kQueueBytesMax, file.socket)) {
       source.entry->refused = "descriptors are in flight in it, or it holds too much";
       source.entry->settled = false;

@@ -53,7 +53,7 @@ void PipeReader::make_room(int bytes) {
   room_ = got;
 }
 
-void PipeReader::read(int reading_end, OpenFileImage& file) {
+void PipeReader::read(int reading_end, bool packets, OpenFileImage& file) {
   file.content.clear();
   file.socket.queue.clear();
   file.pipe_size = ::fcntl(reading_end, F_GETPIPE_SZ);
@@ -66,7 +66,6 @@ void PipeReader::read(int reading_end, OpenFileImage& file) {
   const auto limit = static_cast<size_t>(waiting);
   const ssize_t copied = ::tee(reading_end, writer_.get(), limit, SPLICE_F_NONBLOCK);
   if (copied < 0 && errno != EAGAIN) throw SysError::from_errno("tee a pipe");
-  const bool packets = (file.flags & O_DIRECT) != 0;
   for (ssize_t left = copied; left > 0;) {
     Bytes piece(static_cast<size_t>(left));
     const ssize_t got = ::read(reader_.get(), piece.data(), piece.size());

@@ -13,8 +13,9 @@ namespace replpage {
 // Reads pipes through a pipe of its own, which tee(2) fills without consuming anything.
 class PipeReader {
  public:
-  // Fills content (in packet mode socket.queue) and pipe_size of `file`. Throws SysError.
-  void read(int reading_end, OpenFileImage& file);
+  // Fills content, or with `packets` (a writing end has O_DIRECT) socket.queue, and pipe_size of
+  // `file`. Throws SysError.
+  void read(int reading_end, bool packets, OpenFileImage& file);
 
  private:
   void make_room(int bytes);

@@ -183,7 +183,8 @@ UniqueFd nameless_file(const OpenFileImage& file) {
 
 void pipe(const OpenFileImage& reader, UniqueFd& read_end, UniqueFd& write_end) {
   int ends[2];
-  const bool packets = (reader.flags & O_DIRECT) != 0;
+  // Each write is a packet then; whether later ones are is set with the writing end's flags.
+  const bool packets = !reader.socket.queue.empty();
   if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK | (packets ? O_DIRECT : 0)) != 0) {
     throw SysError::from_errno("pipe2");
   }

@@ -6,6 +6,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <utility>
+
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 
@@ -243,7 +245,8 @@ UniqueFd OpenFiles::make_outside_stream(const OpenFileImage& file) const {
 }
 
 // Both ends are made at once. The first description of an end is the pipe's own, later ones (the
-// pipe opened again through /proc) are opened again. An end whose other end is outside stays alone.
+// pipe opened again through /proc) are opened again. Where only one end is in the group, the other
+// goes with this object.
 UniqueFd OpenFiles::make_pipe_end(const OpenFileImage& file) {
   auto [at, added] = pipes_.try_emplace(file.object);
   Pipe& pipe = at->second;
@@ -256,15 +259,21 @@ UniqueFd OpenFiles::make_pipe_end(const OpenFileImage& file) {
     recreate::pipe(*reader, pipe.read, pipe.write);
   }
   const bool writing = (file.flags & O_ACCMODE) == O_WRONLY;
-  if (file.outside) return std::move(writing ? pipe.write : pipe.read);
-  return recreate::reopened(writing ? pipe.write.get() : pipe.read.get(),
-                            (file.flags & O_ACCMODE) | O_NONBLOCK);
+  const UniqueFd& end = writing ? pipe.write : pipe.read;
+  if (std::exchange(writing ? pipe.write_given : pipe.read_given, true)) {
+    return recreate::reopened(end.get(), (file.flags & O_ACCMODE) | O_NONBLOCK);
+  }
+  UniqueFd own(::fcntl(end.get(), F_DUPFD_CLOEXEC, 0));
+  if (!own.valid()) throw SysError::from_errno("duplicate an end of a pipe");
+  return own;
 }
 
 UniqueFd OpenFiles::make_deleted(const OpenFileImage& file) {
   UniqueFd& nameless = nameless_[file.object];
   if (!nameless.valid()) nameless = recreate::nameless_file(file);
-  return recreate::reopened(nameless.get(), file.flags);
+  // One made with O_TMPFILE says O_DIRECTORY too, which would be asked of it now.
+  const uint32_t made_as = (file.flags & O_TMPFILE) == O_TMPFILE ? O_TMPFILE : 0;
+  return recreate::reopened(nameless.get(), file.flags & ~made_as);
 }
 
 }  // namespace replpage

@@ -37,6 +37,7 @@ class OpenFiles {
 
   struct Pipe {
     UniqueFd read, write;
+    bool read_given = false, write_given = false;
   };
 
   const PromoteInput& input_;
