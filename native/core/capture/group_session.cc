@@ -1,6 +1,7 @@
 #include "core/capture/group_session.h"
 
 #include <fcntl.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <ctime>
@@ -59,6 +60,13 @@ uint32_t thread_count(const GroupImage& image) {
   return static_cast<uint32_t>(threads);
 }
 
+// While the primary stands still nothing may run in its tracer's stead, and every signal of the
+// primary waits for this thread. Without the right (CAP_SYS_NICE) it runs as others do.
+void run_before_others() {
+  const sched_param lowest{.sched_priority = 1};
+  ::sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &lowest);
+}
+
 }  // namespace
 
 GroupSession::GroupSession(GroupOptions options, GroupEvents& events)
@@ -81,6 +89,7 @@ GroupSession::~GroupSession() {
 }
 
 void GroupSession::trace() {
+  run_before_others();
   tree_ = std::make_unique<TraceTree>(static_cast<TraceObserver&>(*this));
   capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker);
   wakeable_ = tree_.get();

@@ -166,11 +166,6 @@ void check_maps(Finder& finder) {
 bool differ(pid_t a, pid_t b, int type) { return ::syscall(SYS_kcmp, a, b, type, 0, 0) > 0; }
 
 void check_sharing(Finder& finder, const std::vector<int>& tids) {
-  // Ours is empty: semaphore undo lists appear with the first SEM_UNDO operation.
-  if (differ(::getpid(), finder.pid(), KCMP_SYSVSEM)) {
-    finder.refuse_process("semaphore undo list",
-                          "SEM_UNDO operations of SysV semaphores cannot be carried over");
-  }
   for (const int tid : tids) {
     if (differ(finder.pid(), tid, KCMP_FS)) {
       finder.refuse_thread(tid, "own working directory",
