@@ -60,7 +60,9 @@ void allow_many_descriptors() {
   constexpr rlim_t kDescriptors = 1 << 20;
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_max = std::max(limit.rlim_max, kDescriptors);
+  rlimit wanted{};
+  wanted.rlim_cur = wanted.rlim_max = std::max(limit.rlim_max, kDescriptors);
+  if (::setrlimit(RLIMIT_NOFILE, &wanted) == 0) return;
   limit.rlim_cur = limit.rlim_max;
   (void)::setrlimit(RLIMIT_NOFILE, &limit);
 }

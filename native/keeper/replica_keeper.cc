@@ -36,6 +36,12 @@ void set_oom_score(const char* value) {
   if (fd.valid()) (void)::write(fd.get(), value, std::char_traits<char>::length(value));
 }
 
+// Without CAP_SYS_RESOURCE the score may be brought back to what it was, but not below.
+void protect_from_oom_killer() {
+  set_oom_score("0");
+  set_oom_score("-1000");
+}
+
 bool is_zombie(pid_t pid) {
   const auto stat = read_proc("/proc/" + std::to_string(pid) + "/stat");
   const size_t name_end = stat ? stat->rfind(')') : std::string::npos;
@@ -252,7 +258,7 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
                                                .pid = root_,
                                                .host_pid = root_host_pid_});
   // The group cannot do without its init, which is small.
-  set_oom_score("-1000");
+  protect_from_oom_killer();
   handle_lazy_news();
   try {
     standby_->replica().free_moved();
