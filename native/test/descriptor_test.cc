@@ -699,13 +699,13 @@ TEST(locks_are_held_again) {
     CallProcess primary(clean([&] {
       place(::open(path.c_str(), O_RDWR), 10);
       must(::flock(10, LOCK_EX) == 0, "flock");
+      place(::open(path.c_str(), O_RDWR), 11);  // closing the first number ends POSIX locks
       struct flock range {};
       range.l_type = F_WRLCK;
       range.l_whence = SEEK_SET;
       range.l_start = 2;
       range.l_len = 3;
       must(::fcntl(10, F_SETLK, &range) == 0, "F_SETLK");
-      place(::open(path.c_str(), O_RDWR), 11);
       range.l_start = 7;
       range.l_len = 0;
       must(::fcntl(11, F_OFD_SETLK, &range) == 0, "F_OFD_SETLK");

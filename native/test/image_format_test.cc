@@ -180,7 +180,7 @@ TEST(a_group_image_that_contradicts_itself_is_refused) {
   CHECK(refused([](GroupImage& g) { g.open_files[2].watches[0].target = 3; }));
   CHECK(refused([](GroupImage& g) { g.file_tables[0].descriptors[0].fd = 4; }));
   CHECK(refused([](GroupImage& g) { g.file_tables[0].descriptors[0].open_file = 3; }));
-  CHECK(refused([](GroupImage& g) { g.shared_objects[0].id = 1; }));
+  CHECK(refused([](GroupImage& g) { g.shared_objects.push_back(g.shared_objects[0]); }));
 }
 
 }  // namespace

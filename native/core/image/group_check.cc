@@ -140,11 +140,12 @@ void check_processes(const GroupImage& image) {
 }
 
 void check_open_file(const OpenFileImage& file, size_t open_files, const Check& check) {
-  check.that(between(file.kind, OpenFileKind::kRegular, OpenFileKind::kPidFd),
+  check.that(between(file.kind, OpenFileKind::kRegular, OpenFileKind::kNetlinkSocket),
              "it has an unknown kind");
   check.text(file.path, "its path holds a zero");
   for (const EpollWatch& watch : file.watches) {
-    check.that(watch.target < open_files, "it watches an unknown file");
+    check.that(watch.target < open_files || watch.target == kNoOpenFile,
+               "it watches an unknown file");
   }
   for (const InotifyWatch& watch : file.notify_watches) {
     check.text(watch.path, "a watched path holds a zero");
@@ -173,10 +174,11 @@ void check_descriptors(const GroupImage& image) {
 }
 
 void check_shared_objects(const GroupImage& image) {
-  for (size_t i = 0; i < image.shared_objects.size(); ++i) {
-    const Check check("shared object " + std::to_string(i));
-    check.that(image.shared_objects[i].id == i, "its id is not its position");
-    check.text(image.shared_objects[i].name, "its name holds a zero");
+  std::set<uint32_t> ids;
+  for (const SharedObjectImage& object : image.shared_objects) {
+    const Check check("shared object " + std::to_string(object.id));
+    check.that(ids.insert(object.id).second, "its id comes twice");
+    check.text(object.name, "its name holds a zero");
   }
 }
 

@@ -36,11 +36,12 @@ constexpr size_t kNameMax = 249;
 
 void SharedObjects::shape(const std::vector<SharedObjectImage>& images) {
   std::map<std::pair<uint64_t, uint64_t>, Object> next;
-  by_id_.assign(images.size(), {});
+  by_id_.clear();
   for (const SharedObjectImage& image : images) {
     const std::pair key{image.device, image.inode};
-    if (image.id >= images.size()) throw FormatError("a shared object's id is out of range");
-    by_id_[image.id] = key;
+    if (!by_id_.emplace(image.id, key).second) {
+      throw FormatError("a shared object's id comes twice");
+    }
     auto found = objects_.find(key);
     Object object;
     if (found != objects_.end()) {
@@ -70,8 +71,9 @@ int SharedObjects::memfd(uint64_t device, uint64_t inode) const {
 
 void SharedObjects::write(std::span<const PageRun> runs, StagedPages& staged) {
   for (const PageRun& run : runs) {
-    if (run.object >= by_id_.size()) throw FormatError("a page run names an unknown object");
-    const Object& object = objects_.at(by_id_[run.object]);
+    const auto key = by_id_.find(run.object);
+    if (key == by_id_.end()) throw FormatError("a page run names an unknown object");
+    const Object& object = objects_.at(key->second);
     // An object may have shrunk since the page was copied.
     const uint64_t size = page_ceil(object.image.size);
     if (run.address >= size) continue;
@@ -88,8 +90,9 @@ void SharedObjects::write(std::span<const PageRun> runs, StagedPages& staged) {
 
 UniqueFd SharedObjects::reopen(const OpenFileImage& file) const {
   // `object` of a memfd descriptor is the object's id.
-  if (file.object >= by_id_.size()) throw FormatError("a memfd names an unknown object");
-  const Object& object = objects_.at(by_id_[file.object]);
+  const auto key = by_id_.find(static_cast<uint32_t>(file.object));
+  if (key == by_id_.end()) throw FormatError("a memfd names an unknown object");
+  const Object& object = objects_.at(key->second);
   const int access = static_cast<int>(file.flags) & (O_ACCMODE | O_APPEND | O_NONBLOCK);
   UniqueFd fd = open_path("/proc/self/fd/" + std::to_string(object.memfd.get()), access);
   if (::lseek(fd.get(), static_cast<off_t>(file.position), SEEK_SET) < 0) {

@@ -38,7 +38,7 @@ class SharedObjects {
     SharedObjectImage image;
   };
   std::map<std::pair<uint64_t, uint64_t>, Object> objects_;
-  std::vector<std::pair<uint64_t, uint64_t>> by_id_;
+  std::map<uint32_t, std::pair<uint64_t, uint64_t>> by_id_;
 };
 
 }  // namespace replpage
