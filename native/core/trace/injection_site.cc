@@ -78,8 +78,9 @@ void search_area(pid_t pid, const PageRange& range, InjectionSite& site) {
 }
 
 bool holds(pid_t pid, uint64_t address, std::string_view code) {
-  char text[16] = {};
-  return address != 0 && read_remote(pid, address, text, code.size()) &&
+  char text[kScratchMarkBytes] = {};
+  return address != 0 && code.size() <= sizeof text &&
+         read_remote(pid, address, text, code.size()) &&
          std::string_view(text, code.size()) == code;
 }
 
@@ -123,23 +124,28 @@ bool injection_code_is_there(pid_t pid, const InjectionSite& site) {
 }
 
 void find_scratch(pid_t pid, uint64_t size, uint64_t main_stack_pointer, InjectionSite& site) {
+  const uint64_t bytes = page_ceil(size + kScratchMarkBytes);
   const uint64_t old_end = site.scratch_end;
-  site.scratch = site.scratch_end = 0;
+  // What served before serves again, unless the main thread's stack has grown near it.
+  if (old_end - site.scratch >= bytes && main_stack_pointer >= old_end + kPageSize &&
+      main_stack_pointer < site.stack_end) {
+    return;
+  }
+  site.scratch = site.scratch_end = site.stack_end = 0;
   const auto maps = read_proc("/proc/" + std::to_string(pid) + "/maps");
   if (!maps) return;
   for (const Area& area : parse_areas(*maps)) {
     if (area.name != "[stack]" || !area.modes.starts_with("rw")) continue;
-    const uint64_t start = area.range.start + kRoomBelow;
-    uint64_t limit = area.range.end;
-    if (area.range.contains(main_stack_pointer)) limit = page_floor(main_stack_pointer - 4096);
-    const uint64_t end = start + page_ceil(size + kScratchMarkBytes);
-    if (end > limit) return;
-    for (uint64_t at = end; at <= limit; at += kPageSize) {
-      const PageRange range{at - (end - start), at};
-      const bool ours = at == old_end || holds(pid, at - kScratchMarkBytes, kMark);
-      if (!ours && !untouched(pid, range)) continue;
-      site.scratch = range.start;
-      site.scratch_end = range.end;
+    const uint64_t first_end = area.range.start + kRoomBelow + bytes;
+    const bool below_is_dead = area.range.contains(main_stack_pointer);
+    const uint64_t limit =
+        below_is_dead ? page_floor(main_stack_pointer) - kPageSize : area.range.end;
+    for (uint64_t end = first_end; end <= limit; end += kPageSize) {
+      const bool ours = end == old_end || holds(pid, end - kScratchMarkBytes, kMark);
+      if (!below_is_dead && !ours && !untouched(pid, {end - bytes, end})) continue;
+      site.scratch = end - bytes;
+      site.scratch_end = end;
+      site.stack_end = area.range.end;
       return;
     }
   }

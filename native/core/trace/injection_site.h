@@ -14,6 +14,7 @@ struct InjectionSite {
   uint64_t restorer = 0;        // `mov $15, %rax; syscall`: libc's end of a signal handler
   uint64_t scratch = 0;         // memory that nobody uses
   uint64_t scratch_end = 0;
+  uint64_t stack_end = 0;   // of the main stack
   uint32_t executions = 0;  // of the process, when this was found
 
   // A call can be made so that it ends by itself when we die in the middle.
@@ -26,10 +27,11 @@ InjectionSite find_injection_code(pid_t pid);
 // True while the code is still where it was found.
 bool injection_code_is_there(pid_t pid, const InjectionSite& site);
 
-// At least `size` bytes at the far end of the main stack: pages that were never touched, or those
-// that an earlier call here marked. Small thread stacks cannot hold a signal frame (a Go stack has
-// other data right below it), so this is preferred to the stack of the thread itself. Leaves
-// scratch 0 where there is no such room. `main_stack_pointer` 0: not known.
+// At least `size` bytes at the far end of the main stack. When the main thread's stack pointer is
+// in that stack, everything far enough below it is dead. Otherwise (0: not known, or it runs on
+// another stack) only pages that were never touched, or those that an earlier call here marked.
+// Small thread stacks cannot hold a signal frame (a Go stack has other data right below it), so
+// this is preferred to the stack of the thread itself. Leaves scratch 0 where there is no room.
 void find_scratch(pid_t pid, uint64_t size, uint64_t main_stack_pointer, InjectionSite& site);
 
 // Bytes at the end of the scratch memory that tell that it is ours.
