@@ -43,6 +43,8 @@ void enter_namespaces(int pidfd, int namespaces) {
   if (::mount(nullptr, "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0) {
     throw SysError::from_errno("make the mounts a slave");
   }
+  // A primary that was a replica once brings a /proc of ours along; they must not pile up.
+  (void)::umount2("/proc", MNT_DETACH);
   if (::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0) {
     throw SysError::from_errno("mount", on_path("/proc"));
   }

@@ -109,9 +109,12 @@ class ReplicaKeeper {
     while (!finished()) wait_and_handle();
   }
 
-  // Tells the tracer why there is no replica any more. Never throws.
-  void report_failure(const std::string& reason) noexcept {
+  // Tells the tracer why there is no replica any more. A lost source comes first: promotion fails
+  // in its wake. Never throws.
+  void report_failure(const std::string& what) noexcept {
     try {
+      const std::string loss = faults_ ? faults_->loss() : "";
+      const std::string& reason = loss.empty() ? what : loss;
       channel_.send(MessageType::kFailed, FailedMessage{.reason = reason, .error = 0});
     } catch (const std::exception&) {  // it has gone, and knows
     }
