@@ -26,15 +26,42 @@ constexpr uint64_t kHandlerDefault = 0, kHandlerIgnore = 1;  // SIG_DFL, SIG_IGN
 
 std::string proc_path(pid_t pid, const char* file) { return "/proc/" + std::to_string(pid) + file; }
 
-bool read_limits(pid_t pid, std::vector<ResourceLimit>& limits) {
+// "Max cpu time             unlimited            unlimited            seconds": lines in the order
+// of the numbers, columns of fixed width (proc_pid_limits in fs/proc/base.c).
+std::vector<ResourceLimit> parse_limits(std::string_view text) {
+  constexpr size_t kSoftColumn = 26, kHardColumn = 47;
+  const auto number = [](std::string_view line, size_t column) {
+    uint64_t value = RLIM64_INFINITY;  // left as it is by "unlimited"
+    if (column >= line.size()) throw FormatError("/proc/PID/limits has a short line");
+    std::from_chars(line.data() + column, line.data() + line.size(), value);
+    return value;
+  };
+  std::vector<ResourceLimit> limits;
+  text.remove_prefix(std::min(text.find('\n') + 1, text.size()));
+  while (!text.empty()) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    const std::string_view line = text.substr(0, end);
+    limits.push_back({.soft = number(line, kSoftColumn), .hard = number(line, kHardColumn)});
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+  return limits;
+}
+
+// prlimit(2) of another user's process needs CAP_SYS_RESOURCE; the file does not, but is slow.
+bool read_limits(pid_t pid, bool slow, std::vector<ResourceLimit>& limits) {
   limits.resize(RLIM_NLIMITS);
   for (size_t resource = 0; resource < limits.size(); ++resource) {
     rlimit64 limit{};
-    if (::syscall(SYS_prlimit64, pid, resource, nullptr, &limit) != 0) {
-      if (errno == ESRCH) return false;
-      throw SysError::from_errno("read resource limits", on_pid(pid));
+    if (::syscall(SYS_prlimit64, pid, resource, nullptr, &limit) == 0) {
+      limits[resource] = {.soft = limit.rlim_cur, .hard = limit.rlim_max};
+      continue;
     }
-    limits[resource] = {.soft = limit.rlim_cur, .hard = limit.rlim_max};
+    if (errno == ESRCH) return false;
+    if (errno != EPERM) throw SysError::from_errno("read resource limits", on_pid(pid));
+    if (!slow) return true;
+    const auto text = read_proc(proc_path(pid, "/limits"));
+    if (text) limits = parse_limits(*text);
+    return text.has_value();
   }
   return true;
 }
@@ -194,6 +221,7 @@ ProcessImage start_from(const ProcessImage* previous) {
   image.root_directory = previous->root_directory;
   image.layout = previous->layout;
   image.actions = previous->actions;
+  image.limits = previous->limits;
   image.interval_timers = previous->interval_timers;
   image.file_mode_mask = previous->file_mode_mask;
   image.personality = previous->personality;
@@ -221,7 +249,7 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input) {
   if (!cause || !pending) return std::nullopt;
   image.stopped = cause->group_stop;
   image.pending = std::move(*pending);
-  if (!read_limits(input.host_pid, image.limits)) return std::nullopt;
+  if (!read_limits(input.host_pid, slow, image.limits)) return std::nullopt;
   if (slow && !read_slow_state(input.host_pid, image)) return std::nullopt;
   if (!read_hidden_state(input, slow, image)) return std::nullopt;
   return image;

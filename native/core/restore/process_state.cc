@@ -182,6 +182,16 @@ void add_pending(const ProcessImage& process, SyscallBatch& batch) {
   }
 }
 
+// By the process itself, which may always lower its limits, and while it may raise them.
+void add_limits(const ProcessImage& process, SyscallBatch& batch) {
+  for (size_t resource = 0; resource < process.limits.size(); ++resource) {
+    const rlimit64 limit{.rlim_cur = process.limits[resource].soft,
+                         .rlim_max = process.limits[resource].hard};
+    batch.add("resource limit", SYS_prlimit64,
+              {0, resource, BatchArgument::data(batch.put_value(limit)), 0});
+  }
+}
+
 }  // namespace
 
 void add_build_state(const ProcessImage& process, SyscallBatch& batch) {
@@ -217,6 +227,7 @@ void add_process_state(const ProcessImage& process, SyscallBatch& batch) {
   add_interval_timers(process, batch);
   add_posix_timers(process, batch);
   add_pending(process, batch);
+  add_limits(process, batch);
 }
 
 void add_final_state(const ProcessImage& process, SyscallBatch& batch) {
@@ -245,14 +256,7 @@ void check_process_rights(const ProcessImage& process) {
   }
 }
 
-void apply_process_limits(pid_t pid, const ProcessImage& process) {
-  for (size_t resource = 0; resource < process.limits.size(); ++resource) {
-    const rlimit64 limit{.rlim_cur = process.limits[resource].soft,
-                         .rlim_max = process.limits[resource].hard};
-    if (::syscall(SYS_prlimit64, pid, resource, &limit, nullptr) != 0) {
-      throw SysError::from_errno("set resource limit " + std::to_string(resource), on_pid(pid));
-    }
-  }
+void apply_oom_score(pid_t pid, const ProcessImage& process) {
   const std::string path = "/proc/" + std::to_string(pid) + "/oom_score_adj";
   const UniqueFd file = open_path(path, O_WRONLY);
   const std::string text = std::to_string(process.oom_score_adj);

@@ -16,7 +16,8 @@ void add_build_state(const ProcessImage& process, SyscallBatch& batch);
 
 // Run by the leader at promotion, with memory and descriptors in place and all rights still there:
 // process group, executable, layout, personality, signal actions, umask, directories, timers,
-// pending signals. Throws SysError(ENOTSUP) when the kernel cannot restore a timer's number.
+// pending signals, resource limits. Throws SysError(ENOTSUP) when the kernel cannot restore a
+// timer's number.
 void add_process_state(const ProcessImage& process, SyscallBatch& batch);
 
 // Run by the leader after every thread has run add_thread_state: what a change of credentials
@@ -27,8 +28,8 @@ void add_final_state(const ProcessImage& process, SyscallBatch& batch);
 // limit of the image is higher than the keeper's own and it may not raise it.
 void check_process_rights(const ProcessImage& process);
 
-// Sets resource limits and oom_score_adj of process `pid` (as the caller and its /proc see it) from
-// outside. Comes last. Throws SysError.
-void apply_process_limits(pid_t pid, const ProcessImage& process);
+// Sets oom_score_adj of process `pid` (as the caller and its /proc see it) from outside. Throws
+// SysError.
+void apply_oom_score(pid_t pid, const ProcessImage& process);
 
 }  // namespace replpage

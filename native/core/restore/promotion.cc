@@ -109,7 +109,7 @@ void Promotion::restore_state(const ProcessImage& image) {
   }
   add_final_state(image, last);
   process.run(last);
-  apply_process_limits(image.pid, image);
+  apply_oom_score(image.pid, image);
 }
 
 void Promotion::leave_stub(StubProcess& process) {
