@@ -1,6 +1,7 @@
-// The addon's exports: see src/native/addon.ts for their types.
+// The addon's exports: see src/native/binding.ts for their types.
 #include <napi.h>
 
+#include "binding/kernel_features.h"
 #include "binding/native_group.h"
 #include "binding/peer.h"
 
@@ -11,6 +12,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("NativeGroup", NativeGroup::define(env));
   exports.Set("peerCredentials", Napi::Function::New(env, peer_credentials));
   exports.Set("mayTrace", Napi::Function::New(env, may_trace_process));
+  exports.Set("probeKernel", Napi::Function::New(env, probe_kernel));
   return exports;
 }
 
