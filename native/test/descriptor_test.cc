@@ -840,6 +840,70 @@ TEST(a_file_that_changed_since_the_epoch_is_noticed) {
   CHECK_EQUAL(error, ESTALE);
 }
 
+TEST(a_file_mapped_for_writing_is_noticed_too) {
+  GroupImage image;
+  const std::string path = scratch() + "/mapped";
+  write_file(path, std::string(4096, 'm'));
+  const UniqueFd file = open_path(path, O_RDWR);
+  void* memory = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+  must(memory != MAP_FAILED, "mmap");
+  const auto start = reinterpret_cast<uint64_t>(memory);
+  Captured captured;
+  captured.input.processes.push_back({.host_pid = ::getpid(), .group_pid = ::getpid()});
+  MappingImage& mapping = image.processes.emplace_back().mappings.emplace_back();
+  mapping.start = start;
+  mapping.end = start + 4096;
+  mapping.kind = MappingKind::kFileShared;
+  mapping.prot = PROT_READ | PROT_WRITE;
+  mapping.path = path;
+  DescriptorCapture::create()->capture(captured.input, image);
+  CHECK_EQUAL(image.mapped_files.size(), 1u);
+  image.open_files.clear();
+  if (image.mapped_files[0].times_tell) check_files_unchanged(image);
+  ::usleep(20'000);
+  static_cast<char*>(memory)[0] = 'n';
+  bool noticed = false;
+  try {
+    check_files_unchanged(image);
+  } catch (const SysError& error) {
+    noticed = error.error() == ESTALE;
+  }
+  CHECK(noticed);
+  ::munmap(memory, 4096);
+}
+
+TEST(sockets_of_the_other_family_are_restored) {
+  for (const How how : kEveryWay) {
+    CallProcess primary(clean([] {
+      place(::socket(AF_INET6, SOCK_STREAM, 0), 10);
+      set_option(10, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+      set_option(10, SOL_SOCKET, SO_REUSEADDR, 1);
+      sockaddr_in6 address{};
+      address.sin6_family = AF_INET6;
+      address.sin6_addr = IN6ADDR_LOOPBACK_INIT;
+      must(::bind(10, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0, "bind");
+      must(::listen(10, 5) == 0, "listen");
+      socklen_t size = sizeof address;
+      ::getsockname(10, reinterpret_cast<sockaddr*>(&address), &size);
+      place(::socket(AF_INET6, SOCK_STREAM, 0), 11);
+      must(::connect(11, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0, "connect");
+      place(::accept(10, nullptr, nullptr), 12);
+      place(::socket(AF_INET6, SOCK_STREAM, 0), 13);
+    }));
+    CallProcess replica;
+    move_descriptors(primary, replica, how);
+    CHECK_EQUAL(option(replica.descriptor(10).get(), IPPROTO_IPV6, IPV6_V6ONLY), 1);
+    CHECK_EQUAL(option(replica.descriptor(10).get(), SOL_SOCKET, SO_ACCEPTCONN), 1);
+    if (how == How::kHandOver) {
+      CHECK_EQUAL(::write(replica.descriptor(11).get(), "six", 3), 3);
+      CHECK_EQUAL(read_some(replica.descriptor(12).get()), "six");
+    } else {
+      CHECK_EQUAL(read_some(replica.descriptor(11).get()), "error Connection reset by peer");
+    }
+    CHECK_EQUAL(option(replica.descriptor(13).get(), SOL_SOCKET, SO_DOMAIN), AF_INET6);
+  }
+}
+
 TEST(damaged_descriptor_images_are_refused) {
   const auto refused = [](const GroupImage& image) {
     try {

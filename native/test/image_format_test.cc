@@ -176,7 +176,7 @@ TEST(a_group_image_that_contradicts_itself_is_refused) {
       [](GroupImage& g) { g.processes[0].mappings[0].kind = static_cast<MappingKind>(0); }));
   CHECK(refused([](GroupImage& g) { g.processes[0].actions.resize(63); }));
   CHECK(refused([](GroupImage& g) { g.processes[0].executable = std::string("/a\0b", 4); }));
-  CHECK(refused([](GroupImage& g) { g.open_files[0].kind = static_cast<OpenFileKind>(17); }));
+  CHECK(refused([](GroupImage& g) { g.open_files[0].kind = static_cast<OpenFileKind>(19); }));
   CHECK(refused([](GroupImage& g) { g.open_files[2].watches[0].target = 3; }));
   CHECK(refused([](GroupImage& g) { g.file_tables[0].descriptors[0].fd = 4; }));
   CHECK(refused([](GroupImage& g) { g.file_tables[0].descriptors[0].open_file = 3; }));

@@ -3,11 +3,13 @@
 #include <fcntl.h>
 #include <linux/kcmp.h>
 #include <linux/memfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
 #include <map>
+#include <set>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -16,6 +18,7 @@
 #include "core/image/descriptor_probe.h"
 #include "core/image/descriptor_table.h"
 #include "core/image/file_content.h"
+#include "core/image/mapped_file.h"
 #include "core/image/open_file_index.h"
 #include "core/image/socket_capture.h"
 
@@ -61,6 +64,7 @@ class Capture final : public DescriptorCapture {
   uint32_t find_watched(const Source& epoll, size_t watch, const GroupImage& image);
   void note_shared_objects(const DescriptorCaptureInput& input, GroupImage& image);
   void read_content(GroupImage& image);
+  void note_mapped_files(const DescriptorCaptureInput& input, GroupImage& image) const;
   void report(const DescriptorCaptureInput& input, const GroupImage& image) const;
 
   DescriptorProbe probe_;
@@ -98,6 +102,7 @@ void Capture::capture(const DescriptorCaptureInput& input, GroupImage& image) {
   mark_standard_streams(image);
   resolve_watches(image);
   note_shared_objects(input, image);
+  note_mapped_files(input, image);
   if (input.with_content) read_content(image);
   if (input.refusals != nullptr) report(input, image);
 }
@@ -322,6 +327,21 @@ void Capture::note_shared_objects(const DescriptorCaptureInput& input, GroupImag
     const UniqueFd copy = source.table->duplicate(source.entry->fd);
     const int seals = copy.valid() ? ::fcntl(copy.get(), F_GET_SEALS) : -1;
     if (seals >= 0) object->seals = static_cast<uint32_t>(seals);
+  }
+}
+
+void Capture::note_mapped_files(const DescriptorCaptureInput& input, GroupImage& image) const {
+  image.mapped_files.clear();
+  std::set<std::pair<uint64_t, uint64_t>> seen;
+  const size_t processes = std::min(input.processes.size(), image.processes.size());
+  for (size_t i = 0; i < processes; ++i) {
+    for (const MappingImage& mapping : image.processes[i].mappings) {
+      const bool written =
+          mapping.kind == MappingKind::kFileShared && (mapping.prot & PROT_WRITE) != 0;
+      if (!written || !seen.emplace(mapping.device, mapping.inode).second) continue;
+      auto file = read_mapped_file(input.processes[i].host_pid, mapping);
+      if (file) image.mapped_files.push_back(std::move(*file));
+    }
   }
 }
 

@@ -26,11 +26,11 @@ struct DescriptorCaptureInput {
   std::function<uint32_t(uint64_t device, uint64_t inode)> object_id;
 };
 
-// Fills file_tables, open_files, shared memfd objects' ids and each process's file_table of
-// `image`. Keeps a cache between epochs: an unchanged descriptor costs little. Never consumes
-// queued data (MSG_PEEK, tee), never holds a duplicate of a socket or pipe after it returns (the
-// primary's close must stay a close). Standard streams that lead outside the group become
-// kOutsideStream.
+// Fills mapped_files (from the mappings that are there already), file_tables, open_files, shared
+// memfd objects' ids and each process's file_table of `image`. Keeps a cache between epochs: an
+// unchanged descriptor costs little. Never consumes queued data (MSG_PEEK, tee), never holds a
+// duplicate of a socket or pipe after it returns (the primary's close must stay a close). Standard
+// streams that lead outside the group become kOutsideStream.
 class DescriptorCapture {
  public:
   static std::unique_ptr<DescriptorCapture> create();

@@ -139,6 +139,18 @@ struct OpenFileImage {
   }
 };
 
+// A file that a process has mapped shared and writable: the mapping changes it without a descriptor.
+struct MappedFileImage {
+  std::string path;
+  FileIdentity identity;
+  // Whether writing through the mapping moves the change time: not on tmpfs.
+  bool times_tell = true;
+  template <class A>
+  void visit(A& a) {
+    a(path, identity, times_tell);
+  }
+};
+
 struct DescriptorImage {
   int32_t fd = -1;
   bool close_on_exec = false;

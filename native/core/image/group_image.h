@@ -18,9 +18,10 @@ struct GroupImage {
   std::vector<FileTableImage> file_tables;
   std::vector<OpenFileImage> open_files;
   std::vector<SharedObjectImage> shared_objects;
+  std::vector<MappedFileImage> mapped_files;  // for writing, each once
   template <class A>
   void visit(A& a) {
-    a(epoch, generation, processes, zombies, file_tables, open_files, shared_objects);
+    a(epoch, generation, processes, zombies, file_tables, open_files, shared_objects, mapped_files);
   }
 };
 

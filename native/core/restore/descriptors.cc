@@ -97,6 +97,13 @@ void check_files_unchanged(const GroupImage& image) {
     if (file.kind != OpenFileKind::kRegular || !written || file.identity.inode == 0) continue;
     check_file(file.path, file.identity, file.mode & S_IFMT);
   }
+  for (const MappedFileImage& file : image.mapped_files) {
+    if (!file.times_tell) {
+      throw SysError("tell whether memory shared through a file has changed since the epoch",
+                     ESTALE, on_path(file.path));
+    }
+    check_file(file.path, file.identity, S_IFREG);
+  }
 }
 
 }  // namespace replpage

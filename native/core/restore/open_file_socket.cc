@@ -39,7 +39,8 @@ void listen_on(int socket, const SocketState& state) {
 }
 
 // Connections of the old process may still linger at the address, so it is reused whatever the
-// program said; what it said is set afterwards.
+// program said; what it said is set afterwards. Where the old connections' program had not set
+// SO_REUSEADDR the kernel still refuses for a minute (TIME_WAIT), as it would had it been restarted.
 void bind_internet(int socket, const SocketState& state) {
   set_socket_options(socket, state.options, OptionTime::kBeforeBind);
   if (!state.local_address.empty()) {
