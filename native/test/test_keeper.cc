@@ -16,23 +16,24 @@
 #include <stdexcept>
 #include <thread>
 
+#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/restore/replica.h"
 
 namespace replpage::testing {
 namespace {
 
-enum CallKind : uint8_t { kApply = 1, kPromote = 2, kFreeMoved = 3 };
+enum CallKind : uint8_t { kApply = 1, kPromote = 2, kFreeMoved = 3, kMaps = 4 };
 
 struct Call {
   uint8_t kind = 0;
   GroupImage image;
   std::vector<PageRun> runs;
-  Bytes pages;
   std::vector<LazyRange> lazy;
+  Bytes pages;  // travels on its own: it may be longer than a list
   template <class A>
   void visit(A& a) {
-    a(kind, image, runs, pages, lazy);
+    a(kind, image, runs, lazy);
   }
 };
 
@@ -52,9 +53,7 @@ void read_all(int fd, uint8_t* to, size_t size) {
   }
 }
 
-template <class T>
-void send_value(int fd, T& value) {
-  const Bytes body = encode(value);
+void send_bytes(int fd, const Bytes& body) {
   const uint64_t size = body.size();
   Bytes head(sizeof size);
   std::memcpy(head.data(), &size, sizeof size);
@@ -62,13 +61,12 @@ void send_value(int fd, T& value) {
   write_all(fd, body);
 }
 
-template <class T>
-T receive_value(int fd) {
+Bytes receive_bytes(int fd) {
   uint64_t size = 0;
   read_all(fd, reinterpret_cast<uint8_t*>(&size), sizeof size);
   Bytes body(size);
   read_all(fd, body.data(), size);
-  return decode<T>(body);
+  return body;
 }
 
 class VectorPages : public StagedPages {
@@ -117,7 +115,8 @@ class Keeper {
     for (;;) {
       KeeperAnswer answer;
       try {
-        Call call = receive_value<Call>(socket_);
+        auto call = decode<Call>(receive_bytes(socket_));
+        call.pages = receive_bytes(socket_);
         handle(call, answer);
       } catch (const SysError& error) {
         if (error.error() == EPIPE) ::_exit(0);
@@ -126,7 +125,7 @@ class Keeper {
         answer.error = error.what();
       }
       answer.served_pages = served_;
-      send_value(socket_, answer);
+      send_bytes(socket_, encode(answer));
     }
   }
 
@@ -139,6 +138,9 @@ class Keeper {
       answer.resident_bytes = replica_->resident_bytes();
     } else if (call.kind == kPromote) {
       promote(call, answer);
+    } else if (call.kind == kMaps) {
+      const auto pid = std::to_string(call.lazy.at(0).pid);
+      answer.text = read_proc("/proc/" + pid + "/maps").value_or("");
     } else {
       answer.resident_bytes = replica_->free_moved();
     }
@@ -223,8 +225,9 @@ KeeperAnswer TestKeeper::call(uint8_t kind, GroupImage* image, MemoryStaging* st
     call.pages = staging->pages;
   }
   call.lazy = lazy;
-  send_value(socket_.get(), call);
-  auto answer = receive_value<KeeperAnswer>(socket_.get());
+  send_bytes(socket_.get(), encode(call));
+  send_bytes(socket_.get(), call.pages);
+  auto answer = decode<KeeperAnswer>(receive_bytes(socket_.get()));
   if (!answer.error.empty()) throw std::runtime_error("keeper: " + answer.error);
   return answer;
 }
@@ -238,5 +241,9 @@ KeeperAnswer TestKeeper::promote(GroupImage& image, const std::vector<LazyRange>
 }
 
 KeeperAnswer TestKeeper::free_moved() { return call(kFreeMoved, nullptr, nullptr, {}); }
+
+std::string TestKeeper::maps(int32_t pid) {
+  return call(kMaps, nullptr, nullptr, {{pid, 0, 0}}).text;
+}
 
 }  // namespace replpage::testing

@@ -34,9 +34,10 @@ class MemoryStaging : public PageSink {
 struct KeeperAnswer {
   std::string error;  // empty: it worked
   uint64_t took_us = 0, resident_bytes = 0, served_pages = 0;
+  std::string text;
   template <class A>
   void visit(A& a) {
-    a(error, took_us, resident_bytes, served_pages);
+    a(error, took_us, resident_bytes, served_pages, text);
   }
 };
 
@@ -52,6 +53,8 @@ class TestKeeper {
   KeeperAnswer apply(GroupImage& image, MemoryStaging& staging);
   KeeperAnswer promote(GroupImage& image, const std::vector<LazyRange>& lazy = {});
   KeeperAnswer free_moved();
+  // /proc/PID/maps of a process in its namespace.
+  std::string maps(int32_t pid);
 
   [[nodiscard]] pid_t pid() const { return pid_; }
 

@@ -161,6 +161,7 @@ void ProcessTree::create_missing() {
 
 void ProcessTree::create(const ProcessImage& image) {
   const int32_t parent = parent_of(image);
+  check_process_rights(image);
   Member member;
   member.process = create_in_session(image, parent);
   member.parent = parent;
