@@ -42,26 +42,55 @@ function keeperCheck(): DoctorCheck {
   }
 }
 
+interface Feature {
+  readonly meaning: string;
+  /** Whether a value makes protecting impossible; without it the feature is for information. */
+  readonly impossible?: (value: unknown) => boolean;
+}
+
+const features: Readonly<Record<string, Feature>> = {
+  release: { meaning: 'of this kernel; nothing is decided by it' },
+  uffdWp: { meaning: 'tracks written pages with userfaultfd and PAGEMAP_SCAN: the faster way' },
+  softDirty: { meaning: 'tracks written pages with soft-dirty bits' },
+  pidfdGetfd: {
+    meaning: 'hands descriptors over from the dying process; needed',
+    impossible: (value) => value === false,
+  },
+  tcpRepair: { meaning: 'moves established connections to another machine; not needed on one' },
+  idleBitmap: { meaning: 'tells which pages were touched; not needed on one machine' },
+  cgroup: { meaning: 'where promoted processes get a group of their own' },
+  yamaScope: {
+    meaning: 'kernel.yama.ptrace_scope: 3 lets nobody trace',
+    impossible: (value) => value === 3,
+  },
+  capSysPtrace: { meaning: 'traces processes; the daemon needs it' },
+  capSysAdmin: { meaning: 'makes namespaces; the daemon needs it' },
+  capSysResource: { meaning: 'without it resource limits and oom_score_adj are kept less exactly' },
+  capNetAdmin: { meaning: 'keeps options of sockets that only an administrator may set' },
+};
+
 function kernelChecks(): readonly DoctorCheck[] {
   try {
-    const features = loadNative().probeKernel();
-    const tracked = features['uffdWp'] === true || features['softDirty'] === true;
+    const found = loadNative().probeKernel();
+    const tracked = found['uffdWp'] === true || found['softDirty'] === true;
     return [
       { name: 'addon', value: true, ok: true, meaning: 'loaded' },
       {
         name: 'write tracking',
         value: tracked,
         ok: tracked,
-        meaning: 'one of uffd-wp and soft-dirty is needed to find what was written',
+        meaning: 'one of uffdWp and softDirty is needed to find what was written',
       },
-      ...Object.entries(features).map(([name, value]) => ({
-        name: `kernel: ${name}`,
-        value,
-        ok: null,
-        meaning: '',
-      })),
+      ...Object.entries(found).map(([name, value]) => featureCheck(name, value)),
     ];
   } catch (error) {
-    return [{ name: 'addon', value: describe(error), ok: false, meaning: 'npm run build:native' }];
+    const [first = ''] = describe(error).split('\n');
+    return [{ name: 'addon', value: first, ok: false, meaning: 'npm run build:native makes it' }];
   }
+}
+
+function featureCheck(name: string, value: boolean | string | number): DoctorCheck {
+  const feature = features[name];
+  const ok = feature?.impossible?.(value) === true ? false : null;
+  return { name: `kernel: ${name}`, value, ok, meaning: feature?.meaning ?? '' };
 }
