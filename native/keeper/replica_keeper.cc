@@ -127,6 +127,7 @@ class ReplicaKeeper {
   void promote(const PromoteMessage& message);
   void handle_lazy_news();
   void handle_children();
+  void free_moved();
   void check_standby();
   void reap();
   void end_group();
@@ -263,10 +264,7 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
   // The group cannot do without its init, which is small.
   protect_from_oom_killer();
   handle_lazy_news();
-  try {
-    standby_->replica().free_moved();
-  } catch (const SysError&) {  // costs memory, nothing else
-  }
+  free_moved();
   staging_.reset();  // staged pages are never read again
   reap();
 }
@@ -290,6 +288,17 @@ void ReplicaKeeper::handle_children() {
   swallow(children_.get());
   if (state_ == State::kStandby) return check_standby();
   reap();
+  free_moved();
+  reap();
+}
+
+// Also ends the tasks that waited for locks of the dying process.
+void ReplicaKeeper::free_moved() {
+  if (state_ != State::kPromoted) return;
+  try {
+    standby_->replica().free_moved();
+  } catch (const SysError&) {  // costs memory, nothing else
+  }
 }
 
 // SIGCHLD tells of every stop of the replica's threads too, so it is only an occasion to look.

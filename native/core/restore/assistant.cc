@@ -1,6 +1,8 @@
 #include "core/restore/assistant.h"
 
+#include <fcntl.h>
 #include <linux/sched.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
@@ -20,15 +22,36 @@ constexpr uint64_t kThreadFlags =
 
 }  // namespace
 
-Assistant::Assistant(StubProcess& process, std::vector<PageRange> moved, bool child_of_keeper,
+Assistant::Assistant(StubProcess& process, std::vector<PageRange> moved,
+                     const std::vector<QueuedLock>& locks, bool child_of_keeper,
                      uint64_t instruction)
-    : process_(process), moved_(std::move(moved)), instruction_(instruction) {
+    : process_(process),
+      moved_(std::move(moved)),
+      instruction_(instruction),
+      waits_(!locks.empty()) {
   SyscallBatch batch;
   const PageRange stub = process.stub_range();
   batch.add("madvise", SYS_madvise, {stub.start, stub.bytes(), MADV_DONTFORK});
   add_clone({.pid = 0, .flags = child_of_keeper ? kProcessFlags : kThreadFlags}, batch);
   const BatchResult result = process.run(batch);
   task_ = RemoteThread::adopt(static_cast<pid_t>(result.results[1]));
+  if (!waits_) return;
+  SyscallBatch waits;
+  for (const QueuedLock& queued : locks) {
+    const uint64_t at = waits.put_value(lock_range(queued.lock));
+    waits.add("wait for a lock", SYS_fcntl, {queued.fd, F_SETLKW, BatchArgument::data(at)}, false);
+  }
+  task_->start(process_.stub(), waits);
+}
+
+bool Assistant::ready() {
+  if (!waits_) return true;
+  if (::kill(process_.pid(), 0) != 0) ::kill(task_->tid(), SIGKILL);  // nobody needs the locks
+  try {
+    return task_->finished(process_.stub());
+  } catch (const SysError&) {
+    return true;
+  }
 }
 
 uint64_t Assistant::finish() {

@@ -1,12 +1,14 @@
-// A task that shares a promoted process's memory and frees what was moved away, while the process
-// runs: a process of its own where the keeper is its parent, else a thread, since a child would
-// have to be reaped by the program.
+// A task that shares a promoted process's memory and descriptors. While the process runs, it waits
+// for POSIX locks that the dying process still holds, ahead of later competitors, and frees what
+// was moved away. It is a process of its own where the keeper is its parent, else a thread, since a
+// child would have to be reaped by the program.
 #pragma once
 
 #include <optional>
 #include <vector>
 
 #include "core/base/page.h"
+#include "core/restore/descriptors.h"
 #include "core/restore/stub_process.h"
 
 namespace replpage {
@@ -16,8 +18,12 @@ class Assistant {
   // Creates it, parked in the stub of `process`, with the credentials that its leader has by now.
   // Call with the leader stopped in the stub. The stub then stays until finish().
   // `instruction`: a `syscall` in the process's code, for what must be done without the stub.
-  Assistant(StubProcess& process, std::vector<PageRange> moved, bool child_of_keeper,
-            uint64_t instruction);
+  // It waits for `locks` from now on.
+  Assistant(StubProcess& process, std::vector<PageRange> moved,
+            const std::vector<QueuedLock>& locks, bool child_of_keeper, uint64_t instruction);
+
+  // Whether all locks are had, so that finish() can be called, or the process is gone.
+  [[nodiscard]] bool ready();
 
   // Frees everything, the stub last, and ends. Returns the bytes freed. The process may be gone.
   uint64_t finish();
@@ -26,6 +32,7 @@ class Assistant {
   StubProcess& process_;
   std::vector<PageRange> moved_;
   uint64_t instruction_;
+  bool waits_ = false;
   std::optional<RemoteThread> task_;
 };
 

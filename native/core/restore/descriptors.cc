@@ -41,6 +41,15 @@ void check_file(const std::string& path, const FileIdentity& identity, mode_t ex
 
 }  // namespace
 
+struct flock lock_range(const FileLock& lock) {
+  struct flock range {};
+  range.l_type = lock.exclusive ? F_WRLCK : F_RDLCK;
+  range.l_whence = SEEK_SET;
+  range.l_start = static_cast<off_t>(lock.start);
+  range.l_len = static_cast<off_t>(lock.length);
+  return range;
+}
+
 void check_descriptor_image(const GroupImage& image) {
   const size_t files = image.open_files.size();
   for (const ProcessImage& process : image.processes) {
@@ -87,7 +96,7 @@ std::vector<QueuedLock> install_descriptors(const PromoteInput& input,
 }
 
 void restore_descriptors(const PromoteInput& input, std::span<ReplicaProcess* const> processes) {
-  // A lock that is still held is no reason to stay dead: as a rule its holder is the dying process.
+  // A lock that somebody holds is no reason to stay dead.
   (void)install_descriptors(input, processes);
 }
 

@@ -2,6 +2,8 @@
 // new ones like them.
 #pragma once
 
+#include <fcntl.h>
+
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -19,6 +21,9 @@ struct QueuedLock {
   int32_t fd = -1;
   FileLock lock;
 };
+
+// For F_SETLK and F_SETLKW.
+struct flock lock_range(const FileLock& lock);
 
 // As restore_descriptors() of replica.h, but tells which locks are still to be had.
 std::vector<QueuedLock> install_descriptors(const PromoteInput& input,

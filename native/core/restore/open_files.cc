@@ -10,6 +10,7 @@
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/restore/descriptors.h"
 
 namespace replpage {
 namespace {
@@ -52,11 +53,7 @@ void restore_file_locks(int fd, const OpenFileImage& file) {
         throw SysError::from_errno("flock", on_path(file.path));
       }
     } else if (lock.kind == FileLock::Kind::kOpenFile) {
-      struct flock range {};
-      range.l_type = lock.exclusive ? F_WRLCK : F_RDLCK;
-      range.l_whence = SEEK_SET;
-      range.l_start = static_cast<off_t>(lock.start);
-      range.l_len = static_cast<off_t>(lock.length);
+      struct flock range = lock_range(lock);
       if (::fcntl(fd, F_OFD_SETLK, &range) != 0) {
         throw SysError::from_errno("lock an open file", on_path(file.path));
       }

@@ -59,10 +59,12 @@ PromotedReplica Promotion::run(PromoteInput input,
 
   std::vector<ReplicaProcess*> processes;
   for (StubProcess* process : tree_.processes()) processes.push_back(process);
-  restore_descriptors(input, processes);
+  for (QueuedLock& queued : install_descriptors(input, processes)) {
+    queued_[queued.pid].push_back(queued);
+  }
   objects_.seal();
-  for (const ProcessImage& process : image.processes) restore_state(process);
-  for (StubProcess* process : tree_.processes()) leave_stub(*process);
+  restore_state(image);
+  leave_stubs();
   let_go(image);
   promoted.took_us = now_us() - started;
   return promoted;
@@ -91,39 +93,62 @@ void Promotion::prepare_lazy(const PromoteInput& input, PromotedReplica& promote
   }
 }
 
-void Promotion::restore_state(const ProcessImage& image) {
-  StubProcess& process = tree_.at(image.pid);
-  SyscallBatch shared;
-  add_signal_flush(shared);
-  add_process_state(image, shared);
-  process.run(shared);
-  for (const ThreadImage& thread : image.threads) {
-    if (thread.tid == image.pid) continue;
-    SyscallBatch batch;
-    add_thread_state(image, thread, batch);
-    process.run(batch, thread.tid);
-  }
-  SyscallBatch last;
-  for (const ThreadImage& thread : image.threads) {
-    if (thread.tid == image.pid) add_thread_state(image, thread, last);
-  }
-  add_final_state(image, last);
-  process.run(last);
-  apply_oom_score(image.pid, image);
+void Promotion::complete_all() {
+  for (StubProcess* process : tree_.processes()) process->complete();
 }
 
-void Promotion::leave_stub(StubProcess& process) {
-  const uint64_t instruction = find_syscall_instruction(process);
-  const auto moved = moved_.find(process.pid());
-  if (moved != moved_.end()) {
-    assistants_.push_back(std::make_unique<Assistant>(
-        process, std::move(moved->second), tree_.is_child_of_keeper(process.pid()), instruction));
-    return;
+// All processes, and then all their threads, at the same time. The leaders come last: with their
+// credentials goes the right to do the rest.
+void Promotion::restore_state(const GroupImage& image) {
+  for (const ProcessImage& process : image.processes) {
+    SyscallBatch shared;
+    add_signal_flush(shared);
+    add_process_state(process, shared);
+    tree_.at(process.pid).begin(process.pid, std::move(shared));
   }
-  const PageRange stub = process.stub_range();
-  const long result = process.leader().step(instruction, SYS_munmap, {stub.start, stub.bytes()});
-  if (result < 0)
-    throw SysError("unmap the stub", static_cast<int>(-result), on_pid(process.pid()));
+  complete_all();
+  for (const ProcessImage& process : image.processes) {
+    for (const ThreadImage& thread : process.threads) {
+      if (thread.tid == process.pid) continue;
+      SyscallBatch batch;
+      add_thread_state(process, thread, batch);
+      tree_.at(process.pid).begin(thread.tid, std::move(batch));
+    }
+  }
+  complete_all();
+  for (const ProcessImage& process : image.processes) {
+    SyscallBatch last;
+    for (const ThreadImage& thread : process.threads) {
+      if (thread.tid == process.pid) add_thread_state(process, thread, last);
+    }
+    add_final_state(process, last);
+    tree_.at(process.pid).begin(process.pid, std::move(last));
+  }
+  for (const ProcessImage& process : image.processes) apply_oom_score(process.pid, process);
+  complete_all();
+}
+
+void Promotion::leave_stubs() {
+  std::vector<std::pair<StubProcess*, uint64_t>> leaving;
+  for (StubProcess* process : tree_.processes()) {
+    const uint64_t instruction = find_syscall_instruction(*process);
+    const auto moved = moved_.find(process->pid());
+    if (moved != moved_.end()) {
+      assistants_.push_back(std::make_unique<Assistant>(*process, std::move(moved->second),
+                                                        tree_.is_child_of_keeper(process->pid()),
+                                                        instruction));
+      continue;
+    }
+    const PageRange stub = process->stub_range();
+    process->leader().start_step(instruction, SYS_munmap, {stub.start, stub.bytes()});
+    leaving.emplace_back(process, instruction);
+  }
+  for (const auto& [process, instruction] : leaving) {
+    const long result = process->leader().finish_step(instruction);
+    if (result < 0) {
+      throw SysError("unmap the stub", static_cast<int>(-result), on_pid(process->pid()));
+    }
+  }
 }
 
 void Promotion::let_go(const GroupImage& image) {
@@ -138,8 +163,11 @@ void Promotion::let_go(const GroupImage& image) {
 
 uint64_t Promotion::free_moved() {
   uint64_t freed = 0;
-  for (const auto& assistant : assistants_) freed += assistant->finish();
-  assistants_.clear();
+  std::erase_if(assistants_, [&freed](const auto& assistant) {
+    if (!assistant->ready()) return false;
+    freed += assistant->finish();
+    return true;
+  });
   return freed;
 }
 

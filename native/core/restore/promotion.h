@@ -25,13 +25,15 @@ class Promotion {
  private:
   void give_memfds(PromoteInput& input);
   void prepare_lazy(const PromoteInput& input, PromotedReplica& promoted);
-  void restore_state(const ProcessImage& image);
-  void leave_stub(StubProcess& process);
+  void restore_state(const GroupImage& image);
+  void complete_all();
+  void leave_stubs();
   void let_go(const GroupImage& image);
 
   ProcessTree& tree_;
   SharedObjects& objects_;
-  std::map<int32_t, std::vector<PageRange>> moved_;  // by pid
+  std::map<int32_t, std::vector<PageRange>> moved_;    // by pid
+  std::map<int32_t, std::vector<QueuedLock>> queued_;  // by pid
   std::vector<std::unique_ptr<Assistant>> assistants_;
 };
 

@@ -61,51 +61,83 @@ void RemoteThread::set_registers(const user_regs_struct& registers) {
   }
 }
 
-void RemoteThread::run_loaded(const Stub& stub, const char* label) {
+void RemoteThread::resume(int request) {
+  if (::ptrace(static_cast<__ptrace_request>(request), tid_, nullptr, nullptr) != 0) {
+    throw SysError::from_errno("continue", on_pid(tid_));
+  }
+}
+
+void RemoteThread::wait_breakpoint(const Stub& stub, const StubSlot& slot, const char* label) {
   for (;;) {
-    if (::ptrace(PTRACE_CONT, tid_, nullptr, nullptr) != 0) {
-      throw SysError::from_errno("continue", on_pid(tid_));
-    }
     const int status = wait_status();
     if (!WIFSTOPPED(status)) throw SysError(label, ESRCH, on_pid(tid_));
-    if (stub.done()) return;
+    if (stub.done(slot)) return;
     // Signals stay blocked here, so what else stops the thread is a SIGSTOP from outside, dropped,
     // or a fault of the stub itself.
     if (is_fatal(WSTOPSIG(status)) && status >> 16 == 0) {
       throw SysError(label, EFAULT, on_pid(tid_));
     }
+    resume(PTRACE_CONT);
+  }
+}
+
+void RemoteThread::start_chunk(Stub& stub, const SyscallBatch& batch, const StubSlot& slot,
+                               const BatchResult& so_far) {
+  const size_t first = so_far.results.size();
+  const size_t count = stub.load_operations(batch, first, so_far.results, slot);
+  set_registers(stub.entry(registers_, slot, count));
+  resume(PTRACE_CONT);
+}
+
+void RemoteThread::finish_chunk(Stub& stub, const SyscallBatch& batch, const StubSlot& slot,
+                                BatchResult& result) {
+  const auto& operations = batch.operations();
+  const size_t first = result.results.size();
+  wait_breakpoint(stub, slot, operations[first].label);
+  for (size_t index = 0; index < stub.executed(slot); ++index) {
+    const long value = stub.result(slot, index);
+    result.results.push_back(value);
+    const BatchOperation& operation = operations[first + index];
+    if (is_error(value) && operation.must_succeed) {
+      throw SysError(operation.label, static_cast<int>(-value), on_pid(tid_));
+    }
   }
 }
 
 BatchResult RemoteThread::run(Stub& stub, const SyscallBatch& batch) {
+  const StubSlot whole;
+  stub.load_data(batch, whole);
   BatchResult result;
-  const auto& operations = batch.operations();
-  result.results.reserve(operations.size());
-  stub.load_data(batch);
-  const user_regs_struct entry = stub.entry(registers_);
-  while (result.results.size() < operations.size()) {
-    const size_t first = result.results.size();
-    stub.load_operations(batch, first, result.results);
-    set_registers(entry);
-    run_loaded(stub, operations[first].label);
-    for (size_t index = 0; index < stub.executed(); ++index) {
-      const long value = stub.result(index);
-      result.results.push_back(value);
-      const BatchOperation& operation = operations[first + index];
-      if (is_error(value) && operation.must_succeed) {
-        throw SysError(operation.label, static_cast<int>(-value), on_pid(tid_));
-      }
-    }
+  result.results.reserve(batch.operations().size());
+  while (result.results.size() < batch.operations().size()) {
+    start_chunk(stub, batch, whole, result);
+    finish_chunk(stub, batch, whole, result);
   }
-  const auto data = stub.data(batch.data().size());
+  const auto data = stub.data(whole, batch.data().size());
+  result.data.assign(data.begin(), data.end());
+  return result;
+}
+
+void RemoteThread::start(Stub& stub, const SyscallBatch& batch, const StubSlot& slot) {
+  if (batch.operations().size() > slot.operations) {
+    throw SysError("start a batch", E2BIG, on_pid(tid_));
+  }
+  stub.load_data(batch, slot);
+  start_chunk(stub, batch, slot, {});
+}
+
+BatchResult RemoteThread::finish(Stub& stub, const SyscallBatch& batch, const StubSlot& slot) {
+  BatchResult result;
+  finish_chunk(stub, batch, slot, result);
+  const auto data = stub.data(slot, batch.data().size());
   result.data.assign(data.begin(), data.end());
   return result;
 }
 
 int RemoteThread::run_to_end(Stub& stub, const SyscallBatch& batch) {
-  stub.load_data(batch);
-  stub.load_operations(batch, 0, {});
-  set_registers(stub.entry(registers_));
+  const StubSlot whole;
+  stub.load_data(batch, whole);
+  set_registers(stub.entry(registers_, whole, stub.load_operations(batch, 0, {}, whole)));
   int deliver = 0;
   for (;;) {
     if (::ptrace(PTRACE_CONT, tid_, nullptr, static_cast<uintptr_t>(deliver)) != 0) {
@@ -113,7 +145,7 @@ int RemoteThread::run_to_end(Stub& stub, const SyscallBatch& batch) {
     }
     const int status = wait_status();
     if (!WIFSTOPPED(status)) return status;
-    if (stub.done()) throw SysError("end a thread", EBUSY, on_pid(tid_));
+    if (stub.done(whole)) throw SysError("end a thread", EBUSY, on_pid(tid_));
     deliver = status >> 16 == 0 ? WSTOPSIG(status) : 0;
   }
 }
@@ -139,22 +171,30 @@ void RemoteThread::leave(uint64_t instruction, long number) {
 
 long RemoteThread::step(uint64_t instruction, long number,
                         const std::array<uint64_t, 6>& arguments) {
-  user_regs_struct registers = call_registers(instruction, number, arguments);
-  set_registers(registers);
-  do {
-    if (::ptrace(PTRACE_SINGLESTEP, tid_, nullptr, nullptr) != 0) {
-      throw SysError::from_errno("step", on_pid(tid_));
-    }
+  start_step(instruction, number, arguments);
+  return finish_step(instruction);
+}
+
+void RemoteThread::start_step(uint64_t instruction, long number,
+                              const std::array<uint64_t, 6>& arguments) {
+  set_registers(call_registers(instruction, number, arguments));
+  resume(PTRACE_SINGLESTEP);
+}
+
+long RemoteThread::finish_step(uint64_t instruction) {
+  for (;;) {
     const int status = wait_status();
     if (!WIFSTOPPED(status)) throw SysError("step", ESRCH, on_pid(tid_));
     if (is_fatal(WSTOPSIG(status)) && status >> 16 == 0) {
       throw SysError("step", EFAULT, on_pid(tid_));
     }
+    user_regs_struct registers{};
     if (::ptrace(PTRACE_GETREGS, tid_, nullptr, &registers) != 0) {
       throw SysError::from_errno("read registers", on_pid(tid_));
     }
-  } while (registers.rip == instruction);
-  return static_cast<long>(registers.rax);
+    if (registers.rip != instruction) return static_cast<long>(registers.rax);
+    resume(PTRACE_SINGLESTEP);
+  }
 }
 
 bool RemoteThread::detach() { return ::ptrace(PTRACE_DETACH, tid_, nullptr, nullptr) == 0; }

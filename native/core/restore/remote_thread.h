@@ -28,6 +28,18 @@ class RemoteThread {
   // first operation that had to succeed and did not, SysError(ESRCH) when the thread dies.
   BatchResult run(Stub& stub, const SyscallBatch& batch);
 
+  // Starts a batch of at most kStubOperationsMax operations, in which the thread may block for
+  // long. Its results cannot be had.
+  void start(Stub& stub, const SyscallBatch& batch);
+  // Whether the batch that was started is done and the thread stopped again. Works whoever waited
+  // for that stop. Throws SysError(ESRCH) when the thread is gone.
+  [[nodiscard]] bool finished(const Stub& stub) const;
+
+  // The same in two steps, so that several threads run at once. The batch has to fit into the slot
+  // and to live until finish().
+  void start(Stub& stub, const SyscallBatch& batch, const StubSlot& slot);
+  BatchResult finish(Stub& stub, const SyscallBatch& batch, const StubSlot& slot);
+
   // Executes the batch, which makes the thread leave (exit, exit_group or a fatal signal), and
   // reaps it. Returns its wait status.
   int run_to_end(Stub& stub, const SyscallBatch& batch);
@@ -35,6 +47,8 @@ class RemoteThread {
   // Executes one system call with the `syscall` instruction at `instruction` (in code that stays)
   // and stops right behind it. Returns its result.
   long step(uint64_t instruction, long number, const std::array<uint64_t, 6>& arguments);
+  void start_step(uint64_t instruction, long number, const std::array<uint64_t, 6>& arguments);
+  long finish_step(uint64_t instruction);
 
   // Executes one system call, as step() does, that ends the thread, and reaps it.
   void leave(uint64_t instruction, long number);
@@ -50,8 +64,13 @@ class RemoteThread {
   [[nodiscard]] user_regs_struct call_registers(uint64_t instruction, long number,
                                                 const std::array<uint64_t, 6>& arguments) const;
   void set_registers(const user_regs_struct& registers);
-  // Continues and waits for the stub's breakpoint.
-  void run_loaded(const Stub& stub, const char* label);
+  void start_chunk(Stub& stub, const SyscallBatch& batch, const StubSlot& slot,
+                   const BatchResult& so_far);
+  // Waits for the stub's breakpoint and takes the results.
+  void finish_chunk(Stub& stub, const SyscallBatch& batch, const StubSlot& slot,
+                    BatchResult& result);
+  void wait_breakpoint(const Stub& stub, const StubSlot& slot, const char* label);
+  void resume(int request);
   int wait_status();
 
   pid_t tid_ = 0;

@@ -87,7 +87,8 @@ class Replica {
                                   const std::function<void(PromotedReplica&)>& before_run) = 0;
 
   // After promote(), from the same thread: frees the old content of lazy ranges, which was only
-  // moved away, while the group runs. Never stops it. Returns the bytes freed.
+  // moved away, while the group runs. Never stops it. Returns the bytes freed. What waits for locks
+  // that the dying process holds is left for another call, after SIGCHLD.
   virtual uint64_t free_moved() = 0;
 
   // Bytes resident in all processes of the replica.

@@ -230,12 +230,7 @@ std::vector<QueuedLock> set_posix_locks(const GroupImage& image,
       seen.push_back(descriptor.open_file);
       for (const FileLock& lock : locks) {
         if (lock.kind != FileLock::Kind::kPosix || lock.owner != process->pid()) continue;
-        struct flock range {};
-        range.l_type = lock.exclusive ? F_WRLCK : F_RDLCK;
-        range.l_whence = SEEK_SET;
-        range.l_start = static_cast<off_t>(lock.start);
-        range.l_len = static_cast<off_t>(lock.length);
-        const uint64_t at = batch.put_value(range);
+        const uint64_t at = batch.put_value(lock_range(lock));
         batch.add("lock a file", SYS_fcntl, {descriptor.fd, F_SETLK, BatchArgument::data(at)},
                   false);
         wanted.push_back({process->pid(), descriptor.fd, lock});
