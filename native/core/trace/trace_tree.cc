@@ -57,6 +57,11 @@ const std::map<pid_t, TracedProcess>& TraceTree::processes() const {
 
 pid_t TraceTree::root() const { return implementation_->root; }
 
+bool TraceTree::follows_all_threads(pid_t pid) const {
+  const auto churn = implementation_->churns.find(pid);
+  return churn == implementation_->churns.end() || !churn->second.loose;
+}
+
 TraceCounters TraceTree::counters() const { return implementation_->counters; }
 
 std::optional<long> TraceTree::inject(pid_t tid, long number, std::array<uint64_t, 6> arguments,

@@ -70,6 +70,8 @@ struct TraceCounters {
   uint64_t signals = 0, clones = 0, forks = 0, execs = 0, exits = 0, freezes = 0, abandoned = 0;
   // Injections that could not complete by themselves: no rt_sigreturn code in the process.
   uint64_t plain_injections = 0;
+  // How often a process began to create threads too fast to follow each; see follows_all_threads.
+  uint64_t loosened = 0;
 };
 
 class TraceTree {
@@ -112,6 +114,10 @@ class TraceTree {
 
   [[nodiscard]] const std::map<pid_t, TracedProcess>& processes() const;
   [[nodiscard]] pid_t root() const;
+  // False while a process creates threads so fast (200 a second) that they are not followed one by
+  // one: every freeze still finds all of them, but when such a process is killed, threads that are
+  // younger than the last freeze end unseen, so that only an earlier epoch is whole.
+  [[nodiscard]] bool follows_all_threads(pid_t pid) const;
   [[nodiscard]] TraceCounters counters() const;
 
   // Runs one system call in a stopped thread (kInterrupt only) and waits for its result. Completes

@@ -73,6 +73,7 @@ void TraceTree::Implementation::seize(pid_t pid, bool trace_exits) {
 // True when something new was attached.
 bool TraceTree::Implementation::seize_process(pid_t pid, pid_t parent) {
   bool found = false;
+  const bool known = processes.contains(pid);
   for (bool again = true; again;) {
     again = false;
     const auto tids = numeric_entries("/proc/" + std::to_string(pid) + "/task");
@@ -86,7 +87,7 @@ bool TraceTree::Implementation::seize_process(pid_t pid, pid_t parent) {
     found = found || again;
   }
   const auto at = processes.find(pid);
-  if (at != processes.end() && at->second.threads.empty()) processes.erase(at);
+  if (!known && at != processes.end() && at->second.threads.empty()) processes.erase(at);
   return found;
 }
 
@@ -100,7 +101,7 @@ bool TraceTree::Implementation::seize_thread(TracedProcess& process, pid_t tid) 
     if (!ours && is_dead(process.pid, tid)) return false;
     if (!ours) throw SysError("PTRACE_SEIZE", static_cast<int>(-result), on_pid(tid));
   }
-  add_thread(process, tid, false);
+  add_thread(process, tid, adopting);
   return true;
 }
 
@@ -116,6 +117,19 @@ bool TraceTree::Implementation::seize_children(pid_t pid) {
     }
   }
   return found;
+}
+
+// Attaches to what a process made while its threads were not followed. True when there was any.
+bool TraceTree::Implementation::adopt_strangers(pid_t pid) {
+  const auto at = processes.find(pid);
+  if (at == processes.end()) return false;
+  struct Adopting {
+    bool& flag;
+    ~Adopting() { flag = false; }
+  } guard{adopting};
+  adopting = true;
+  const bool threads = seize_process(pid, at->second.parent);
+  return seize_children(pid) || threads;
 }
 
 void TraceTree::Implementation::detach_stopped(pid_t tid) noexcept {
@@ -142,6 +156,7 @@ void TraceTree::Implementation::detach() noexcept {
   vfork_waits.clear();
   unheld.clear();
   sites.clear();
+  churns.clear();
   gone.clear();
   injection.reset();
   holding = false;

@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <ctime>
 
 #include "core/base/clock.h"
@@ -15,6 +16,12 @@ namespace {
 
 // How often threads are looked at one by one while a signal stop is kept; see below.
 constexpr long kHeldSignalLookNs = 500'000;
+
+// More than about 200 new threads a second (each costs some 30 us while followed).
+constexpr uint32_t kChurnBirths = 32;
+constexpr uint64_t kChurnWindowNs = 160'000'000;
+constexpr uint64_t kLooseNs = 2'000'000'000;
+constexpr uint32_t kLooseDoublingsMax = 4;
 
 int wait_status_of(const ChildEvent& event) {
   if (event.code == CLD_EXITED) return (event.status & 0xff) << 8;
@@ -152,7 +159,11 @@ void TraceTree::Implementation::remove_thread(pid_t tid, int wait_status) {
   TracedProcess& process = processes[pid];
   process.threads.erase(tid);
   marks.erase(mark);
-  if (process.threads.empty()) remove_process(pid, wait_status);
+  if (!process.threads.empty()) return;
+  const auto churn = churns.find(pid);
+  const bool others_live =
+      !detaching && churn != churns.end() && churn->second.loose && adopt_strangers(pid);
+  if (!others_live) remove_process(pid, wait_status);
 }
 
 void TraceTree::Implementation::remove_process(pid_t pid, int wait_status) {
@@ -163,6 +174,7 @@ void TraceTree::Implementation::remove_process(pid_t pid, int wait_status) {
   end_vfork_wait(pid);
   unheld.erase(pid);
   sites.erase(pid);
+  churns.erase(pid);
   gone.emplace_back(pid, wait_status);
 }
 
@@ -217,6 +229,7 @@ void TraceTree::Implementation::handle_birth(TracedThread& thread, int event) {
   if (child != 0 && unannounced.erase(child) == 0 && !marks.contains(child)) {
     announced[child] = thread.tid;
   }
+  if (event == PTRACE_EVENT_CLONE) note_churn(thread);
   if (event != PTRACE_EVENT_VFORK) return;
   // Seen already, and either gone or past its execve: nobody waits for it any more.
   const auto process = processes.find(child);
@@ -225,6 +238,29 @@ void TraceTree::Implementation::handle_birth(TracedThread& thread, int event) {
   thread.vfork_wait = true;
   vfork_waits[child] = thread.tid;
   if (holding) freeze_failure = first_vfork_wait();
+}
+
+// Threads that are born while nobody follows are not stopped, and cost nothing. A kill in that time
+// finds some of them without us: see follows_all_threads().
+void TraceTree::Implementation::note_churn(const TracedThread& maker) {
+  ThreadChurn& churn = churns[maker.pid];
+  const uint64_t now = now_ns();
+  if (!churn.loose) {
+    if (churn.births++ == 0) churn.window_ns = now;
+    if (churn.births < kChurnBirths) return;
+    const bool fast = now - churn.window_ns < kChurnWindowNs;
+    churn.births = 0;
+    if (!fast) {
+      churn.repeats = 0;
+      return;
+    }
+    churn.loose = true;
+    churn.loose_until_ns = now + (kLooseNs << std::min(churn.repeats, kLooseDoublingsMax));
+    ++churn.repeats;
+    ++counters.loosened;
+  }
+  ptrace_call(PTRACE_SETOPTIONS, maker.tid, 0,
+              static_cast<uintptr_t>(options & ~PTRACE_O_TRACECLONE));
 }
 
 void TraceTree::Implementation::greet(TracedThread& thread, ThreadMark& mark) {
@@ -259,6 +295,7 @@ void TraceTree::Implementation::handle_execution(pid_t tid) {
   ++process.executions;
   ++counters.execs;
   sites.erase(process.pid);
+  churns.erase(process.pid);  // it has one thread now, and that one is attached
   end_vfork_wait(process.pid);
   process.threads[tid].vfork_wait = false;
   if (!detaching) observer.on_exec(process);

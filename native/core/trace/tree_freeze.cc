@@ -73,11 +73,38 @@ bool TraceTree::Implementation::look_at(pid_t tid, Blocking blocking) {
   }
 }
 
+// With every known thread stopped, nothing new can come from them: what is found now and stops too
+// completes the tree.
+bool TraceTree::Implementation::adopt_all_strangers() {
+  bool found = false;
+  for (const auto& [pid, churn] : churns) {
+    if (churn.loose && pid != dying) found |= adopt_strangers(pid);
+  }
+  if (found) interrupt_all();
+  return found;
+}
+
+// After a while, and only in a freeze, when every thread is known.
+void TraceTree::Implementation::follow_again() {
+  const uint64_t now = now_ns();
+  for (auto& [pid, churn] : churns) {
+    if (!churn.loose || pid == dying || now < churn.loose_until_ns) continue;
+    const auto process = processes.find(pid);
+    if (process == processes.end()) continue;
+    for (const auto& [tid, thread] : process->second.threads) {
+      ptrace_call(PTRACE_SETOPTIONS, tid, 0, static_cast<uintptr_t>(options));
+    }
+    churn.loose = false;
+    churn.births = 0;
+  }
+}
+
 // Empty when all stand, otherwise why not.
 std::string TraceTree::Implementation::collect_stops(uint64_t deadline_ns) {
   for (;;) {
     const std::vector<pid_t> waiting = unstopped();
-    if (waiting.empty()) return {};
+    if (waiting.empty() && !adopt_all_strangers()) return {};
+    if (waiting.empty()) continue;
     if (!freeze_failure.empty()) return freeze_failure;
     bool found = false;
     for (const pid_t tid : waiting) found |= look_at(tid, Blocking::kNo);
@@ -123,13 +150,20 @@ FreezeResult TraceTree::Implementation::freeze(uint64_t deadline_us, pid_t aroun
     freeze_failure.clear();
     interrupt_all();
     const uint64_t outer = wait.arm(0);
-    result.reason = collect_stops(start + deadline_us * 1000);
+    try {
+      result.reason = collect_stops(start + deadline_us * 1000);
+    } catch (...) {
+      wait.arm(outer);
+      thaw();
+      throw;
+    }
     wait.arm(outer);
   }
   result.frozen = result.reason.empty() && !processes.empty();
   if (processes.empty()) result.reason = "no process is left";
   if (result.frozen) {
     unannounced.clear();  // every maker's event has been seen by now
+    follow_again();
   } else {
     ++counters.abandoned;
     thaw();

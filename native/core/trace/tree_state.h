@@ -30,6 +30,16 @@ struct InjectionState {
   uint64_t signal_mask = 0;
 };
 
+// How fast a process creates threads. Following each costs three stops, so a process that churns
+// through threads is left alone with them for a while; freezes find those that live.
+struct ThreadChurn {
+  uint64_t window_ns = 0;  // start of the present count
+  uint32_t births = 0;
+  uint32_t repeats = 0;  // how often following was resumed in vain
+  bool loose = false;    // some threads may not be attached
+  uint64_t loose_until_ns = 0;
+};
+
 struct TraceTree::Implementation {
   explicit Implementation(TraceObserver& its_observer) : observer(its_observer) {}
 
@@ -38,6 +48,7 @@ struct TraceTree::Implementation {
   bool seize_process(pid_t pid, pid_t parent);
   bool seize_thread(TracedProcess& process, pid_t tid);
   bool seize_children(pid_t pid);
+  bool adopt_strangers(pid_t pid);
   void detach() noexcept;
   void detach_all(uint64_t deadline_ns);
   void detach_stopped(pid_t tid) noexcept;
@@ -48,6 +59,7 @@ struct TraceTree::Implementation {
   void handle(const ChildEvent& event);
   void handle_stop(TracedThread& thread, ThreadMark& mark, const ChildEvent& event);
   void handle_birth(TracedThread& thread, int event);
+  void note_churn(const TracedThread& maker);
   void handle_execution(pid_t tid);
   void handle_exit_stop(TracedThread& thread);
   void handle_end(const ChildEvent& event);
@@ -73,6 +85,8 @@ struct TraceTree::Implementation {
   std::vector<pid_t> unstopped() const;
   std::string collect_stops(uint64_t deadline_ns);
   bool look_at(pid_t tid, Blocking blocking);
+  bool adopt_all_strangers();
+  void follow_again();
   std::string why_not_stopped(pid_t tid);
   void consume_held_stops();
 
@@ -94,10 +108,12 @@ struct TraceTree::Implementation {
   std::unordered_map<pid_t, pid_t> vfork_waits;  // child -> thread that waits for it
   std::unordered_set<pid_t> unheld;              // processes whose exit stops are not asked about
   std::unordered_map<pid_t, InjectionSite> sites;
+  std::unordered_map<pid_t, ThreadChurn> churns;
   std::vector<std::pair<pid_t, int>> gone;  // on_process_gone still to be called
   std::optional<InjectionState> injection;
   pid_t root = 0;
   long options = 0;
+  bool adopting = false;       // threads attached now are new to the observer
   bool detaching = false;      // the observer is not asked or told any more
   bool holding = false;        // frozen, or freezing: stops are kept
   pid_t dying = 0;             // while holding: this process goes on to its exit stops
