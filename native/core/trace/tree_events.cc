@@ -8,6 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
+#include "core/trace/interrupted_call.h"
 #include "core/trace/ptrace_call.h"
 #include "core/trace/tree_state.h"
 
@@ -194,6 +195,7 @@ void TraceTree::Implementation::handle_stop(TracedThread& thread, ThreadMark& ma
     case PTRACE_EVENT_STOP:
       thread.stop = is_stop_signal(event.signal()) ? StopKind::kGroupStop : StopKind::kInterrupt;
       if (thread.stop == StopKind::kGroupStop) thread.signal = event.signal();
+      if (thread.stop == StopKind::kInterrupt) mend_interrupted_call(thread.tid);
       if (mark.fresh) greet(thread, mark);
       return settle(thread, mark);
     case PTRACE_EVENT_CLONE:

@@ -1,0 +1,18 @@
+// System calls that a stop would break.
+#pragma once
+
+#include <sys/types.h>
+
+namespace replpage {
+
+// PTRACE_INTERRUPT takes a thread out of a blocking system call. The kernel restarts most of them
+// by itself; a few give up with EINTR instead (signal(7), "Interruption of system calls ... by stop
+// signals": epoll_wait, semop, sigtimedwait and others), which a program that has no signal
+// handlers need not expect, and would get in every epoch. Where such a call waits without a
+// timeout, this turns its end into a restart, which the thread cannot tell from never having been
+// stopped; if a signal handler runs first it still sees EINTR. A call with a timeout keeps its
+// EINTR: how much of the time had passed is not known.
+// For a thread at a PTRACE_EVENT_STOP. One ptrace request when there is nothing to do.
+void mend_interrupted_call(pid_t tid) noexcept;
+
+}  // namespace replpage
