@@ -155,11 +155,15 @@ void GroupSession::handle_death() {
   const std::lock_guard lock(worker_mutex_);
   decided_us_ = now_us();
   try {
+    bool whole = death_->planned;
     if (!death_->planned) {
       events_.on_died(death_->cause, death_->signal, death_->status);
-      if (options_.attach_always) tree_->freeze_around_death(options_.pid, kDeathDeadlineUs);
+      // Threads that nobody followed are gone with their registers, and what does not stand still
+      // cannot be read: then the last epoch is the newest whole state.
+      whole = options_.attach_always &&
+              tree_->freeze_around_death(options_.pid, kDeathDeadlineUs).frozen &&
+              tree_->follows_all_threads(options_.pid);
     }
-    const bool whole = options_.attach_always || death_->planned;
     if (death_->cause != DeathCause::kCrash && whole) {
       promote_exactly();
     } else if (death_->cause != DeathCause::kCrash || options_.retries_left > 0) {
