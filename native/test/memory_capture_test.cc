@@ -442,6 +442,18 @@ TEST(a_last_copy_without_any_before_is_whole_too) {
   CHECK_EQUAL(replica.difference(other.pid(), mappings), std::string());
 }
 
+TEST(a_process_never_tracked_can_be_copied_at_its_end) {
+  Fixture f;
+  MemoryVictim other;
+  other.run(make_area, kAreaPages);
+  other.run(fill, 3);
+  const auto memory = MemoryCapture::create_for_last_copy(other.pid(), 9);
+  ModelReplica replica;
+  const auto mappings = other.map();
+  replica.fetch_lazy(other.pid(), memory->copy_last(mappings, replica, 64));
+  CHECK_EQUAL(replica.difference(other.pid(), mappings), std::string());
+}
+
 // Lets a number of chunks through, then is full.
 class FullSink : public ModelReplica {
  public:

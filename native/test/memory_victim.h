@@ -59,6 +59,11 @@ class ModelReplica : public PageSink {
   std::string difference(pid_t pid, const std::vector<MappingImage>& mappings) const;
 
   [[nodiscard]] bool has(uint64_t address) const { return pages_.contains(address); }
+  // Zero when nothing was copied there.
+  [[nodiscard]] Page page(uint64_t address) const {
+    const auto found = pages_.find(address);
+    return found != pages_.end() ? *found->second : Page{};
+  }
   [[nodiscard]] size_t pages() const { return pages_.size(); }
   uint64_t chunk_bytes_max_ = 256 * kPageSize;
 

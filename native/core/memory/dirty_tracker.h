@@ -38,7 +38,8 @@ class DirtyTracker {
 
   // Looks at the private mappings and begins anew, so that the next look reports later writes only.
   // Pages must be read after the look, never before: a write between look and read is reported
-  // again by the next one. Throws SysError; tracking is then incomplete until a look succeeds.
+  // again by the next one. May find nothing new while the process runs: soft-dirty bits cannot be
+  // read and cleared in one step. Throws SysError; what it found is then lost.
   virtual void look(std::span<const MappingImage> mappings, MemoryView& view) = 0;
 
   // As look(), but the next look reports the same again, and more. Not for `appeared` mappings:
@@ -51,9 +52,6 @@ class DirtyTracker {
   // Pages of shared mappings (ascending, parts of one mapping) that are not known to be unchanged
   // through this process since the last call, and begins anew.
   virtual PageRanges look_shared(const MappingImage& mapping, std::span<const PageRange> parts) = 0;
-
-  // Whether look() may be called while the process runs without losing writes.
-  [[nodiscard]] virtual bool may_look_running() const = 0;
 };
 
 }  // namespace replpage

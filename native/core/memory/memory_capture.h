@@ -50,6 +50,11 @@ class MemoryCapture {
   static std::unique_ptr<MemoryCapture> create(pid_t host_pid, int32_t group_pid,
                                                std::optional<TrackerKind> wanted,
                                                const Injector& injector);
+
+  // For a process that was never copied and stands at its end: copy_last() alone works, without
+  // injection, and treats everything as written. Throws SysError.
+  static std::unique_ptr<MemoryCapture> create_for_last_copy(pid_t host_pid, int32_t group_pid);
+
   virtual ~MemoryCapture() = default;
 
   [[nodiscard]] virtual TrackerKind tracker() const = 0;
@@ -77,8 +82,9 @@ class MemoryCapture {
 };
 
 // Objects shared by processes of the group (shared anonymous memory, memfd): the union of what was
-// written through any tracked mapping, and everything again when the object itself was changed
-// otherwise (pwrite, fallocate: seen by its change time). Runs have pid 0.
+// written through any tracked mapping. Everything is copied again when a mapping has gone away
+// unseen, and when an object with `is_memfd` (one that has descriptors) has new times or a new
+// size, since pwrite and fallocate show nowhere else. Runs have pid 0.
 class SharedObjectCapture {
  public:
   static std::unique_ptr<SharedObjectCapture> create();
@@ -91,6 +97,16 @@ class SharedObjectCapture {
   };
   virtual CopyRound copy_changed(const std::vector<ProcessView>& processes,
                                  const std::vector<SharedObjectImage>& objects, PageSink& sink) = 0;
+
+  // To be called when a process of the group stands at its exit stop (its last thread): what it
+  // wrote since the last copy is known from its page tables only, which are torn down next.
+  // `memory` may be null for a process that was never copied. Does nothing when the group has no
+  // shared objects. Never throws: when it cannot look, the objects are copied whole next time.
+  virtual void note_exit(pid_t host_pid, MemoryCapture* memory) noexcept = 0;
+
+  // Everything is copied again next time. For events after which page tables are gone before
+  // anyone could look, such as execve of a process that was never copied.
+  virtual void copy_all_again() noexcept = 0;
 };
 
 }  // namespace replpage

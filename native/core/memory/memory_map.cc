@@ -120,18 +120,16 @@ class MapReader {
   }
 
   // The kernel keeps neighbours apart for reasons that a replica does not share (different
-  // anon_vma, userfaultfd); joined, the list does not change when those reasons come and go.
+  // anon_vma, userfaultfd); joined, the list does not change when those reasons come and go. Lines
+  // of files stay apart: /proc/PID/map_files has a name for each.
   bool join_with_last() {
-    if (mappings_.empty()) return false;
+    if (mappings_.empty() || current_.kind != MappingKind::kAnonymous) return false;
     MappingImage& last = mappings_.back();
-    if (last.end != current_.start || last.kind != current_.kind || last.kind >= kNeverJoined ||
-        last.prot != current_.prot || last.flags != current_.flags ||
-        last.protection_key != current_.protection_key || last.device != current_.device ||
-        last.inode != current_.inode || last.path != current_.path ||
-        last.anon_name != current_.anon_name || last.shm_id != current_.shm_id) {
+    if (last.end != current_.start || last.kind != current_.kind || last.prot != current_.prot ||
+        last.flags != current_.flags || last.protection_key != current_.protection_key ||
+        last.anon_name != current_.anon_name) {
       return false;
     }
-    if (last.inode != 0 && last.offset + (last.end - last.start) != current_.offset) return false;
     last.end = current_.end;
     return true;
   }
@@ -146,8 +144,6 @@ class MapReader {
     refusals_->push_back(
         {.pid = pid_, .object = std::move(object), .kind = refusal_->kind, .why = refusal_->why});
   }
-
-  static constexpr MappingKind kNeverJoined = MappingKind::kSysvShared;
 
   pid_t pid_;
   const std::vector<MappingImage>& known_;

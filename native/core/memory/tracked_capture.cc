@@ -78,9 +78,9 @@ std::vector<LazyRange> TrackedCapture::copy_last(const std::vector<MappingImage>
 }
 
 bool TrackedCapture::memory_lost(const PageRanges& present, const PageRanges& vanished) const {
-  using Probe = PageCopier::Probe;
+  using Probe = ProcessPageReader::Probe;
   if (!present.empty()) {
-    const Probe probe = copier_.probe(present.front().start);
+    const Probe probe = reader_.probe(present.front().start);
     if (probe == Probe::kNoAddressSpace) return true;
   } else if (!present_.empty() && !memory_thread(host_pid_)) {
     return true;
@@ -89,7 +89,7 @@ bool TrackedCapture::memory_lost(const PageRanges& present, const PageRanges& va
   // A hole of a healthy process reads as zero or as the file. After the OOM reaper it cannot be
   // read at all (check_stable_address_space in mm/memory.c), but its mapping is still there.
   const uint64_t hole = vanished.back().start;
-  return copier_.probe(hole) != Probe::kReadable && is_mapped(hole);
+  return reader_.probe(hole) != Probe::kReadable && is_mapped(hole);
 }
 
 void TrackedCapture::add_absent(std::span<const PageRange> ranges,
@@ -117,11 +117,14 @@ bool TrackedCapture::copy_pages(std::span<const PageRange> ranges,
     const bool readable = (mapping.prot & PROT_READ) != 0;
     if (holds_private_pages(mapping.kind) && !readable) append_range(hidden, mapping.range());
   }
-  copier_.copy(subtract_ranges(ranges, hidden), true, sink, round);
-  copier_.copy(intersect_ranges(ranges, hidden), false, sink, round);
+  reader_.set_hidden(false);
+  copier_.copy(subtract_ranges(ranges, hidden), reader_, sink, round);
+  reader_.set_hidden(true);
+  copier_.copy(intersect_ranges(ranges, hidden), reader_, sink, round);
   for (const PageRange& range : copier_.take_unreadable()) {
     // While the process runs, a page may vanish between look and copy. That shows at the next look.
-    if (copier_.probe(range.start) != PageCopier::Probe::kReadable && is_mapped(range.start)) {
+    if (reader_.probe(range.start) != ProcessPageReader::Probe::kReadable &&
+        is_mapped(range.start)) {
       return false;
     }
   }

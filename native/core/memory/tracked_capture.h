@@ -6,6 +6,7 @@
 #include "core/memory/dirty_tracker.h"
 #include "core/memory/memory_capture.h"
 #include "core/memory/page_copier.h"
+#include "core/memory/process_page_reader.h"
 
 namespace replpage {
 
@@ -17,7 +18,8 @@ class TrackedCapture : public MemoryCapture {
       : host_pid_(host_pid),
         group_pid_(group_pid),
         tracker_(std::move(tracker)),
-        copier_(host_pid, tid, group_pid) {}
+        reader_(host_pid, tid),
+        copier_(group_pid) {}
 
   [[nodiscard]] TrackerKind tracker() const override { return tracker_->kind(); }
   CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) override;
@@ -43,6 +45,7 @@ class TrackedCapture : public MemoryCapture {
   pid_t host_pid_;
   int32_t group_pid_;
   std::unique_ptr<DirtyTracker> tracker_;
+  ProcessPageReader reader_;
   PageCopier copier_;
   PageRanges present_;    // at the last look
   bool copy_all_ = true;  // nothing was copied yet, or the last round failed

@@ -10,6 +10,7 @@
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/memory/swap_areas.h"
 
 namespace replpage {
 namespace {
@@ -150,6 +151,8 @@ bool UffdWpTracker::supported() {
 
 UffdWpTracker::UffdWpTracker(pid_t host_pid, pid_t tid, const MemoryCapture::Injector& injector)
     : pid_(host_pid), pages_(host_pid, tid), uffd_(create_remote_uffd(host_pid, injector)) {}
+
+UffdWpTracker::UffdWpTracker(pid_t host_pid, pid_t tid) : pid_(host_pid), pages_(host_pid, tid) {}
 
 template <class Visit>
 void UffdWpTracker::for_each_group(std::span<const MappingImage> mappings, Visit&& visit) {
@@ -304,18 +307,7 @@ void UffdWpTracker::look_file_backed(const Group& group, bool arm, MemoryView& v
 
 PageRanges UffdWpTracker::look_shared(const MappingImage& mapping,
                                       std::span<const PageRange> parts) {
-  PageRanges untracked;
-  pages_.collect(mapping.range(), {.inverted = kPageTracked, .required = kPageTracked}, untracked);
-  PageRanges unknown;
-  for (const PageRange& range : untracked) {
-    const int error = register_write_protect(uffd_.get(), range);
-    if (error == EPERM) continue;  // can never be written through this mapping
-    if (error == EBUSY || error == ENOMEM) {
-      throw SysError("track writes", error, at_address(pid_, range.start));
-    }
-    append_range(unknown, range);
-  }
-  unknown = intersect_ranges(unknown, parts);
+  const PageRanges fresh = adopt_shared(mapping.range());
   // A page that is not mapped may have been written and unmapped again (MADV_DONTNEED, swap), so
   // holes are armed too: a marker alone proves that nothing happened.
   constexpr PageQuery kNotArmed = {.inverted = kPagePresent,
@@ -330,7 +322,29 @@ PageRanges UffdWpTracker::look_shared(const MappingImage& mapping,
       if (!marker) append_range(written, {region.start, region.end});
     });
   }
-  return unite_ranges(unknown, written);
+  if (fresh.empty() || swap_in_use()) return written;
+  // Until now nothing was armed. What a new process wrote is mapped, unless it has been swapped
+  // out; counting all its holes as well would copy the whole object at every fork.
+  PageRanges touched;
+  for (const PageRange& range : fresh) {
+    pages_.collect(range, {.any_of = kPagePresent}, touched);
+  }
+  return unite_ranges(subtract_ranges(written, fresh), intersect_ranges(touched, parts));
+}
+
+// Returns what was not tracked before. A mapping that can never be written (EPERM) is left out.
+PageRanges UffdWpTracker::adopt_shared(PageRange mapping) {
+  PageRanges untracked;
+  pages_.collect(mapping, {.inverted = kPageTracked, .required = kPageTracked}, untracked);
+  PageRanges fresh;
+  for (const PageRange& range : untracked) {
+    const int error = register_write_protect(uffd_.get(), range);
+    if (error == EBUSY || error == ENOMEM) {
+      throw SysError("track writes", error, at_address(pid_, range.start));
+    }
+    if (error != EPERM) append_range(fresh, range);
+  }
+  return fresh;
 }
 
 }  // namespace replpage

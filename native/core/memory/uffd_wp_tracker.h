@@ -25,13 +25,14 @@ class UffdWpTracker : public DirtyTracker {
   // The process must be stopped. Throws SysError: ESRCH when it is gone, EBUSY when it has a
   // userfaultfd of its own.
   UffdWpTracker(pid_t host_pid, pid_t tid, const MemoryCapture::Injector& injector);
+  // Without a userfaultfd: peek() and count() find all memory written, look() is of no use.
+  UffdWpTracker(pid_t host_pid, pid_t tid);
 
   [[nodiscard]] TrackerKind kind() const override { return TrackerKind::kUffdWp; }
   void look(std::span<const MappingImage> mappings, MemoryView& view) override;
   void peek(std::span<const MappingImage> mappings, MemoryView& view) override;
   uint64_t count(std::span<const MappingImage> mappings, uint64_t limit) override;
   PageRanges look_shared(const MappingImage& mapping, std::span<const PageRange> parts) override;
-  [[nodiscard]] bool may_look_running() const override { return true; }
 
  private:
   // Mappings of one kind that follow each other (in the list, not in memory): one scan covers them.
@@ -46,6 +47,7 @@ class UffdWpTracker : public DirtyTracker {
 
   void adopt(const Group& group, PageRanges& appeared);
   bool register_range(PageRange range);
+  PageRanges adopt_shared(PageRange mapping);
   void look_anonymous(const Group& group, bool arm, MemoryView& view);
   void look_file_backed(const Group& group, bool arm, MemoryView& view);
   PageRanges present_anonymous(const Group& group);
