@@ -111,7 +111,7 @@ struct OpenFileImage {
   uint32_t flags = 0;     // O_* as in fdinfo, without O_CLOEXEC
   uint64_t position = 0;  // bytes
   uint64_t object = 0;    // inode of a pipe or socket; shared object id of a memfd
-  std::string path;
+  std::string path;       // of a UNIX socket: the directory that a relative address starts from
   // The other end is not in the group. Handed over as it is; recreated from an epoch as what its
   // program would see had the other end gone (end of file, ECONNRESET).
   bool outside = false;
@@ -139,7 +139,8 @@ struct OpenFileImage {
   }
 };
 
-// A file that a process has mapped shared and writable: the mapping changes it without a descriptor.
+// A file that a process has mapped shared and writable: the mapping changes it without a
+// descriptor.
 struct MappedFileImage {
   std::string path;
   FileIdentity identity;

@@ -254,8 +254,23 @@ void DescriptorProbe::read_open_socket(DescriptorTable& table, DescriptorEntry& 
   const uint64_t peer = file.socket.peer_object;
   SocketFinding finding = read_socket(copy.get(), file);
   file.socket.peer_object = peer;
+  if (file.kind == OpenFileKind::kUnixSocket && file.path.empty()) find_directory(table, file);
   entry.refused = std::move(finding.refused);
   entry.settled = finding.settled;
+}
+
+// A UNIX address may be a relative path, and the kernel does not tell relative to what: as a rule
+// to where the process still is.
+void DescriptorProbe::find_directory(const DescriptorTable& table, OpenFileImage& file) const {
+  const std::string name = unix_path_of(file.socket.local_address);
+  if (name.empty() || name.starts_with('/')) return;
+  const std::string base = "/proc/" + std::to_string(table.host_pid());
+  const auto directory = read_link(base + "/cwd");
+  struct stat found {};
+  if (directory && ::lstat((base + "/cwd/" + name).c_str(), &found) == 0 &&
+      S_ISSOCK(found.st_mode)) {
+    file.path = *directory;
+  }
 }
 
 void DescriptorProbe::look_at_peer(DescriptorTable& table, DescriptorEntry& entry) {

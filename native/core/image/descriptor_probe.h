@@ -37,6 +37,7 @@ class DescriptorProbe {
   void read_inotify(DescriptorTable& table, DescriptorEntry& entry);
   void read_pidfd(DescriptorEntry& entry);
   void read_open_socket(DescriptorTable& table, DescriptorEntry& entry);
+  void find_directory(const DescriptorTable& table, OpenFileImage& file) const;
   void read_owner(DescriptorTable& table, DescriptorEntry& entry);
   bool leads_back(const DescriptorTable& table, const std::string& path,
                   const struct stat& status) const;

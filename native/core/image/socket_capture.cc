@@ -208,6 +208,13 @@ SocketFinding read_socket(int socket, OpenFileImage& file) {
   return finding;
 }
 
+std::string unix_path_of(const Bytes& address) {
+  constexpr size_t kPathAt = offsetof(sockaddr_un, sun_path);
+  if (address.size() <= kPathAt || address[kPathAt] == 0) return {};
+  const auto* text = reinterpret_cast<const char*>(address.data()) + kPathAt;
+  return {text, ::strnlen(text, address.size() - kPathAt)};
+}
+
 void read_unix_facts(const UnixSocketFacts& facts, OpenFileImage& file) {
   SocketState& state = file.socket;
   state.shut_read = facts.shut_read;

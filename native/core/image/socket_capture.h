@@ -17,6 +17,10 @@ struct SocketFinding {
 // and `outside`. Throws SysError.
 SocketFinding read_socket(int socket, OpenFileImage& file);
 
+// Path of a UNIX address; empty for an abstract or unnamed one.
+std::string unix_path_of(const Bytes& address);
+
+// Shutdown state, backlog and the peer's inode (0: it has none, being closed or not accepted yet).
 void read_unix_facts(const UnixSocketFacts& facts, OpenFileImage& file);
 
 // Copies what a UNIX socket has received and not read, without consuming it. False: descriptors are

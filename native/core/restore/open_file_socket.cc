@@ -8,8 +8,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 
+#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/image/socket_capture.h"
 #include "core/image/socket_options.h"
 #include "core/restore/open_files.h"
 
@@ -40,7 +43,8 @@ void listen_on(int socket, const SocketState& state) {
 
 // Connections of the old process may still linger at the address, so it is reused whatever the
 // program said; what it said is set afterwards. Where the old connections' program had not set
-// SO_REUSEADDR the kernel still refuses for a minute (TIME_WAIT), as it would had it been restarted.
+// SO_REUSEADDR the kernel still refuses for a minute (TIME_WAIT), as it would had it been
+// restarted.
 void bind_internet(int socket, const SocketState& state) {
   set_socket_options(socket, state.options, OptionTime::kBeforeBind);
   if (!state.local_address.empty()) {
@@ -81,14 +85,6 @@ bool reset_over_loopback(int socket, int domain) {
          ::setsockopt(other.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) == 0;
 }
 
-// Path of a UNIX address, empty for an abstract or unnamed one.
-std::string path_of(const Bytes& address) {
-  constexpr size_t kPathAt = offsetof(sockaddr_un, sun_path);
-  if (address.size() <= kPathAt || address[kPathAt] == 0) return {};
-  const auto* text = reinterpret_cast<const char*>(address.data()) + kPathAt;
-  return {text, ::strnlen(text, address.size() - kPathAt)};
-}
-
 // Whether a socket of some type answers at the address.
 bool is_alive(const Bytes& address) {
   for (const int type : {SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET}) {
@@ -101,13 +97,34 @@ bool is_alive(const Bytes& address) {
   return false;
 }
 
+// The keeper's working directory while this lives.
+class WorkingDirectory {
+ public:
+  explicit WorkingDirectory(const std::string& path) : before_(open_path(".", O_PATH)) {
+    if (::chdir(path.c_str()) != 0) throw SysError::from_errno("chdir", on_path(path));
+  }
+  ~WorkingDirectory() { (void)!::fchdir(before_.get()); }
+  WorkingDirectory(const WorkingDirectory&) = delete;
+  WorkingDirectory& operator=(const WorkingDirectory&) = delete;
+
+ private:
+  UniqueFd before_;
+};
+
 // A socket file that nobody listens on any more would make bind() fail: it is replaced by one with
 // the same owner and permissions.
-void bind_unix(int socket, const Bytes& address) {
-  const std::string path = path_of(address);
+void bind_unix(int socket, const OpenFileImage& file) {
+  const Bytes& address = file.socket.local_address;
+  const std::string path = unix_path_of(address);
+  if (path.empty()) return bind_to(socket, address);
+  std::optional<WorkingDirectory> directory;
+  if (path[0] != '/') {
+    if (file.path.empty()) throw SysError("find where a socket was bound", ENOENT, on_path(path));
+    directory.emplace(file.path);
+  }
   struct stat old {};
-  const bool stale = !path.empty() && ::lstat(path.c_str(), &old) == 0 && S_ISSOCK(old.st_mode) &&
-                     !is_alive(address);
+  const bool stale =
+      ::lstat(path.c_str(), &old) == 0 && S_ISSOCK(old.st_mode) && !is_alive(address);
   if (stale) ::unlink(path.c_str());
   bind_to(socket, address);
   if (!stale) return;
@@ -214,7 +231,7 @@ UniqueFd unix_single(const OpenFileImage& file) {
   }
   UniqueFd made = new_socket(state);
   set_socket_options(made.get(), state.options, OptionTime::kBeforeBind);
-  if (!state.local_address.empty()) bind_unix(made.get(), state.local_address);
+  if (!state.local_address.empty()) bind_unix(made.get(), file);
   set_socket_options(made.get(), state.options, OptionTime::kAfterBind);
   listen_on(made.get(), state);
   // A datagram socket finds a named peer again, such as /dev/log. If nobody is there, it is as if
