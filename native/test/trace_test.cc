@@ -484,3 +484,71 @@ TEST(a_killed_root_is_held_at_its_exit_stops) {
   CHECK_EQUAL(recorder.gone.at(victim.pid), SIGKILL);
   CHECK(tree.processes().empty());
 }
+
+TEST(a_root_killed_while_frozen_is_still_held_at_its_exit_stops) {
+  for (int round = 0; round < 40; ++round) {
+    SharedBoard board;
+    Victim victim([&] {
+      start_threads(2, [&](int i) {
+        ++board->ready;
+        for (;;) ++board->slots[i];
+      });
+      ++board->ready;
+      sleep_forever();
+    });
+    CHECK(wait_until([&] { return board->ready == 3; }));
+    Recorder recorder;
+    recorder.hold_killed = true;
+    TraceTree tree(recorder);
+    tree.seize(victim.pid, true);
+    CHECK(tree.freeze(1'000'000).frozen);
+    ::kill(victim.pid, SIGKILL);
+    ::usleep(static_cast<useconds_t>(round * 20));
+    tree.thaw();
+    CHECK(wait_until([&] {
+      handle_for(tree, 1);
+      return recorder.exit_stops > 0;
+    }));
+    CHECK_EQUAL(tree.freeze_around_death(victim.pid, 1'000'000).reason, "");
+    CHECK_EQUAL(tree.processes().at(victim.pid).threads.size(), 3u);
+    tree.kill_process(victim.pid);
+    CHECK_EQUAL(victim.wait_end(), SIGKILL);
+  }
+}
+
+TEST(a_vfork_wait_abandons_a_freeze_at_once) {
+  SharedBoard board;
+  Victim victim([&] {
+    while (board->stop == 0) ::usleep(100);
+    if (::vfork() == 0) {
+      while (board->value == 0) {
+      }
+      ::execl("/bin/true", "true", nullptr);
+      ::_exit(1);
+    }
+    sleep_forever();
+  });
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  board->stop = 1;
+  CHECK(wait_until([&] {
+    handle_for(tree, 1);
+    return tree.processes().size() == 2;
+  }));
+  handle_for(tree, 5);
+  for (int i = 0; i < 10; ++i) {
+    const FreezeResult result = tree.freeze(100'000);
+    CHECK(!result.frozen);
+    CHECK(result.reason.find("vfork") != std::string::npos);
+    CHECK(result.took_us < 20'000);
+    handle_for(tree, 1);
+  }
+  board->value = 1;
+  CHECK(wait_until([&] {
+    handle_for(tree, 1);
+    return tree.processes().size() == 1;
+  }));
+  CHECK(tree.freeze(100'000).frozen);
+  CHECK_EQUAL(tree.counters().abandoned, 10u);
+}

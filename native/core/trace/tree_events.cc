@@ -239,7 +239,7 @@ void TraceTree::Implementation::handle_birth(TracedThread& thread, int event) {
   if (!announced.contains(child) && !runs_on) return;
   thread.vfork_wait = true;
   vfork_waits[child] = thread.tid;
-  if (holding) freeze_failure = first_vfork_wait();
+  if (holding) freeze_failure = first_vfork_wait(dying);
 }
 
 // Threads that are born while nobody follows are not stopped, and cost nothing. A kill in that time

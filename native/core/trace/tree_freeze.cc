@@ -24,9 +24,11 @@ bool is_vfork(const std::string& call) {
 
 }  // namespace
 
-std::string TraceTree::Implementation::first_vfork_wait() const {
+// A dying thread stops waiting by itself.
+std::string TraceTree::Implementation::first_vfork_wait(pid_t except) const {
   for (const auto& [child, waiter] : vfork_waits) {
-    if (!marks.contains(waiter)) continue;
+    const auto mark = marks.find(waiter);
+    if (mark == marks.end() || mark->second.pid == except) continue;
     return "thread " + std::to_string(waiter) + " waits in vfork for its child " +
            std::to_string(child);
   }
@@ -138,12 +140,26 @@ std::string TraceTree::Implementation::why_not_stopped(pid_t tid) {
   return name + " did not stop: state " + state + ", system call " + number;
 }
 
+// There is no second try at a death: give a child in vfork the time to execute its program.
+void TraceTree::Implementation::let_vforks_finish(pid_t around, uint64_t deadline_ns) {
+  if (first_vfork_wait(around).empty()) return;
+  const uint64_t outer = wait.arm(deadline_ns);
+  while (!first_vfork_wait(around).empty()) {
+    wait.begin();
+    if (now_ns() >= deadline_ns) break;
+    ChildEvent event;
+    if (wait.peek_any(event, Blocking::kYes) == Peeked::kEvent) handle(event);
+  }
+  wait.arm(outer);
+}
+
 FreezeResult TraceTree::Implementation::freeze(uint64_t deadline_us, pid_t around) {
   const uint64_t start = now_ns();
   quieten_stop_notices();
   ++counters.freezes;
   FreezeResult result;
-  result.reason = around == 0 ? first_vfork_wait() : std::string();
+  if (around != 0) let_vforks_finish(around, start + deadline_us * 1000 / 2);
+  result.reason = first_vfork_wait(around);
   if (result.reason.empty()) {
     holding = true;
     dying = around;
@@ -172,13 +188,29 @@ FreezeResult TraceTree::Implementation::freeze(uint64_t deadline_us, pid_t aroun
   return result;
 }
 
+// A thread that was killed while we kept it may stand at its exit stop by now, and must not be
+// continued from there as if it still stood where we left it.
+bool TraceTree::Implementation::still_stands(const TracedThread& thread, const ThreadMark& mark) {
+  ChildEvent event;
+  const Peeked peeked = wait.peek(thread.tid, event, Blocking::kNo);
+  if (peeked == Peeked::kNothing) return mark.consumed;
+  if (peeked != Peeked::kEvent || event.ended()) return false;
+  return event.event() == (thread.stop == StopKind::kSignal ? 0 : PTRACE_EVENT_STOP);
+}
+
 void TraceTree::Implementation::thaw() {
   holding = false;
   dying = 0;
   for (auto& [pid, process] : processes) {
     for (auto& [tid, thread] : process.threads) {
       ThreadMark& mark = marks[tid];
-      if (!mark.listening) resume(thread, mark);
+      const bool kept = thread.stop != StopKind::kRunning && thread.stop != StopKind::kExit;
+      if (!kept || mark.listening) continue;
+      if (still_stands(thread, mark)) {
+        resume(thread, mark);
+      } else {
+        thread.stop = StopKind::kRunning;  // its exit stop or end is still to be seen
+      }
     }
   }
 }

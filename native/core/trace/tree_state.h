@@ -79,8 +79,9 @@ struct TraceTree::Implementation {
   // tree_freeze.cc
   FreezeResult freeze(uint64_t deadline_us, pid_t dying);
   void thaw();
-  std::string first_vfork_wait() const;
-  bool must_stop(const TracedThread& thread) const;
+  std::string first_vfork_wait(pid_t except) const;
+  void let_vforks_finish(pid_t around, uint64_t deadline_ns);
+  bool still_stands(const TracedThread& thread, const ThreadMark& mark);
   void interrupt_all();
   std::vector<pid_t> unstopped() const;
   std::string collect_stops(uint64_t deadline_ns);
