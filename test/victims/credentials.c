@@ -69,6 +69,8 @@ static void* hold(void* unused) {
   (void)unused;
   syscall(SYS_setresgid, 4001, 4002, 4003);
   syscall(SYS_setresuid, 4001, 4002, 4003);
+  prctl(PR_SET_DUMPABLE, 1);  // of the whole process; the change of ids cleared it
+  atomic_store(&victim_status->number, 1);
   struct Snapshot* before = calloc(1, sizeof *before);
   struct Snapshot* now = calloc(1, sizeof *now);
   take(before);
@@ -91,6 +93,9 @@ int main(int argc, char** argv) {
   } else if (strcmp(kind, "threads") == 0) {
     pthread_t thread;
     VICTIM_CHECK(pthread_create(&thread, NULL, hold, NULL) == 0, "no thread");
+    while (atomic_load(&victim_status->number) == 0) {
+      victim_pace();
+    }
   } else {
     become_root_with_less();
   }
