@@ -5,6 +5,8 @@
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 
+#include <algorithm>
+
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/image/file_content.h"
@@ -86,7 +88,11 @@ void DescriptorProbe::look_at(DescriptorTable& table, DescriptorEntry& entry, in
   bool lease = false;
   file.locks = parse_locks(entry.head.rest, owner_pid, lease);
   if (lease) entry.refused = "a lease is held on the file";
-  if (asynchronous) read_owner(table, entry);
+  // A socket's owner gets SIGURG without O_ASYNC, and a program may set the owner long before that.
+  if (asynchronous || !entry.probed || ++entry.owner_age >= kLookAgainEpochs) {
+    entry.owner_age = 0;
+    if ((file.flags & O_PATH) == 0) read_owner(table, entry);
+  }
   if (!entry.refused.empty()) {
     file.kind = OpenFileKind::kUnsupported;
     file.path = entry.link;
@@ -286,13 +292,14 @@ void DescriptorProbe::look_at_peer(DescriptorTable& table, DescriptorEntry& entr
 void DescriptorProbe::read_owner(DescriptorTable& table, DescriptorEntry& entry) {
   const UniqueFd copy = table.duplicate(entry.fd);
   if (!copy.valid()) return;
+  entry.file.owner_pid = 0;
+  entry.file.owner_signal = std::max(::fcntl(copy.get(), F_GETSIG), 0);
   f_owner_ex owner{};
   if (::fcntl(copy.get(), F_GETOWN_EX, &owner) != 0 || owner.pid == 0) return;
   const auto pid = group_pid_(owner.pid);
   if (!pid) return;  // signals for a stranger: nobody of the group waits for them
   entry.file.owner_type = owner.type;
   entry.file.owner_pid = *pid;
-  entry.file.owner_signal = ::fcntl(copy.get(), F_GETSIG);
 }
 
 // Paths of /proc/PID/fd are those of the mount namespace; a process in another one than ours is

@@ -33,6 +33,7 @@ struct DescriptorEntry {
   bool probed = false;                   // `file` is of this very open file
   bool settled = false;                  // and need not be looked at while `changed` is false
   uint32_t age = 0;                      // epochs since it was looked at
+  uint32_t owner_age = 0;                // looks since its owner (F_GETOWN_EX) was read
 };
 
 class DescriptorTable {

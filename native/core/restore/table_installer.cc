@@ -201,13 +201,16 @@ void TableInstaller::add_watches(SyscallBatch& batch) const {
 void TableInstaller::add_owners(SyscallBatch& batch) const {
   for (const uint32_t position : charge_) {
     const OpenFileImage& file = image_.open_files[position];
-    if (file.owner_pid == 0) continue;
     const int number = final_number(position);
+    if (file.owner_signal != 0) {
+      batch.add("set the signal of a descriptor", SYS_fcntl, {number, F_SETSIG, file.owner_signal});
+    }
+    if (file.owner_pid == 0) continue;
     const f_owner_ex owner{static_cast<__pid_type>(file.owner_type), file.owner_pid};
     const uint64_t at = batch.put_value(owner);
     batch.add("set the owner of a descriptor", SYS_fcntl,
               {number, F_SETOWN_EX, BatchArgument::data(at)});
-    batch.add("set the signal of a descriptor", SYS_fcntl, {number, F_SETSIG, file.owner_signal});
+    if ((file.flags & O_ASYNC) == 0) continue;
     constexpr uint32_t kStatus = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_ASYNC;
     batch.add("set status flags", SYS_fcntl, {number, F_SETFL, file.flags & kStatus});
   }
