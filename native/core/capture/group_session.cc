@@ -4,6 +4,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 #include <ctime>
 #include <functional>
 
@@ -12,6 +13,7 @@
 #include "core/base/sys_error.h"
 #include "core/capture/keeper_process.h"
 #include "core/capture/page_stream.h"
+#include "core/image/kernel_reader.h"
 
 namespace replpage {
 namespace {
@@ -23,7 +25,8 @@ constexpr uint32_t kPrecopyRoundsMax = 4;
 
 // Starting injects into every process, which takes longer than an epoch's freeze.
 constexpr uint64_t kStartDeadlineUs = 200'000;
-constexpr int kStartTriesMax = 20;
+constexpr uint64_t kStartPatienceUs = 10'000'000;
+constexpr uint64_t kRetryNs = 2'000'000;
 
 constexpr uint64_t kSlowStatePeriodUs = 1'000'000;
 
@@ -111,15 +114,18 @@ void GroupSession::trace() {
 StartReport GroupSession::start() {
   const uint64_t began = now_us();
   try {
+    KernelReader::instance();  // takes a while the first time, so not while anything stands still
     GroupImage image = on_tracer([this] { return freeze_first(); });
     auto keeper = start_keeper();
     connect(std::move(keeper.channel));
     const uint64_t copied = copy_initially(image);
     EpochStats first;
-    for (int tries = 0; !try_epoch(first); ++tries) {
-      if (tries == kStartTriesMax || root_gone_) {
+    const uint64_t patience_ends = now_us() + kStartPatienceUs;
+    while (!try_epoch(first)) {
+      if (root_gone_ || now_us() > patience_ends) {
         throw KeeperLost("the first epoch was not taken: " + first.reason);
       }
+      std::this_thread::sleep_for(std::chrono::nanoseconds(kRetryNs));
     }
     set_phase(Phase::kProtected);
     if (!options_.attach_always) watch_exit();
@@ -136,20 +142,26 @@ StartReport GroupSession::start() {
 
 GroupImage GroupSession::freeze_first() {
   tree_->seize(options_.pid, options_.attach_always);
-  const RunAgain run_again([this] { let_group_run(); });
   Refusals refusals;
   for (const auto& [pid, process] : tree_->processes()) find_process_refusals(pid, refusals);
   if (!refusals.empty()) throw RefusedError(std::move(refusals));
-  FreezeResult frozen;
-  for (int tries = 0; tries < kStartTriesMax && !frozen.frozen; ++tries) {
-    frozen = tree_->freeze(kStartDeadlineUs);
+  GroupImage image;
+  const auto capture = [&] {
+    image = capture_->capture_state(
+        {.slow_state = true, .inject = true, .with_content = false, .refusals = &refusals});
+    if (!refusals.empty()) throw RefusedError(std::move(refusals));
+    capture_->admit_new();
+  };
+  // A primary that is hard to stop (one vfork after the other) is given several chances.
+  const uint64_t patience_ends = now_us() + kStartPatienceUs;
+  for (;;) {
+    const std::string reason = while_stopped(kStartDeadlineUs, capture);
+    if (reason.empty()) return image;
+    if (root_gone_ || now_us() > patience_ends) {
+      throw KeeperLost("the process did not stop: " + reason);
+    }
+    tree_->wait_events(now_ns() + kRetryNs);
   }
-  if (!frozen.frozen) throw KeeperLost("the process did not stop: " + frozen.reason);
-  GroupImage image = capture_->capture_state(
-      {.slow_state = true, .inject = true, .with_content = false, .refusals = &refusals});
-  if (!refusals.empty()) throw RefusedError(std::move(refusals));
-  capture_->admit_new();
-  return image;
 }
 
 KeeperProcess GroupSession::start_keeper() {
@@ -256,13 +268,12 @@ bool GroupSession::try_epoch(EpochStats& stats) {
 // copied while it runs. Left to the next epoch when it does not stop in time.
 void GroupSession::admit_newcomers() {
   on_tracer([this] {
-    if (death_ || !options_.attach_always || !capture_->has_new()) return;
-    const RunAgain run_again([this] { let_group_run(); });
-    if (!stop_group(options_.freeze_deadline_us).frozen) return;
-    if (capture_->admit_new()) {
+    if (!options_.attach_always || !capture_->has_new()) return;
+    while_stopped(options_.freeze_deadline_us, [this] {
+      if (!capture_->admit_new()) return;
       running_image_ = capture_->capture_state(
           {.slow_state = false, .inject = true, .with_content = false, .refusals = nullptr});
-    }
+    });
   });
 }
 
@@ -289,20 +300,15 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
   return on_tracer([&] {
     const uint64_t began = now_us();
     CopyRound round;
-    {
-      const RunAgain run_again([this] { let_group_run(); });
-      const FreezeResult frozen = stop_group(options_.freeze_deadline_us);
-      if (!frozen.frozen) {
-        stats.reason = frozen.reason;
-        return false;
-      }
+    stats.reason = while_stopped(options_.freeze_deadline_us, [&] {
       if (!options_.attach_always) capture_->admit_new();
       image = capture_->capture_state({.slow_state = slow_state_due(),
                                        .inject = false,
                                        .with_content = true,
                                        .refusals = nullptr});
       round = capture_->copy_frozen(image, *runs_);
-    }
+    });
+    if (!stats.reason.empty()) return false;
     stats.pause_us = now_us() - began;
     stats.copy_us += stats.pause_us;
     stats.dirty_pages += round.data_pages;
@@ -320,12 +326,29 @@ FreezeResult GroupSession::stop_group(uint64_t deadline_us) {
   return tree_->freeze(deadline_us);
 }
 
-// Thaws, or detaches where the group is only attached for captures.
-void GroupSession::let_group_run() {
-  if (options_.attach_always) {
-    tree_->thaw();
-  } else {
-    tree_->detach();
+// Runs `work` with the group stopped, and lets it run again. Returns why it cannot be done now, or
+// nothing: a thread does not stop, or stands where it can neither be read nor asked.
+std::string GroupSession::while_stopped(uint64_t deadline_us, const std::function<void()>& work) {
+  FreezeResult frozen = stop_group(deadline_us);
+  if (death_) return frozen.reason;
+  const RunAgain run_again([this] {
+    // Thaws, or detaches where the group is only attached for captures.
+    if (options_.attach_always) {
+      tree_->thaw();
+    } else {
+      tree_->detach();
+    }
+  });
+  if (!frozen.frozen) return frozen.reason;
+  try {
+    work();
+    return {};
+  } catch (const SysError& error) {
+    const int passing[] = {EBUSY, ETIMEDOUT, ESRCH};
+    if (std::find(std::begin(passing), std::end(passing), error.error()) == std::end(passing)) {
+      throw;
+    }
+    return error.what();
   }
 }
 
@@ -368,7 +391,10 @@ bool GroupSession::commit(GroupImage& image, EpochStats& stats) {
 PromotionReport GroupSession::promote() {
   auto result = on_tracer([this] {
     const FreezeResult frozen = stop_group(kStartDeadlineUs);
-    if (!frozen.frozen) throw KeeperLost("the primary did not stop: " + frozen.reason);
+    if (!frozen.frozen) {
+      if (!death_ && !options_.attach_always) tree_->detach();
+      throw KeeperLost("the primary did not stop: " + frozen.reason);
+    }
     death_ = Death{.cause = DeathCause::kExit, .signal = 0, .status = 0, .seen_us = now_us(),
                    .planned = true, .handled = false};
     return planned_.emplace().get_future();

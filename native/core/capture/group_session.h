@@ -10,6 +10,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
@@ -78,7 +79,7 @@ class GroupSession final : private TraceObserver {
   bool freeze_and_copy(GroupImage& image, EpochStats& stats);
   bool slow_state_due();
   FreezeResult stop_group(uint64_t deadline_us);
-  void let_group_run();
+  std::string while_stopped(uint64_t deadline_us, const std::function<void()>& work);
 
   // Tracer thread: death, in group_death.cc.
   void begin_death(DeathCause cause, int wait_status);
