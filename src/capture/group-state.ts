@@ -54,7 +54,7 @@ export interface GroupCore {
 export type GroupEvent =
   | { readonly type: 'progress'; readonly bytes: number; readonly bytesTotal: number }
   | { readonly type: 'started'; readonly epoch: number }
-  | { readonly type: 'startFailed'; readonly reason: string; readonly final: boolean }
+  | { readonly type: 'startFailed'; readonly reason: string }
   | { readonly type: 'committed'; readonly epoch: number }
   | { readonly type: 'abandoned'; readonly reason: string }
   | { readonly type: 'lagging'; readonly abandoned: number; readonly reason: string }
@@ -202,7 +202,8 @@ function stepStart(
     return leave(group, phase, 'not protected', event.reason);
   }
   const failedStarts = group.failedStarts + 1;
-  if (event.final || failedStarts >= startTriesMax) {
+  // What is refused is tried again too: it may pass, as a child that is about to end.
+  if (failedStarts >= startTriesMax) {
     return leave(
       { ...group, failedStarts },
       { kind: 'unprotected', reason: event.reason },

@@ -29,6 +29,8 @@ import { firstPace, nextPace, type Pace } from './pace-policy.js';
 const pauseSamples = 1024;
 /** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
 const epochErrorsMax = 3;
+/** Of what was refused, in the reason of a state; `protect` itself tells all. */
+const refusalsTold = 3;
 const promotedPollMs = 500;
 /** Looks at a keeper that has no page left to fetch, before the native side is not waited for. */
 const drainedPollsMax = 10;
@@ -199,12 +201,15 @@ export class Group {
   }
 
   #startFailed(error: unknown): void {
-    const reason = describe(error);
+    const refused = refusalsOf(error).map(
+      ({ pid, object, why }) => `pid ${pid}, ${object}: ${why}`,
+    );
+    const reason = [describe(error), ...refused.slice(0, refusalsTold)].join('; ');
     if (!isFirst(this.#core) && !this.#host.processAlive(this.#core.hostPid)) {
       this.#apply({ type: 'ended', reason: 'it ended before it was protected again' });
       return;
     }
-    this.#apply({ type: 'startFailed', reason, final: hasCode(error, 'ERR_REFUSED') });
+    this.#apply({ type: 'startFailed', reason });
   }
 
   #createNative(generation: number): NativeGroup {
