@@ -122,6 +122,11 @@ export function isOver(phase: PhaseName): boolean {
   return ['unprotected', 'detached', 'ended', 'failed', 'removed'].includes(phase);
 }
 
+/** `protect` waits for its first epoch: a failure is the user's to hear, and nothing is kept. */
+export function isFirstStart(group: GroupCore): boolean {
+  return group.phase.kind === 'protecting' && group.promotion === undefined && !group.resumed;
+}
+
 const stay = (group: GroupCore): Step => ({ group, effects: [] });
 const note = (what: string, why: string): GroupEffect => ({ type: 'note', what, why });
 
@@ -197,7 +202,7 @@ function stepStart(
     const why = `generation ${group.generation}, first epoch committed`;
     return { group: next, effects: [{ type: 'persist' }, note('protected', why)] };
   }
-  if (group.promotion === undefined && !group.resumed) {
+  if (isFirstStart(group)) {
     const phase: Phase = { kind: 'failed', reason: event.reason };
     return leave(group, phase, 'not protected', event.reason);
   }

@@ -17,6 +17,7 @@ import { describeDeath, nameSignals } from './death.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
 import {
   crashDelayMs,
+  isFirstStart,
   isOver,
   retriesLeft,
   step,
@@ -205,7 +206,7 @@ export class Group {
       ({ pid, object, why }) => `pid ${pid}, ${object}: ${why}`,
     );
     const reason = [describe(error), ...refused.slice(0, refusalsTold)].join('; ');
-    if (!isFirst(this.#core) && !this.#host.processAlive(this.#core.hostPid)) {
+    if (!isFirstStart(this.#core) && !this.#host.processAlive(this.#core.hostPid)) {
       this.#apply({ type: 'ended', reason: 'it ended before it was protected again' });
       return;
     }
@@ -358,8 +359,6 @@ export class Group {
     this.#firstStart.reject(over);
   }
 }
-
-const isFirst = (core: GroupCore): boolean => core.promotion === undefined && !core.resumed;
 
 interface Deferred<T> {
   readonly promise: Promise<T>;

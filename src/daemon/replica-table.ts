@@ -15,7 +15,7 @@ import type {
 import { ReplicationError } from '../base/errors.js';
 import { Group } from '../capture/group.js';
 import type { GroupHost, GroupSpec } from '../capture/group-spec.js';
-import { isOver, newGroup } from '../capture/group-state.js';
+import { isFirstStart, isOver, newGroup } from '../capture/group-state.js';
 import type { NativeAddon } from '../native/binding.js';
 import type { DaemonConfig } from './config.js';
 import type { EventRing } from './event-ring.js';
@@ -66,8 +66,10 @@ export class ReplicaTable implements DaemonControl {
     return [...this.#groups.values()];
   }
 
+  /** A group whose first epoch is not committed is nobody's promise yet. */
   records(): readonly GroupRecord[] {
-    return this.groups.map((group) => {
+    const promised = this.groups.filter(({ core }) => !isFirstStart(core));
+    return promised.map((group) => {
       const { core, spec } = group;
       const startTime = readProcess(core.hostPid)?.startTime ?? this.#startTimes.get(group) ?? '';
       return { spec, core, startTime };
