@@ -19,6 +19,7 @@
 #include "core/base/procfs.h"
 #include "core/image/group_image.h"
 #include "core/image/interrupted_call.h"
+#include "core/image/kernel_reader.h"
 #include "core/image/process_capture.h"
 #include "test/state_victim.h"
 #include "test/test.h"
@@ -195,9 +196,10 @@ void check_threads(const ProcessImage& image) {
   CHECK_EQUAL(second.registers.orig_rax, static_cast<uint64_t>(SYS_pause));
 }
 
-TEST(a_process_is_captured_with_all_its_kernel_state) {
+TEST(a_process_is_captured_with_all_its_kernel_state_by_injection) {
   if (::geteuid() != 0) SKIP("needs root");
   StateVictim victim(victim_with_state);
+  victim.set_kernel_reader(false);
   victim.stop();
   const ProcessImage image = victim.capture(true);
   check_signals(image);
@@ -206,9 +208,22 @@ TEST(a_process_is_captured_with_all_its_kernel_state) {
   check_threads(image);
 }
 
-TEST(a_later_capture_without_injection_knows_the_same) {
+TEST(a_process_is_captured_with_all_its_kernel_state_without_injection) {
+  if (::geteuid() != 0) SKIP("needs root");
+  if (KernelReader::instance() == nullptr) SKIP("the kernel does not let us read its memory");
+  StateVictim victim(victim_with_state);
+  victim.stop();
+  const ProcessImage image = victim.capture(false);
+  check_signals(image);
+  check_timers(image);
+  check_process(image, victim.pid());
+  check_threads(image);
+}
+
+void check_later_captures(bool kernel_reader) {
   if (::geteuid() != 0) SKIP("needs root");
   StateVictim victim(victim_with_state);
+  victim.set_kernel_reader(kernel_reader);
   victim.stop();
   const ProcessImage first = victim.capture(true);
   for (int epoch = 0; epoch < 3; ++epoch) {
@@ -221,6 +236,26 @@ TEST(a_later_capture_without_injection_knows_the_same) {
     check_process(later, victim.pid());
     check_threads(later);  // the sleep's call number too, though it was interrupted before
   }
+}
+
+TEST(a_later_capture_without_injection_knows_the_same) { check_later_captures(true); }
+TEST(a_later_capture_without_the_kernel_reader_knows_the_same) { check_later_captures(false); }
+
+TEST(the_kernel_reader_and_injection_agree) {
+  if (::geteuid() != 0) SKIP("needs root");
+  if (KernelReader::instance() == nullptr) SKIP("the kernel does not let us read its memory");
+  StateVictim victim(victim_with_state);
+  victim.stop();
+  ProcessImage read = victim.capture(true);
+  victim.set_kernel_reader(false);
+  ProcessImage asked = victim.capture(true);
+  for (ProcessImage* image : {&read, &asked}) {  // what passes by itself
+    image->captured_ns = 0;
+    image->interval_timers[ITIMER_REAL].value_us = 0;
+    for (PosixTimer& timer : image->posix_timers) timer.value_ns = 0;
+    for (PosixTimer& timer : image->posix_timers) timer.overrun = 0;
+  }
+  CHECK(encode(read) == encode(asked));
 }
 
 TEST(an_interrupted_sleep_keeps_its_number_without_a_previous_image) {
@@ -238,8 +273,11 @@ TEST(capture_of_a_thread_is_quick) {
   StateVictim victim(victim_with_state);
   victim.stop();
   const ProcessImage first = victim.capture(true);
-  const ThreadCaptureInput input{
-      .host_tid = victim.pid(), .previous = &first.threads[0], .slow_state = false, .inject = {}};
+  const ThreadCaptureInput input{.host_tid = victim.pid(),
+                                 .previous = &first.threads[0],
+                                 .slow_state = false,
+                                 .inject = {},
+                                 .kernel_reader = true};
   constexpr int kRounds = 200;
   uint64_t start = now_ns();
   for (int i = 0; i < kRounds; ++i) CHECK(capture_thread(input).has_value());

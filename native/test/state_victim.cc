@@ -73,7 +73,8 @@ ProcessImage StateVictim::capture(bool with_injection, const ProcessImage* previ
                             .host_tids = {pid_},
                             .previous = previous,
                             .slow_state = slow_state,
-                            .inject = with_injection ? inject() : Inject()};
+                            .inject = with_injection ? inject() : Inject(),
+                            .kernel_reader = kernel_reader_};
   for (const auto& [tid, thread] : tree_->processes().at(pid_).threads) {
     if (tid != pid_) input.host_tids.push_back(tid);
   }

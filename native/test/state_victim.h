@@ -28,6 +28,9 @@ class StateVictim : private TraceObserver {
   // Attaches to what is not attached yet and stops it.
   void stop();
   void go_on() { tree_->thaw(); }
+  // Whether captures may read hidden state from the kernel.
+  void set_kernel_reader(bool allowed) { kernel_reader_ = allowed; }
+
   // Stopped: the whole process. Throws std::runtime_error when it is gone.
   ProcessImage capture(bool with_injection, const ProcessImage* previous = nullptr,
                        bool slow_state = true);
@@ -42,6 +45,7 @@ class StateVictim : private TraceObserver {
   void on_process_gone(pid_t, int) override {}
 
   pid_t pid_ = -1;
+  bool kernel_reader_ = true;
   std::unique_ptr<TraceTree> tree_;
 };
 

@@ -104,6 +104,13 @@ std::optional<HiddenThreadState> inject_thread_state(pid_t host_tid, const Injec
   return state;
 }
 
+std::optional<uint32_t> inject_deny_write_execute(pid_t host_tid, const Inject& inject) {
+  Injection injection(host_tid, inject);
+  const long value = injection.value(SYS_prctl, {kPrGetMdwe, 0, 0, 0, 0});
+  if (injection.gone()) return std::nullopt;
+  return static_cast<uint32_t>(value);
+}
+
 std::optional<HiddenProcessState> inject_process_state(pid_t host_tid, const Inject& inject,
                                                        std::vector<PosixTimer> timers) {
   Injection injection(host_tid, inject);

@@ -13,6 +13,9 @@ namespace replpage {
 // Four calls in the thread. nullopt: it is gone.
 std::optional<HiddenThreadState> inject_thread_state(pid_t host_tid, const Inject& inject);
 
+// PR_GET_MDWE of prctl(2), 0 where the kernel does not know it. nullopt: the process is gone.
+std::optional<uint32_t> inject_deny_write_execute(pid_t host_tid, const Inject& inject);
+
 // About 75 calls in the leader. `timers` as /proc lists them. mlock_future cannot be asked for and
 // stays 0. nullopt: the process is gone.
 std::optional<HiddenProcessState> inject_process_state(pid_t host_tid, const Inject& inject,

@@ -14,6 +14,7 @@
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/image/injected_state.h"
+#include "core/image/kernel_reader.h"
 #include "core/image/posix_timers.h"
 #include "core/image/ptrace_state.h"
 #include "core/image/task_status.h"
@@ -176,7 +177,31 @@ bool estimate_hidden_state(const ProcessCaptureInput& input, std::vector<PosixTi
   return true;
 }
 
+// The values come from the kernel, signals and threads from /proc, which is slow: most processes
+// have no timers.
+bool read_timers(pid_t pid, KernelReader& reader, ProcessImage& image) {
+  auto values = reader.read_posix_timers(pid);
+  if (!values) return false;
+  image.posix_timers.clear();
+  if (values->empty()) return true;
+  auto timers = list_posix_timers(pid, image.threads);
+  if (!timers) return false;
+  age_posix_timers(*values, 0, *timers);
+  image.posix_timers = std::move(*timers);
+  return true;
+}
+
 bool read_hidden_state(const ProcessCaptureInput& input, bool slow, ProcessImage& image) {
+  if (KernelReader* const reader = input.kernel_reader ? KernelReader::instance() : nullptr) {
+    if (slow && input.inject) {
+      const auto denied = inject_deny_write_execute(input.host_tids.front(), input.inject);
+      if (!denied) return false;
+      image.deny_write_execute = *denied;
+    }
+    return reader->read_process(input.host_pid, image) &&
+           read_timers(input.host_pid, *reader, image);
+  }
+  if (!read_limits(input.host_pid, slow, image.limits)) return false;
   auto timers = list_posix_timers(input.host_pid, image.threads);
   if (!timers) return false;
   if (!slow || !input.inject) return estimate_hidden_state(input, std::move(*timers), image);
@@ -201,7 +226,8 @@ bool capture_threads(const ProcessCaptureInput& input, ProcessImage& image) {
     auto thread = capture_thread({.host_tid = host_tid,
                                   .previous = find_thread(input.previous, host_tid),
                                   .slow_state = input.slow_state,
-                                  .inject = input.inject});
+                                  .inject = input.inject,
+                                  .kernel_reader = input.kernel_reader});
     if (thread) image.threads.push_back(std::move(*thread));
   }
   return !image.threads.empty() && image.threads.front().host_tid == input.host_tids.front();
@@ -249,7 +275,6 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input) {
   if (!cause || !pending) return std::nullopt;
   image.stopped = cause->group_stop;
   image.pending = std::move(*pending);
-  if (!read_limits(input.host_pid, slow, image.limits)) return std::nullopt;
   if (slow && !read_slow_state(input.host_pid, image)) return std::nullopt;
   if (!read_hidden_state(input, slow, image)) return std::nullopt;
   return image;

@@ -27,6 +27,7 @@ struct ThreadCaptureInput {
   const ThreadImage* previous = nullptr;  // of the last epoch, if the thread was there
   bool slow_state = false;  // read what seldom changes too (name, scheduling, credentials ...)
   Inject inject;
+  bool kernel_reader = true;  // read hidden state from the kernel where that is allowed
 };
 
 // The thread must be in a ptrace stop of the calling tracer. nullopt: it is gone.
@@ -38,6 +39,7 @@ struct ProcessCaptureInput {
   const ProcessImage* previous = nullptr;
   bool slow_state = false;
   Inject inject;
+  bool kernel_reader = true;
 };
 
 // Everything of ProcessImage except mappings, parent and file_table, which the caller fills.

@@ -13,6 +13,7 @@
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/image/kernel_reader.h"
 #include "core/image/posix_timers.h"
 #include "core/image/process_capture.h"
 #include "core/image/task_status.h"
@@ -210,6 +211,7 @@ void check_stopped_thread(Finder& finder, pid_t tid) {
 }  // namespace
 
 void find_process_refusals(pid_t host_pid, Refusals& refusals) {
+  KernelReader::instance();  // takes its time now, when nothing is frozen yet
   Finder finder(host_pid, refusals);
   const auto status = read_task_status(host_pid);
   if (!status || !check_kind(finder, *status)) return;

@@ -1,4 +1,3 @@
-#include <linux/sched/types.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -7,8 +6,10 @@
 #include "core/base/sys_error.h"
 #include "core/image/injected_state.h"
 #include "core/image/interrupted_call.h"
+#include "core/image/kernel_reader.h"
 #include "core/image/process_capture.h"
 #include "core/image/ptrace_state.h"
+#include "core/image/scheduling_attributes.h"
 #include "core/image/task_status.h"
 
 namespace replpage {
@@ -25,8 +26,8 @@ bool gone(const char* operation, pid_t tid) {
 }
 
 bool read_scheduling(pid_t tid, Scheduling& scheduling) {
-  sched_attr attributes{};
-  if (::syscall(SYS_sched_getattr, tid, &attributes, SCHED_ATTR_SIZE_VER0, 0) != 0) {
+  SchedulingAttributes attributes;
+  if (::syscall(SYS_sched_getattr, tid, &attributes, sizeof attributes, 0) != 0) {
     return !gone("sched_getattr", tid);
   }
   const long io_priority = ::syscall(SYS_ioprio_get, kIoprioWhoProcess, tid);
@@ -36,13 +37,13 @@ bool read_scheduling(pid_t tid, Scheduling& scheduling) {
   if (size < 0) return !gone("sched_getaffinity", tid);
   const auto slack = read_proc(proc_path(tid, "/timerslack_ns"));
   if (!slack) return false;
-  scheduling = {.policy = attributes.sched_policy,
-                .flags = attributes.sched_flags,
-                .nice = attributes.sched_nice,
-                .priority = attributes.sched_priority,
-                .runtime_ns = attributes.sched_runtime,
-                .deadline_ns = attributes.sched_deadline,
-                .period_ns = attributes.sched_period,
+  scheduling = {.policy = attributes.policy,
+                .flags = attributes.flags,
+                .nice = attributes.nice,
+                .priority = attributes.priority,
+                .runtime_ns = attributes.runtime_ns,
+                .deadline_ns = attributes.deadline_ns,
+                .period_ns = attributes.period_ns,
                 .io_priority = static_cast<int32_t>(io_priority),
                 .timer_slack_ns = std::strtoull(slack->c_str(), nullptr, 10),
                 .affinity = Bytes(affinity, affinity + size)};
@@ -79,6 +80,9 @@ uint64_t find_tid_address(pid_t host_tid, const ThreadImage& image) {
 }
 
 bool read_hidden_state(const ThreadCaptureInput& input, ThreadImage& image) {
+  if (KernelReader* const reader = input.kernel_reader ? KernelReader::instance() : nullptr) {
+    return reader->read_thread(input.host_tid, image);
+  }
   if (input.previous != nullptr && !input.slow_state) return true;
   if (!input.inject) {
     if (input.previous == nullptr) image.clear_child_tid = find_tid_address(input.host_tid, image);

@@ -3,7 +3,6 @@
 #include <elf.h>
 #include <linux/capability.h>
 #include <linux/futex.h>
-#include <linux/sched/types.h>
 #include <linux/securebits.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -14,14 +13,14 @@
 #include <cstring>
 
 #include "core/base/sys_error.h"
+#include "core/image/interrupted_call.h"
+#include "core/image/scheduling_attributes.h"
 
 namespace replpage {
 namespace {
 
-constexpr int kIoprioWhoProcess = 1;         // IOPRIO_WHO_PROCESS of ioprio_set(2)
-constexpr int kCapabilityLast = 63;          // bits of the sets in /proc/PID/status
-constexpr int64_t kRestartNoHandler = -514;  // ERESTARTNOHAND of include/linux/errno.h
-constexpr int64_t kRestartBlock = -516;      // ERESTART_RESTARTBLOCK
+constexpr int kIoprioWhoProcess = 1;  // IOPRIO_WHO_PROCESS of ioprio_set(2)
+constexpr int kCapabilityLast = 63;   // bits of the sets in /proc/PID/status
 
 struct CapabilitySets {
   uint64_t effective = 0, permitted = 0, inheritable = 0;
@@ -103,15 +102,13 @@ void add_scheduling(const Scheduling& scheduling, SyscallBatch& batch) {
               {0, scheduling.affinity.size(), BatchArgument::data(batch.put(scheduling.affinity))},
               false);
   }
-  sched_attr attributes{};
-  attributes.size = SCHED_ATTR_SIZE_VER0;
-  attributes.sched_policy = scheduling.policy;
-  attributes.sched_flags = scheduling.flags;
-  attributes.sched_nice = scheduling.nice;
-  attributes.sched_priority = scheduling.priority;
-  attributes.sched_runtime = scheduling.runtime_ns;
-  attributes.sched_deadline = scheduling.deadline_ns;
-  attributes.sched_period = scheduling.period_ns;
+  const SchedulingAttributes attributes{.policy = scheduling.policy,
+                                        .flags = scheduling.flags,
+                                        .nice = scheduling.nice,
+                                        .priority = scheduling.priority,
+                                        .runtime_ns = scheduling.runtime_ns,
+                                        .deadline_ns = scheduling.deadline_ns,
+                                        .period_ns = scheduling.period_ns};
   batch.add("scheduling policy", SYS_sched_setattr,
             {0, BatchArgument::data(batch.put_value(attributes)), 0}, false);
   if (scheduling.io_priority != 0) {

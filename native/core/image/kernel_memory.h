@@ -1,0 +1,47 @@
+// Reads kernel memory through a small BPF program (bpf(2), BPF_PROG_TYPE_SYSCALL). The program
+// reads only; it needs CAP_BPF and CAP_PERFMON, and is refused under kernel lockdown.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "core/base/unique_fd.h"
+#include "core/image/btf_types.h"
+
+namespace replpage {
+
+class KernelMemory {
+ public:
+  // Throws SysError when the kernel does not allow or know it.
+  explicit KernelMemory(const BtfTypes& types);
+  ~KernelMemory();
+  KernelMemory(const KernelMemory&) = delete;
+  KernelMemory& operator=(const KernelMemory&) = delete;
+
+  // Forgets all requests of the last run.
+  void start();
+  // Asks for `length` bytes at `address`; with a pid, at that offset of its task_struct. Returns
+  // the number of the request. At most kRequestsMax requests of kLengthMax bytes.
+  size_t ask(uint64_t address, uint32_t length, uint32_t pid = 0);
+  // Carries all requests out in one system call (about 1 us and 0.2 us a request).
+  void run();
+  // What a request read, empty when it could not: no such task, or not mapped.
+  [[nodiscard]] std::span<const uint8_t> result(size_t request) const;
+  // Address of the task_struct that a request with a pid found.
+  [[nodiscard]] uint64_t task(size_t request) const;
+
+  static constexpr size_t kRequestsMax = 64;
+  static constexpr uint32_t kLengthMax = 4088;
+
+ private:
+  struct Area;
+  void load_program(uint32_t find_task, uint32_t release_task);
+
+  UniqueFd map_, program_;
+  Area* area_ = nullptr;
+  uint32_t used_ = 0;  // bytes of the result area
+};
+
+}  // namespace replpage

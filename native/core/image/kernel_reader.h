@@ -1,0 +1,53 @@
+// Hidden state read from the kernel's own structures: exact, and without the process noticing.
+#pragma once
+
+#include <sys/types.h>
+
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "core/image/kernel_memory.h"
+#include "core/image/process_image.h"
+
+namespace replpage {
+
+struct KernelOffsets;
+
+class KernelReader {
+ public:
+  // The daemon's reader, made at the first call (about 100 ms), so before anything is frozen. Null
+  // where the kernel does not allow or know it: no BTF, no bpf_task_from_pid, lockdown, a PID
+  // namespace of our own. Any thread.
+  static KernelReader* instance();
+  ~KernelReader();
+
+  // Alternate stack, tid address, parent-death signal, securebits and name of a stopped thread.
+  // False when it is gone.
+  bool read_thread(pid_t host_tid, ThreadImage& image);
+
+  // Signal actions, interval timers, layout with the break (without the auxiliary vector), limits,
+  // umask, dumpable, subreaper, membarrier, mlockall and oom_score_adj. False when it is gone.
+  bool read_process(pid_t host_pid, ProcessImage& image);
+
+  // Numbers, clocks and values of the POSIX timers, ascending. nullopt when the process is gone.
+  std::optional<std::vector<PosixTimer>> read_posix_timers(pid_t host_pid);
+
+ private:
+  struct Pointers {
+    uint64_t memory = 0, directories = 0, signals = 0, actions = 0;
+  };
+  explicit KernelReader(const BtfTypes& types);
+  bool finds_own_task();
+  std::optional<Pointers> read_pointers(pid_t host_pid);
+  std::optional<uint64_t> read_pointer(uint64_t address);
+  std::optional<PosixTimer> read_posix_timer(pid_t host_pid, uint64_t address);
+
+  std::mutex mutex_;
+  std::unique_ptr<const KernelOffsets> at_;
+  KernelMemory memory_;
+};
+
+}  // namespace replpage
