@@ -1,49 +1,19 @@
 #include "core/restore/address_space.h"
 
-#include <elf.h>
-#include <fcntl.h>
-#include <sys/auxv.h>
 #include <sys/mman.h>
-#include <sys/shm.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
-#include <cstdio>
-#include <cstring>
-#include <map>
-#include <sstream>
+#include <utility>
 
-#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/restore/address_gaps.h"
+#include "core/restore/mapper.h"
 #include "core/restore/mapping_batch.h"
+#include "core/restore/own_memory.h"
 
 namespace replpage {
 namespace {
-
-// Descriptors passed at once while mappings are made.
-constexpr size_t kSourcesMax = 128;
-
-struct OwnMapping {
-  PageRange range;
-  std::string name;
-};
-
-std::vector<OwnMapping> read_own_maps() {
-  const auto text = read_proc("/proc/self/maps");
-  if (!text) throw SysError("read", ENOENT, on_path("/proc/self/maps"));
-  std::vector<OwnMapping> mappings;
-  std::istringstream lines(*text);
-  for (std::string line; std::getline(lines, line);) {
-    OwnMapping mapping;
-    if (std::sscanf(line.c_str(), "%lx-%lx", &mapping.range.start, &mapping.range.end) != 2) {
-      throw FormatError("a line of /proc/self/maps has no range");
-    }
-    if (const size_t at = line.find('['); at != std::string::npos) mapping.name = line.substr(at);
-    mappings.push_back(std::move(mapping));
-  }
-  return mappings;
-}
 
 bool overlap(PageRange a, PageRange b) { return a.start < b.end && b.start < a.end; }
 
@@ -57,98 +27,6 @@ std::vector<MappingImage> special_of(const std::vector<MappingImage>& mappings) 
   return special;
 }
 
-// Opens the file behind a mapping. A shared one is opened for writing too where that is allowed,
-// since a later mprotect(2) may ask for it.
-UniqueFd open_source(const MappingImage& mapping) {
-  if (mapping.kind == MappingKind::kFileShared) {
-    UniqueFd fd(::open(mapping.path.c_str(), O_RDWR | O_CLOEXEC));
-    if (fd.valid()) return fd;
-  }
-  return open_path(mapping.path, O_RDONLY);
-}
-
-uint64_t segment_bytes(int id) {
-  shmid_ds segment{};
-  if (::shmctl(id, IPC_STAT, &segment) != 0) {
-    throw SysError::from_errno("look up shared memory segment " + std::to_string(id));
-  }
-  return segment.shm_segsz;
-}
-
-// Makes new mappings; passes the files and objects they need to the process in portions.
-class Mapper {
- public:
-  Mapper(ReplicaProcess& process, const SharedObjects& objects, AddressGaps gaps)
-      : process_(process), objects_(objects), gaps_(std::move(gaps)) {}
-
-  void make(const std::vector<MappingStep>& steps) {
-    for (size_t first = 0; first < steps.size();) {
-      size_t last = first;
-      collect(steps, last);
-      const std::vector<int> remote = process_.receive(borrowed_, 0);
-      SyscallBatch batch;
-      for (; first < last; ++first) add(steps[first], remote, batch);
-      for (const int fd : remote) batch.add("close", SYS_close, {fd});
-      if (!batch.empty()) process_.run(batch);
-    }
-  }
-
- private:
-  using Key = std::pair<std::string, bool>;
-
-  // Takes steps until the sources they need are enough for one portion.
-  void collect(const std::vector<MappingStep>& steps, size_t& last) {
-    owned_.clear();
-    borrowed_.clear();
-    by_file_.clear();
-    by_object_.clear();
-    for (; last < steps.size() && borrowed_.size() < kSourcesMax; ++last) {
-      if (steps[last].kind == MappingStep::Kind::kMap) need(*steps[last].next);
-    }
-  }
-
-  void need(const MappingImage& next) {
-    if (next.kind == MappingKind::kFilePrivate || next.kind == MappingKind::kFileShared) {
-      const Key key{next.path, next.kind == MappingKind::kFileShared};
-      if (!by_file_.try_emplace(key, borrowed_.size()).second) return;
-      borrowed_.push_back(owned_.emplace_back(open_source(next)).get());
-    } else if (is_object(next.kind)) {
-      if (!by_object_.try_emplace({next.device, next.inode}, borrowed_.size()).second) return;
-      borrowed_.push_back(objects_.memfd(next.device, next.inode));
-    }
-  }
-
-  static bool is_object(MappingKind kind) {
-    return kind == MappingKind::kSharedObject || kind == MappingKind::kMemfdPrivate;
-  }
-
-  void add(const MappingStep& step, const std::vector<int>& remote, SyscallBatch& batch) {
-    if (step.kind != MappingStep::Kind::kMap) return add_change(step, batch);
-    const MappingImage& next = *step.next;
-    MapSource source;
-    if (next.kind == MappingKind::kFilePrivate || next.kind == MappingKind::kFileShared) {
-      source.descriptor = remote[by_file_.at({next.path, next.kind == MappingKind::kFileShared})];
-    } else if (is_object(next.kind)) {
-      source.descriptor = remote[by_object_.at({next.device, next.inode})];
-    } else if (next.kind == MappingKind::kSysvShared) {
-      source.segment_bytes = segment_bytes(next.shm_id);
-      const auto scratch = gaps_.find(page_ceil(source.segment_bytes));
-      if (!scratch)
-        throw SysError("attach a shared memory segment", ENOMEM, on_pid(process_.pid()));
-      source.scratch = *scratch;
-    }
-    add_map(step, source, batch);
-  }
-
-  ReplicaProcess& process_;
-  const SharedObjects& objects_;
-  AddressGaps gaps_;
-  std::vector<UniqueFd> owned_;
-  std::vector<int> borrowed_;
-  std::map<Key, size_t> by_file_;
-  std::map<std::pair<uint64_t, uint64_t>, size_t> by_object_;
-};
-
 void add_move(const MappingImage& from, uint64_t to, SyscallBatch& batch) {
   const uint64_t bytes = from.range().bytes();
   batch.add("move the vdso", SYS_mremap,
@@ -157,46 +35,9 @@ void add_move(const MappingImage& from, uint64_t to, SyscallBatch& batch) {
 
 }  // namespace
 
-std::vector<MappingImage> own_special_mappings() {
-  std::vector<MappingImage> special;
-  for (const OwnMapping& mapping : read_own_maps()) {
-    MappingImage image;
-    image.start = mapping.range.start;
-    image.end = mapping.range.end;
-    if (mapping.name == "[vdso]") {
-      image.kind = MappingKind::kVdso;
-    } else if (mapping.name.starts_with("[vvar")) {
-      image.kind = MappingKind::kVvar;
-    } else {
-      continue;
-    }
-    special.push_back(image);
-  }
-  return special;
-}
-
-std::vector<PageRange> own_mappings() {
-  std::vector<PageRange> ranges;
-  for (const OwnMapping& mapping : read_own_maps()) ranges.push_back(mapping.range);
-  return ranges;
-}
-
-uint64_t syscall_instruction_in_vdso(uint64_t vdso) {
-  static const uint64_t offset = [] {
-    for (const MappingImage& own : own_special_mappings()) {
-      if (own.kind != MappingKind::kVdso) continue;
-      const auto* bytes = reinterpret_cast<const uint8_t*>(own.start);  // NOLINT: our own vdso
-      for (uint64_t at = 0; at + 1 < own.range().bytes(); ++at) {
-        if (bytes[at] == 0x0F && bytes[at + 1] == 0x05) return at;
-      }
-    }
-    return uint64_t{0};
-  }();
-  return offset == 0 ? 0 : vdso + offset;
-}
-
 void AddressSpace::shape(ReplicaProcess& process, const std::vector<MappingImage>& next,
                          PageRange stub, const SharedObjects& objects) {
+  if (is_shaped(next)) return;
   std::vector<MappingImage> now;
   now.reserve(regions_.size());
   for (const Region& region : regions_) now.push_back(region.image);
@@ -220,6 +61,19 @@ void AddressSpace::shape(ReplicaProcess& process, const std::vector<MappingImage
     Mapper(process, objects, std::move(gaps)).make(steps);
   }
   keep_regions(next);
+}
+
+// As a rule nothing changes from epoch to epoch.
+bool AddressSpace::is_shaped(const std::vector<MappingImage>& next) const {
+  size_t region = 0, special = 0;
+  for (const MappingImage& mapping : next) {
+    if (mapping.kind == MappingKind::kVdso || mapping.kind == MappingKind::kVvar) {
+      if (special == special_.size() || special_[special++].start != mapping.start) return false;
+    } else if (!is_special(mapping.kind)) {
+      if (region == regions_.size() || !(regions_[region++].image == mapping)) return false;
+    }
+  }
+  return region == regions_.size() && special == special_.size();
 }
 
 // Takes over the image, with what is known about regions that stay.

@@ -11,17 +11,6 @@
 
 namespace replpage {
 
-// vdso, vvar and its like of this very process, from /proc/self/maps, ascending. A replica starts
-// with the keeper's.
-std::vector<MappingImage> own_special_mappings();
-
-// Every mapping of this process, ascending.
-std::vector<PageRange> own_mappings();
-
-// Address of a `syscall` instruction in the vdso whose image starts at `vdso`. The vdso of this
-// process has the same content.
-uint64_t syscall_instruction_in_vdso(uint64_t vdso);
-
 class AddressSpace {
  public:
   struct Region {
@@ -46,6 +35,7 @@ class AddressSpace {
  private:
   void move_special(ReplicaProcess& process, const std::vector<MappingImage>& next, PageRange stub);
   void allocate_keys(ReplicaProcess& process, const std::vector<MappingImage>& next);
+  [[nodiscard]] bool is_shaped(const std::vector<MappingImage>& next) const;
   void keep_regions(const std::vector<MappingImage>& next);
 
   std::vector<Region> regions_;        // without special ones, ascending

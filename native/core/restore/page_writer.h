@@ -18,8 +18,7 @@ class PageWriter {
 
   // Applies runs of this process that ascend and do not overlap. What lies outside its mappings is
   // left out: it was unmapped later in the epoch. So is memory that the primary shares with the
-  // replica (shared file mappings, SysV segments of the same machine). Throws SysError, with
-  // ENOTSUP when the content of the vdso differs.
+  // replica (shared file mappings, SysV segments of the same machine). Throws SysError.
   void write(std::span<const PageRun> runs);
 
  private:

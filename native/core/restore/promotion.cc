@@ -132,11 +132,12 @@ void Promotion::leave_stubs() {
   std::vector<std::pair<StubProcess*, uint64_t>> leaving;
   for (StubProcess* process : tree_.processes()) {
     const uint64_t instruction = find_syscall_instruction(*process);
-    const auto moved = moved_.find(process->pid());
-    if (moved != moved_.end()) {
-      assistants_.push_back(std::make_unique<Assistant>(*process, std::move(moved->second),
-                                                        tree_.is_child_of_keeper(process->pid()),
-                                                        instruction));
+    auto& moved = moved_[process->pid()];
+    const auto& queued = queued_[process->pid()];
+    if (!moved.empty() || !queued.empty()) {
+      const bool child = tree_.is_child_of_keeper(process->pid());
+      assistants_.push_back(
+          std::make_unique<Assistant>(*process, std::move(moved), queued, child, instruction));
       continue;
     }
     const PageRange stub = process->stub_range();

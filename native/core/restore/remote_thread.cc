@@ -134,6 +134,20 @@ BatchResult RemoteThread::finish(Stub& stub, const SyscallBatch& batch, const St
   return result;
 }
 
+bool RemoteThread::finished(const Stub& stub) const {
+  int status = 0;
+  const pid_t got = ::waitpid(tid_, &status, __WALL | WNOHANG);
+  if (got < 0 || (got == tid_ && !WIFSTOPPED(status))) {
+    throw SysError("wait for a batch", ESRCH, on_pid(tid_));
+  }
+  if (!stub.done({})) {
+    if (got == tid_) ::ptrace(PTRACE_CONT, tid_, nullptr, nullptr);  // a SIGSTOP from outside
+    return false;
+  }
+  user_regs_struct registers{};
+  return ::ptrace(PTRACE_GETREGS, tid_, nullptr, &registers) == 0;
+}
+
 int RemoteThread::run_to_end(Stub& stub, const SyscallBatch& batch) {
   const StubSlot whole;
   stub.load_data(batch, whole);

@@ -28,17 +28,13 @@ class RemoteThread {
   // first operation that had to succeed and did not, SysError(ESRCH) when the thread dies.
   BatchResult run(Stub& stub, const SyscallBatch& batch);
 
-  // Starts a batch of at most kStubOperationsMax operations, in which the thread may block for
-  // long. Its results cannot be had.
-  void start(Stub& stub, const SyscallBatch& batch);
+  // The same in two steps, so that several threads run at once, or one blocks for long. The batch
+  // has to fit into the slot.
+  void start(Stub& stub, const SyscallBatch& batch, const StubSlot& slot = {});
+  BatchResult finish(Stub& stub, const SyscallBatch& batch, const StubSlot& slot);
   // Whether the batch that was started is done and the thread stopped again. Works whoever waited
   // for that stop. Throws SysError(ESRCH) when the thread is gone.
   [[nodiscard]] bool finished(const Stub& stub) const;
-
-  // The same in two steps, so that several threads run at once. The batch has to fit into the slot
-  // and to live until finish().
-  void start(Stub& stub, const SyscallBatch& batch, const StubSlot& slot);
-  BatchResult finish(Stub& stub, const SyscallBatch& batch, const StubSlot& slot);
 
   // Executes the batch, which makes the thread leave (exit, exit_group or a fatal signal), and
   // reaps it. Returns its wait status.

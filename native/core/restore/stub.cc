@@ -12,16 +12,13 @@ extern const uint8_t replpage_stub_begin[];
 extern const uint8_t replpage_stub_end[];
 }
 
-// r15: StubHeader. rbx: current operation, rbp: how many are left. Numbers are offsets in
-// StubOperation; 266240 is where operations begin, seen from the header.
+// r15: StubHeader. rbx: current operation, rbp: how many are left. Numbers are offsets in them.
 asm(R"(
   .pushsection .rodata.replpage_stub, "a", @progbits
   .balign 64
   .globl replpage_stub_begin
   .hidden replpage_stub_begin
 replpage_stub_begin:
-  movq (%r15), %rbp
-  leaq 266240(%r15), %rbx
 1:
   testq %rbp, %rbp
   jz 9f
@@ -38,7 +35,7 @@ replpage_stub_begin:
   movq (%rbx), %rax
   syscall
   movq %rax, 56(%rbx)
-  incq 8(%r15)
+  incq (%r15)
   cmpq $-4095, %rax
   jae 4f
 3:
@@ -49,7 +46,7 @@ replpage_stub_begin:
   testl $1, 64(%rbx)
   jz 3b
 9:
-  movq $1, 16(%r15)
+  movq $1, 8(%r15)
   int3
   ud2
 5:
@@ -79,8 +76,6 @@ replpage_stub_end:
 namespace replpage {
 namespace {
 
-static_assert(kStubHeaderBytes + kStubDataBytes == 266240);
-
 constexpr uint64_t kUserCodeSegment = 0x33, kUserDataSegment = 0x2b;  // arch/x86 segment.h
 constexpr uint64_t kInterruptFlag = 0x202;
 
@@ -106,54 +101,57 @@ Stub::Stub() : memfd_(::memfd_create("replpage-stub", MFD_CLOEXEC)) {
 
 Stub::~Stub() { ::munmap(local_, kStubBytes); }
 
-StubHeader* Stub::header() const { return reinterpret_cast<StubHeader*>(local_ + kStubCodeBytes); }
-
-uint8_t* Stub::data_area() const { return local_ + kStubCodeBytes + kStubHeaderBytes; }
-
-StubOperation* Stub::operations() const {
-  return reinterpret_cast<StubOperation*>(data_area() + kStubDataBytes);
+StubHeader* Stub::header(const StubSlot& slot) const {
+  return reinterpret_cast<StubHeader*>(local_ + kStubCodeBytes) + slot.header;
 }
 
-uint64_t Stub::remote_data() const { return address_ + kStubCodeBytes + kStubHeaderBytes; }
-
-uint64_t Stub::remote_operation(size_t loaded) const {
-  return remote_data() + kStubDataBytes + loaded * sizeof(StubOperation);
+uint8_t* Stub::data_area(const StubSlot& slot) const {
+  return local_ + kStubCodeBytes + kStubHeaderBytes + slot.data;
 }
 
-void Stub::load_data(const SyscallBatch& batch) {
-  std::copy(batch.data().begin(), batch.data().end(), data_area());
+StubOperation* Stub::operations(const StubSlot& slot) const {
+  uint8_t* all = local_ + kStubCodeBytes + kStubHeaderBytes + kStubDataBytes;
+  return reinterpret_cast<StubOperation*>(all) + slot.operation;
+}
+
+uint64_t Stub::remote(const void* local) const {
+  return address_ + static_cast<uint64_t>(static_cast<const uint8_t*>(local) - local_);
+}
+
+void Stub::load_data(const SyscallBatch& batch, const StubSlot& slot) {
+  uint8_t* data = data_area(slot);
+  std::copy(batch.data().begin(), batch.data().end(), data);
   for (const auto& [at, target] : batch.addresses()) {
-    const uint64_t address = remote_data() + target;
-    std::memcpy(data_area() + at, &address, sizeof address);
+    const uint64_t address = remote(data + target);
+    std::memcpy(data + at, &address, sizeof address);
   }
 }
 
-size_t Stub::load_operations(const SyscallBatch& batch, size_t first,
-                             std::span<const long> results) {
+size_t Stub::load_operations(const SyscallBatch& batch, size_t first, std::span<const long> results,
+                             const StubSlot& slot) {
+  using Kind = BatchArgument::Kind;
   const auto& all = batch.operations();
-  const size_t count = std::min<size_t>(all.size() - first, kStubOperationsMax);
+  const size_t count = std::min(all.size() - first, slot.operations);
+  StubOperation* loaded = operations(slot);
+  const uint64_t data = remote(data_area(slot));
   for (size_t index = 0; index < count; ++index) {
     const BatchOperation& from = all[first + index];
-    StubOperation& to = operations()[index];
+    StubOperation& to = loaded[index];
     to = {.number = from.number, .must_succeed = from.must_succeed ? 1u : 0u};
     for (size_t n = 0; n < from.arguments.size(); ++n) {
-      const BatchArgument& argument = from.arguments[n];
-      to.arguments[n] = argument.value;
-      if (argument.kind == BatchArgument::Kind::kDataAddress) {
-        to.arguments[n] += remote_data();
-      } else if (argument.kind == BatchArgument::Kind::kLoad32) {
-        to.arguments[n] += remote_data();
-        to.loads |= 1u << n;
-      } else if (argument.kind == BatchArgument::Kind::kResultOf && argument.value < first) {
-        to.arguments[n] = static_cast<uint64_t>(results[argument.value]);
-      } else if (argument.kind == BatchArgument::Kind::kResultOf) {
-        to.arguments[n] =
-            remote_operation(argument.value - first) + offsetof(StubOperation, result);
+      const auto& [kind, value] = from.arguments[n];
+      to.arguments[n] = kind == Kind::kDataAddress || kind == Kind::kLoad32 ? data + value : value;
+      if (kind == Kind::kLoad32) to.loads |= 1u << n;
+      if (kind != Kind::kResultOf) continue;
+      if (value < first) {
+        to.arguments[n] = static_cast<uint64_t>(results[value]);
+      } else {
+        to.arguments[n] = remote(&loaded[value - first].result);
         to.loads |= 256u << n;
       }
     }
   }
-  *header() = {.count = count};
+  *header(slot) = {};
   std::atomic_thread_fence(std::memory_order_seq_cst);
   return count;
 }
@@ -167,19 +165,25 @@ user_regs_struct plain_entry(user_regs_struct registers) {
   return registers;
 }
 
-user_regs_struct Stub::entry(user_regs_struct registers) const {
+user_regs_struct Stub::entry(user_regs_struct registers, const StubSlot& slot, size_t count) const {
   registers = plain_entry(registers);
   registers.rip = address_;
-  registers.r15 = address_ + kStubCodeBytes;
+  registers.r15 = remote(header(slot));
+  registers.rbx = remote(operations(slot));
+  registers.rbp = count;
   return registers;
 }
 
-bool Stub::done() const { return header()->done != 0; }
+bool Stub::done(const StubSlot& slot) const { return header(slot)->done != 0; }
 
-uint64_t Stub::executed() const { return header()->executed; }
+uint64_t Stub::executed(const StubSlot& slot) const { return header(slot)->executed; }
 
-long Stub::result(size_t loaded) const { return operations()[loaded].result; }
+long Stub::result(const StubSlot& slot, size_t loaded) const {
+  return operations(slot)[loaded].result;
+}
 
-std::span<const uint8_t> Stub::data(size_t bytes) const { return {data_area(), bytes}; }
+std::span<const uint8_t> Stub::data(const StubSlot& slot, size_t bytes) const {
+  return {data_area(slot), bytes};
+}
 
 }  // namespace replpage

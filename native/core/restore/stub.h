@@ -2,12 +2,14 @@
 // mapped in the replica and in the keeper.
 //
 //   0                    code (read, execute)
-//   kStubCodeBytes       StubHeader
-//   + kStubHeaderBytes   data of the batch, kStubDataBytes
+//   kStubCodeBytes       StubHeader[kStubSlotsMax]
+//   + kStubHeaderBytes   data of batches, kStubDataBytes
 //   + kStubDataBytes     StubOperation[kStubOperationsMax]
 //
 // The code uses registers only: no stack, no libc, no thread-local memory (a stale rseq area would
-// kill it). A thread enters at the first byte with the area's address in r15.
+// kill it). A thread enters at the first byte with its header's address in r15, the first
+// operation's in rbx and their number in rbp. Threads of one process run batches at the same time
+// in slots that share out the area.
 #pragma once
 
 #include <sys/user.h>
@@ -25,9 +27,19 @@ inline constexpr uint64_t kStubHeaderBytes = 4096;
 inline constexpr uint64_t kStubOperationsMax = 2048;  // of one load(); longer batches are split
 
 struct StubHeader {
-  uint64_t count = 0;     // operations to execute
-  uint64_t executed = 0;  // how many were
+  uint64_t executed = 0;  // operations that were
   uint64_t done = 0;      // 1 when the breakpoint was reached
+};
+
+inline constexpr size_t kStubSlotsMax = 128;
+static_assert(kStubSlotsMax * sizeof(StubHeader) <= kStubHeaderBytes);
+
+// A part of the area, for one batch.
+struct StubSlot {
+  size_t header = 0;  // index
+  uint64_t data = 0;  // offset
+  size_t operation = 0;
+  size_t operations = kStubOperationsMax;
 };
 
 struct StubOperation {
@@ -63,25 +75,27 @@ class Stub {
   void set_address(uint64_t address) { address_ = address; }
 
   // Puts data in place, all addresses resolved for address().
-  void load_data(const SyscallBatch& batch);
-  // Puts operations [first, first + kStubOperationsMax) in place; `results` has those before
-  // `first`. Returns how many.
-  size_t load_operations(const SyscallBatch& batch, size_t first, std::span<const long> results);
+  void load_data(const SyscallBatch& batch, const StubSlot& slot);
+  // Puts operations from `first` on in place, as many as the slot takes; `results` has those
+  // before. Returns how many.
+  size_t load_operations(const SyscallBatch& batch, size_t first, std::span<const long> results,
+                         const StubSlot& slot);
 
-  // Registers with which a thread executes what was loaded.
-  [[nodiscard]] user_regs_struct entry(user_regs_struct registers) const;
+  // Registers with which a thread executes `count` operations that were loaded.
+  [[nodiscard]] user_regs_struct entry(user_regs_struct registers, const StubSlot& slot,
+                                       size_t count) const;
 
-  [[nodiscard]] bool done() const;
-  [[nodiscard]] uint64_t executed() const;
-  [[nodiscard]] long result(size_t loaded) const;
-  [[nodiscard]] std::span<const uint8_t> data(size_t bytes) const;
+  [[nodiscard]] bool done(const StubSlot& slot) const;
+  [[nodiscard]] uint64_t executed(const StubSlot& slot) const;
+  [[nodiscard]] long result(const StubSlot& slot, size_t loaded) const;
+  [[nodiscard]] std::span<const uint8_t> data(const StubSlot& slot, size_t bytes) const;
 
  private:
-  [[nodiscard]] StubHeader* header() const;
-  [[nodiscard]] StubOperation* operations() const;
-  [[nodiscard]] uint8_t* data_area() const;
-  [[nodiscard]] uint64_t remote_data() const;
-  [[nodiscard]] uint64_t remote_operation(size_t loaded) const;
+  [[nodiscard]] StubHeader* header(const StubSlot& slot) const;
+  [[nodiscard]] StubOperation* operations(const StubSlot& slot) const;
+  [[nodiscard]] uint8_t* data_area(const StubSlot& slot) const;
+  // The replica's address of something in the area.
+  [[nodiscard]] uint64_t remote(const void* local) const;
 
   UniqueFd memfd_;
   uint8_t* local_ = nullptr;

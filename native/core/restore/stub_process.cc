@@ -14,6 +14,7 @@
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/restore/address_gaps.h"
+#include "core/restore/own_memory.h"
 
 namespace replpage {
 namespace {
@@ -115,7 +116,7 @@ std::unique_ptr<StubProcess> StubProcess::spawn(pid_t pid) {
 // The child has a copy of the keeper's address space and runs in the keeper's mapping of the stub.
 void StubProcess::leave_keeper_memory() {
   AddressGaps gaps;
-  for (const PageRange& range : own_mappings()) gaps.occupy(range);
+  for (const OwnMapping& mapping : own_mappings()) gaps.occupy(mapping.range);
   const uint64_t address = find_stub_place(gaps, pid_);
   stub_->set_address(stub_->local_address());
   SyscallBatch first;
@@ -203,6 +204,34 @@ void StubProcess::move_stub(uint64_t address) {
 
 BatchResult StubProcess::run(const SyscallBatch& batch, int32_t tid) {
   return threads_.at(tid == 0 ? pid_ : tid).run(*running_, batch);
+}
+
+void StubProcess::begin(int32_t tid, SyscallBatch batch) {
+  StubSlot slot;
+  if (!started_.empty()) {
+    const Started& last = started_.back();
+    slot.header = last.slot.header + 1;
+    slot.data = (last.slot.data + last.batch.data().size() + 7) & ~uint64_t{7};
+    slot.operation = last.slot.operation + last.batch.operations().size();
+  }
+  slot.operations = batch.operations().size();
+  const bool fits = slot.header < kStubSlotsMax &&
+                    slot.data + batch.data().size() <= kStubDataBytes &&
+                    slot.operation + slot.operations <= kStubOperationsMax &&
+                    (started_.empty() || !started_.back().waiting);
+  started_.push_back({tid, std::move(batch), slot, !fits});
+  Started& started = started_.back();
+  if (fits) threads_.at(tid).start(*stub_, started.batch, started.slot);
+}
+
+void StubProcess::complete() {
+  for (const Started& started : started_) {
+    if (!started.waiting) threads_.at(started.tid).finish(*stub_, started.batch, started.slot);
+  }
+  for (const Started& started : started_) {
+    if (started.waiting) run(started.batch, started.tid);
+  }
+  started_.clear();
 }
 
 std::vector<int> StubProcess::receive(std::span<const int> descriptors, int lowest) {

@@ -36,6 +36,11 @@ class StubProcess final : public ReplicaProcess {
   BatchResult run(const SyscallBatch& batch, int32_t tid = 0) override;
   std::vector<int> receive(std::span<const int> descriptors, int lowest) override;
 
+  // Starts a batch in a thread and returns at once, where there is room in the stub; complete()
+  // waits for all that were started, and runs what had no room. Only complete() may follow.
+  void begin(int32_t tid, SyscallBatch batch);
+  void complete();
+
   // Ends and creates threads until they are those of the image.
   void shape_threads(const ProcessImage& image);
   void shape_memory(const ProcessImage& image, const SharedObjects& objects);
@@ -62,7 +67,15 @@ class StubProcess final : public ReplicaProcess {
   void leave_parent_stub(Stub& parent);
   void move_stub(uint64_t address);
 
+  struct Started {
+    int32_t tid = 0;
+    SyscallBatch batch;
+    StubSlot slot;
+    bool waiting = false;  // had no room
+  };
+
   pid_t pid_;
+  std::vector<Started> started_;
   std::unique_ptr<Stub> stub_;
   Stub* running_;  // the stub the threads are in: the parent's, at first
   std::map<int32_t, RemoteThread> threads_;
