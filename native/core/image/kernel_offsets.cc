@@ -75,6 +75,7 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   timer.next = k_itimer("list.next");
   timer.id = k_itimer("it_id");
   timer.clock = k_itimer("it_clock");
+  timer.notify = k_itimer("it_sigev_notify");
   timer.status = k_itimer("it_status");
   timer.interval = k_itimer("it_interval");
   timer.expires = k_itimer("it.real.timer.node.expires");

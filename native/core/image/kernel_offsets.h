@@ -27,7 +27,7 @@ struct KernelOffsets {
   } signals{};
   struct {
     uint32_t bytes = 0;
-    uint32_t next, id, clock, status, interval, expires, state, base, cpu_expires;
+    uint32_t next, id, clock, notify, status, interval, expires, state, base, cpu_expires;
   } timer{};
   uint32_t actions = 0;         // of sighand_struct
   uint32_t file_mode_mask = 0;  // of fs_struct

@@ -258,7 +258,11 @@ std::optional<PosixTimer> KernelReader::read_posix_timer(pid_t host_pid, uint64_
   timer.id = value_at<int32_t>(bytes, at_->timer.id);
   timer.clock = value_at<int32_t>(bytes, at_->timer.clock);
   timer.interval_ns = value_at<uint64_t>(bytes, at_->timer.interval);
-  if (value_at<int32_t>(bytes, at_->timer.status) == 0) return timer;  // disarmed
+  const bool silent = value_at<int32_t>(bytes, at_->timer.notify) == SIGEV_NONE;
+  const bool armed = value_at<int32_t>(bytes, at_->timer.status) != 0;
+  // One without a signal never runs: its time is counted when somebody asks.
+  if (!armed && !silent) return timer;
+  const auto expires = value_at<uint64_t>(bytes, at_->timer.expires);
   if (timer.clock == CLOCK_PROCESS_CPUTIME_ID) {
     timer.value_ns = time_left(value_at<uint64_t>(bytes, at_->timer.cpu_expires),
                                clock_ns(process_clock(host_pid)), timer.interval_ns);
@@ -268,9 +272,9 @@ std::optional<PosixTimer> KernelReader::read_posix_timer(pid_t host_pid, uint64_
   const auto base = value_at<uint64_t>(bytes, at_->timer.base);
   const auto clock = read_pointer(base + at_->base_clock);
   if (!clock) return std::nullopt;
-  timer.value_ns =
-      time_left(value_at<uint64_t>(bytes, at_->timer.expires),
-                clock_ns(static_cast<clockid_t>(*clock & 0xFFFFFFFF)), timer.interval_ns);
+  const uint64_t now = clock_ns(static_cast<clockid_t>(*clock & 0xFFFFFFFF));
+  const bool over = silent && timer.interval_ns == 0 && expires <= now;
+  timer.value_ns = over ? 0 : time_left(expires, now, timer.interval_ns);
   return timer;
 }
 
