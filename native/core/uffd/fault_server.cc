@@ -129,13 +129,9 @@ void FaultServer::serve() {
   std::vector<pollfd> items;
   try {
     while (!stopping_) {
-      Memories memories;
-      {
-        const Precedence lock(*this);
-        memories = memories_;
-      }
+      const Memories memories = list_polled(items);
       if (memories.empty()) return;
-      if (!wait_for_faults(memories, items)) read_around();
+      if (!wait_for_faults(items)) read_around();
       for (size_t i = 0; i < memories.size(); ++i) {
         if (items[i].revents != 0) read_messages(memories[i]);
       }
@@ -148,12 +144,17 @@ void FaultServer::serve() {
   }
 }
 
-// False: nothing came, and neighbours of the last page may be fetched.
-bool FaultServer::wait_for_faults(const Memories& memories, std::vector<pollfd>& items) {
+FaultServer::Memories FaultServer::list_polled(std::vector<pollfd>& items) {
+  const Precedence lock(*this);
   items.clear();
-  for (const auto& memory : memories) {
+  for (const auto& memory : memories_) {
     items.push_back({.fd = memory->uffd().fd(), .events = POLLIN, .revents = 0});
   }
+  return memories_;
+}
+
+// False: nothing came, and neighbours of the last page may be fetched.
+bool FaultServer::wait_for_faults(std::vector<pollfd>& items) {
   items.push_back({.fd = wake_.get(), .events = POLLIN, .revents = 0});
   timespec limit{.tv_sec = 0, .tv_nsec = retry_ ? kRetryNs : 0};
   const bool for_ever = !retry_ && !around_;

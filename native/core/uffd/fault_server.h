@@ -65,7 +65,9 @@ class FaultServer {
   };
 
   void serve();
-  bool wait_for_faults(const Memories& memories, std::vector<pollfd>& items);
+  // Those served now, and what to poll for them.
+  Memories list_polled(std::vector<pollfd>& items);
+  bool wait_for_faults(std::vector<pollfd>& items);
   void read_messages(const std::shared_ptr<ServedMemory>& memory);
   void answer_faults(const std::shared_ptr<ServedMemory>& memory);
   FillState answer(ServedMemory& memory, uint64_t page);
