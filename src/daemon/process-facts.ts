@@ -57,7 +57,8 @@ export function readProcess(pid: number): ProcessFacts | undefined {
 }
 
 function statusField(status: string, key: string): string | undefined {
-  return new RegExp(`^${key}:\\s*(.*)$`, 'm').exec(status)?.[1];
+  // Not \\s, which goes on to the next line where the value is empty.
+  return new RegExp(`^${key}:[ \\t]*(.*)$`, 'm').exec(status)?.[1];
 }
 
 function readExecutable(pid: number): string | undefined {
