@@ -19,7 +19,7 @@ export async function isRunning(pid: number): Promise<boolean> {
 
 export async function statusField(pid: number, name: string): Promise<string | undefined> {
   const status = await readOr(`/proc/${pid}/status`);
-  return new RegExp(`^${name}:\\s*(.*)$`, 'm').exec(status)?.[1];
+  return new RegExp(`^${name}:[ \\t]*(.*)$`, 'm').exec(status)?.[1];
 }
 
 /** Resident memory without the pages of files. */

@@ -133,8 +133,12 @@ export async function startSqlite(
 ): Promise<{ readonly child: ChildProcess; readonly pid: number; readonly database: string }> {
   const database = stage.path('numbers.db');
   const script = stage.path('numbers.sql');
-  const lines = ['.timeout 10000', 'CREATE TABLE numbers (n INTEGER PRIMARY KEY, text TEXT);'];
-  for (let n = 1; n <= rows; n++) lines.push(`INSERT INTO numbers VALUES (${n}, 'row ${n}');`);
+  const lines = ['.timeout 10000', 'CREATE TABLE numbers (n INTEGER PRIMARY KEY, work INTEGER);'];
+  // Each row costs some milliseconds of computing, so that a script lasts.
+  const work = 'WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c LIMIT 5000)';
+  for (let n = 1; n <= rows; n++) {
+    lines.push(`${work} INSERT INTO numbers SELECT ${n}, sum(x) FROM c;`);
+  }
   await writeFile(script, `${lines.join('\n')}\n`);
   // The shell gives the script as standard input and is then replaced.
   const child = stage.spawn('/bin/sh', ['-c', `exec sqlite3 -bail ${database} < ${script}`]);
