@@ -101,6 +101,7 @@ class FaultServer {
     uint64_t page = 0;
   };
   std::optional<Neighbourhood> around_;
+  uint64_t last_fault_ = 0;
   bool retry_ = false;  // faults are left that an event or lack of memory held up
 
   // Draining thread only.
