@@ -4,6 +4,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
+#include "core/image/group_check.h"
 
 namespace replpage {
 
@@ -13,7 +14,7 @@ StandbyReplica::StandbyReplica(StagingReader& staging)
 GroupImage StandbyReplica::read_image(const StagedBytes& where, uint64_t epoch) {
   GroupImage image = staging_.read<GroupImage>(where);
   if (image.epoch != epoch) throw FormatError("image is of another epoch than its message");
-  if (image.processes.empty()) throw FormatError("image has no process");
+  check_group_image(image);
   return image;
 }
 

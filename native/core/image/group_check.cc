@@ -127,7 +127,8 @@ void check_processes(const GroupImage& image) {
   for (const ProcessImage& process : image.processes) {
     const Check check("process " + std::to_string(process.pid));
     check_process(process, check);
-    check.that(pids.empty() ? process.parent == 0 : pids.contains(process.parent),
+    // The root's parent is outside, and so is an orphan's.
+    check.that(process.parent == 0 || pids.contains(process.parent),
                "its parent does not come before it");
     check.that(pids.insert(process.pid).second, "its pid comes twice");
     check.that(process.file_table < image.file_tables.size(), "it has no descriptor table");
