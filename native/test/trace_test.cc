@@ -347,6 +347,43 @@ TEST(execve_by_another_thread_is_followed) {
   CHECK_EQUAL(victim.wait_end(), SIGTERM);
 }
 
+TEST(attaching_in_the_middle_of_an_execve_does_not_hang) {
+  uint64_t retries = 0;
+  uint64_t slowest_us = 0;
+  for (int round = 0; round < 150; ++round) {
+    SharedBoard board;
+    Victim victim([&] {
+      start_threads(12, [&](int i) {
+        ++board->ready;
+        if (i != 11) sleep_forever();
+        while (board->stop == 0) {
+        }
+        const uint64_t start = now_ns();
+        while (now_ns() - start < static_cast<uint64_t>(round) * 1'000) {
+        }
+        ::execl("/bin/sleep", "sleep", "1000", nullptr);
+      });
+      sleep_forever();
+    });
+    CHECK(wait_until([&] { return board->ready == 12; }));
+    ::usleep(2000);
+    Recorder recorder;
+    TraceTree tree(recorder);
+    board->stop = 1;
+    const uint64_t start = now_us();
+    tree.seize(victim.pid, true);
+    slowest_us = std::max(slowest_us, now_us() - start);
+    retries += tree.counters().seize_retries;
+    CHECK(wait_until([&] {
+      handle_for(tree, 1);
+      return state_of(victim.pid).starts_with("S") &&
+             tree.processes().at(victim.pid).threads.size() == 1;
+    }));
+    CHECK(tree.freeze(500'000).frozen);
+  }
+  note(std::to_string(retries) + " retries, slowest attach " + std::to_string(slowest_us) + " us");
+}
+
 TEST(group_stops_are_kept_and_continued) {
   SharedBoard board;
   Victim victim([&] {

@@ -1,5 +1,6 @@
 #include "core/trace/child_wait.h"
 
+#include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <ucontext.h>
@@ -7,6 +8,7 @@
 
 #include <mutex>
 
+#include "core/base/clock.h"
 #include "core/base/sys_error.h"
 
 // long replpage_wait_window(volatile int* kicked, int type, pid_t id, siginfo_t* info, int options)
@@ -43,8 +45,39 @@ replpage_wait_window_kicked:
   .size replpage_wait_window, .-replpage_wait_window
 )");
 
+// long replpage_seize_window(volatile int* kicked, pid_t tid, long options)
+// PTRACE_SEIZE waits for an execve of the process to end, and the kernel restarts that wait after
+// a signal. The same trick ends it.
+asm(R"(
+  .text
+  .p2align 4
+  .globl replpage_seize_window
+  .hidden replpage_seize_window
+  .type replpage_seize_window, @function
+replpage_seize_window:
+  movq %rdi, %r9
+  movq %rdx, %r10
+  xorl %edx, %edx
+  movl $0x4206, %edi
+  .globl replpage_seize_window_begin
+  .hidden replpage_seize_window_begin
+replpage_seize_window_begin:
+  cmpl $0, (%r9)
+  jne replpage_wait_window_kicked
+  movl $101, %eax
+  syscall
+  .globl replpage_seize_window_end
+  .hidden replpage_seize_window_end
+replpage_seize_window_end:
+  ret
+  .size replpage_seize_window, .-replpage_seize_window
+)");
+
 extern "C" {
 long replpage_wait_window(volatile int* kicked, int type, pid_t id, siginfo_t* info, int options);
+long replpage_seize_window(volatile int* kicked, pid_t tid, long options);
+extern const char replpage_seize_window_begin[];
+extern const char replpage_seize_window_end[];
 extern const char replpage_wait_window_begin[];
 extern const char replpage_wait_window_end[];
 extern const char replpage_wait_window_kicked[];
@@ -53,7 +86,7 @@ extern const char replpage_wait_window_kicked[];
 namespace replpage {
 namespace {
 
-static_assert(SYS_waitid == 247 && EINTR == 4);
+static_assert(SYS_waitid == 247 && SYS_ptrace == 101 && PTRACE_SEIZE == 0x4206 && EINTR == 4);
 
 constexpr int kPeek = __WALL | __WNOTHREAD | WNOWAIT | WEXITED | WSTOPPED;
 constexpr int kTake = __WALL | __WNOTHREAD | WEXITED | WSTOPPED | WNOHANG;
@@ -65,9 +98,12 @@ void on_wake_signal(int, siginfo_t*, void* context) {
   kicked = 1;
   auto* machine = &static_cast<ucontext_t*>(context)->uc_mcontext;
   const auto at = static_cast<uintptr_t>(machine->gregs[REG_RIP]);
-  // At window_end the call has been made and has its result: leave that alone.
-  if (at >= reinterpret_cast<uintptr_t>(replpage_wait_window_begin) &&
-      at < reinterpret_cast<uintptr_t>(replpage_wait_window_end)) {
+  const auto within = [at](const char* begin, const char* end) {
+    // At the end the call has been made and has its result: leave that alone.
+    return at >= reinterpret_cast<uintptr_t>(begin) && at < reinterpret_cast<uintptr_t>(end);
+  };
+  if (within(replpage_wait_window_begin, replpage_wait_window_end) ||
+      within(replpage_seize_window_begin, replpage_seize_window_end)) {
     machine->gregs[REG_RIP] = reinterpret_cast<greg_t>(replpage_wait_window_kicked);
   }
 }
@@ -178,6 +214,17 @@ Peeked ChildWait::peek_any(ChildEvent& event, Blocking blocking) noexcept {
 Peeked ChildWait::peek(pid_t tid, ChildEvent& event, Blocking blocking) noexcept {
   if (blocking == Blocking::kNo) return look_at(P_PID, tid, event, kPeek | WNOHANG);
   return wait_on(P_PID, tid, event, kPeek);
+}
+
+long ChildWait::seize(pid_t tid, long options, uint64_t deadline_ns) noexcept {
+  const uint64_t outer = arm(deadline_ns);
+  long result = -EINTR;
+  while (result == -EINTR && now_ns() < deadline_ns) {
+    begin();
+    result = replpage_seize_window(&kicked, tid, options);
+  }
+  arm(outer);
+  return result;
 }
 
 Peeked ChildWait::consume(pid_t tid, ChildEvent& event) noexcept {

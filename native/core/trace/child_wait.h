@@ -56,6 +56,9 @@ class ChildWait {
   // Any child of this thread (children of other threads are not touched: __WNOTHREAD).
   Peeked peek_any(ChildEvent& event, Blocking blocking) noexcept;
   Peeked peek(pid_t tid, ChildEvent& event, Blocking blocking) noexcept;
+  // PTRACE_SEIZE. 0 or -errno; -EINTR when the process was in an execve until the deadline, which
+  // may itself wait for us to let other threads of it end.
+  long seize(pid_t tid, long options, uint64_t deadline_ns) noexcept;
   // Takes a stop or an end away, so that it is not seen again. Never blocks.
   Peeked consume(pid_t tid, ChildEvent& event) noexcept;
 

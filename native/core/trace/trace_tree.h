@@ -72,6 +72,7 @@ struct TraceCounters {
   uint64_t plain_injections = 0;
   // How often a process began to create threads too fast to follow each; see follows_all_threads.
   uint64_t loosened = 0;
+  uint64_t seize_retries = 0;  // an execve was in the way
 };
 
 class TraceTree {

@@ -16,6 +16,12 @@ namespace {
 // when the tracer thread ends (exit_ptrace in kernel/ptrace.c).
 constexpr uint64_t kDetachDeadlineNs = 1'000'000'000;
 
+// An execve by one thread ends the others, and those that we trace wait for us at their exit stops,
+// while attaching to the next one would wait for the execve.
+constexpr uint64_t kExecutionDeadlineNs = 3'000'000;
+constexpr int kSeizeTriesMax = 1000;
+constexpr int kNumberTriesMax = 5;
+
 std::string task_path(pid_t pid, pid_t tid, const char* file) {
   return "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/" + file;
 }
@@ -55,7 +61,23 @@ void TraceTree::Implementation::seize(pid_t pid, bool trace_exits) {
             PTRACE_O_TRACESYSGOOD;
   if (trace_exits) options |= PTRACE_O_TRACEEXIT;
   try {
-    if (!seize_process(pid, 0)) throw SysError("PTRACE_SEIZE", ESRCH, on_pid(pid));
+    for (int tries = 1; !seize_tree(pid); ++tries) {
+      if (tries == kSeizeTriesMax) throw SysError("PTRACE_SEIZE", EAGAIN, on_pid(pid));
+      ++counters.seize_retries;
+      ChildEvent event;
+      while (wait.peek_any(event, Blocking::kNo) == Peeked::kEvent) handle(event);
+    }
+  } catch (...) {
+    detach();
+    throw;
+  }
+}
+
+// False when an execve is in the way.
+bool TraceTree::Implementation::seize_tree(pid_t pid) {
+  try {
+    seize_process(pid, 0);
+    if (!processes.contains(pid)) throw SysError("PTRACE_SEIZE", ESRCH, on_pid(pid));
     // A thread seized early may have made children that a later pass finds: until nothing is new.
     for (bool found = true; found;) {
       found = false;
@@ -64,9 +86,10 @@ void TraceTree::Implementation::seize(pid_t pid, bool trace_exits) {
       for (const pid_t id : known) found = seize_process(id, processes[id].parent) || found;
       for (const pid_t id : known) found = seize_children(id) || found;
     }
-  } catch (...) {
-    detach();
-    throw;
+    return true;
+  } catch (const SysError& error) {
+    if (error.error() != EAGAIN) throw;
+    return false;
   }
 }
 
@@ -91,15 +114,21 @@ bool TraceTree::Implementation::seize_process(pid_t pid, pid_t parent) {
   return found;
 }
 
+// Throws SysError; EAGAIN when the process is in the middle of an execve.
 bool TraceTree::Implementation::seize_thread(TracedProcess& process, pid_t tid) {
-  const long result = ptrace_call(PTRACE_SEIZE, tid, 0, static_cast<uintptr_t>(options));
-  if (result == -ESRCH) return false;
-  if (result < 0) {
+  // EPERM can mean that it was just ending, and by now another thread has its number (execve).
+  for (int tries = 1;; ++tries) {
+    const long result = wait.seize(tid, options, now_ns() + kExecutionDeadlineNs);
+    if (result == -ESRCH) return false;
+    if (result == -EINTR) throw SysError("PTRACE_SEIZE", EAGAIN, on_pid(tid));
+    if (result == 0) break;
     ChildEvent event;
     // Made by a thread that we trace already, so attached by the kernel.
-    const bool ours = wait.peek(tid, event, Blocking::kNo) != Peeked::kNoChild;
-    if (!ours && is_dead(process.pid, tid)) return false;
-    if (!ours) throw SysError("PTRACE_SEIZE", static_cast<int>(-result), on_pid(tid));
+    if (wait.peek(tid, event, Blocking::kNo) != Peeked::kNoChild) break;
+    if (is_dead(process.pid, tid)) return false;
+    if (tries == kNumberTriesMax) {
+      throw SysError("PTRACE_SEIZE", static_cast<int>(-result), on_pid(tid));
+    }
   }
   add_thread(process, tid, adopting);
   return true;

@@ -4,6 +4,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
+#include "core/base/sys_error.h"
 #include "core/trace/ptrace_call.h"
 #include "core/trace/tree_state.h"
 
@@ -168,6 +169,13 @@ FreezeResult TraceTree::Implementation::freeze(uint64_t deadline_us, pid_t aroun
     const uint64_t outer = wait.arm(0);
     try {
       result.reason = collect_stops(start + deadline_us * 1000);
+    } catch (const SysError& error) {
+      if (error.error() != EAGAIN) {
+        wait.arm(outer);
+        thaw();
+        throw;
+      }
+      result.reason = "a process is executing another program";
     } catch (...) {
       wait.arm(outer);
       thaw();

@@ -45,6 +45,7 @@ struct TraceTree::Implementation {
 
   // tree_attach.cc
   void seize(pid_t pid, bool trace_exits);
+  bool seize_tree(pid_t pid);
   bool seize_process(pid_t pid, pid_t parent);
   bool seize_thread(TracedProcess& process, pid_t tid);
   bool seize_children(pid_t pid);
