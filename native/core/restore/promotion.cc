@@ -1,5 +1,6 @@
 #include "core/restore/promotion.h"
 
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
@@ -157,8 +158,13 @@ void Promotion::let_go(const GroupImage& image) {
     for (const ThreadImage& thread : process.threads) apply_registers(thread.tid, thread);
   }
   for (const ProcessImage& process : image.processes) {
-    // A thread may be gone already: killed by one that runs.
-    for (auto& [tid, thread] : tree_.at(process.pid).threads()) thread.detach();
+    StubProcess& member = tree_.at(process.pid);
+    // One thread that gets SIGSTOP stops them all.
+    member.leader().detach(process.stopped ? SIGSTOP : 0);
+    for (auto& [tid, thread] : member.threads()) {
+      // A thread may be gone already: killed by one that runs.
+      if (tid != process.pid) thread.detach();
+    }
   }
 }
 

@@ -211,7 +211,9 @@ long RemoteThread::finish_step(uint64_t instruction) {
   }
 }
 
-bool RemoteThread::detach() { return ::ptrace(PTRACE_DETACH, tid_, nullptr, nullptr) == 0; }
+bool RemoteThread::detach(int signal) {
+  return ::ptrace(PTRACE_DETACH, tid_, nullptr, static_cast<uintptr_t>(signal)) == 0;
+}
 
 int RemoteThread::wait_end() {
   for (;;) {

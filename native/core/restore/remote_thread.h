@@ -49,8 +49,8 @@ class RemoteThread {
   // Executes one system call, as step() does, that ends the thread, and reaps it.
   void leave(uint64_t instruction, long number);
 
-  // Lets go: the thread runs with the registers it has. False: it is gone.
-  bool detach();
+  // Lets go: the thread runs with the registers it has, or gets `signal` first. False: it is gone.
+  bool detach(int signal = 0);
 
   // Waits until the thread is gone and returns its wait status.
   int wait_end();
