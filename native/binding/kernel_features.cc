@@ -14,7 +14,7 @@
 #include "core/base/procfs.h"
 #include "core/base/unique_fd.h"
 #include "core/memory/soft_dirty_tracker.h"
-#include "core/memory/uffd_wp_tracker.h"
+#include "core/memory/write_protect_uffd.h"
 
 namespace replpage::binding {
 namespace {
@@ -74,7 +74,7 @@ Napi::Value probe_kernel(const Napi::CallbackInfo& info) {
   const auto flag = [&](const char* key, bool value) {
     features.Set(key, Napi::Boolean::New(env, value));
   };
-  flag("uffdWp", UffdWpTracker::supported());
+  flag("uffdWp", WriteProtectUffd::supported());
   flag("softDirty", SoftDirtyTracker::supported());
   flag("pidfdGetfd", pidfd_getfd_works());
   flag("tcpRepair", tcp_repair_works());
