@@ -44,7 +44,7 @@ uint64_t fill(uint64_t seed) {
 
 struct Fixture {
   Fixture() {
-    if (!UffdWpTracker::supported()) SKIP("no asynchronous write-protect");
+    if (!WriteProtectUffd::supported()) SKIP("no asynchronous write-protect");
     address = victim.run(make_area, kAreaPages);
     victim.run(fill, 1);
     memory = MemoryCapture::create(victim.pid(), 7, TrackerKind::kUffdWp, victim.injector());
@@ -410,6 +410,75 @@ TEST(a_random_walk_through_memory_calls_is_followed) {
         },
         seed);
   }
+}
+
+// Nearly full memory of some size is looked at in another way.
+TEST(dense_memory_is_followed_through_writes_discards_and_replacement) {
+  Fixture f;
+  constexpr uint64_t kDensePages = 18432;  // 72 MiB
+  f.victim.run(
+      [](uint64_t pages) -> uint64_t {
+        make_area(pages);
+        std::memset(area, 1, pages * kPageSize);
+        ::madvise(area + 100 * kPageSize, 50 * kPageSize, MADV_DONTNEED);
+        return 0;
+      },
+      kDensePages);
+  f.round();
+  f.round();
+  CHECK(f.round().data_pages <= kOwnPages);
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    const CopyRound round = f.after(
+        [](uint64_t start) -> uint64_t {
+          uint64_t state = start * 0x9E3779B97F4A7C15u;
+          const auto random = [&state](uint64_t bound) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            return state % bound;
+          };
+          for (int i = 0; i < 500; ++i)
+            area[random(kDensePages) * kPageSize] = static_cast<char>(i);
+          for (int i = 0; i < 5; ++i) {
+            char* at = area + random(kDensePages - 2000) * kPageSize;
+            ::madvise(at, (1 + random(20)) * kPageSize, MADV_DONTNEED);
+            if (random(2) != 0) at[random(20) * kPageSize] = 7;
+          }
+          char* at = area + random(kDensePages - 2000) * kPageSize;
+          const uint64_t bytes = (1 + random(1999)) * kPageSize;
+          if (start % 3 == 0) ::madvise(at, bytes, MADV_DONTNEED);
+          if (start % 4 == 0) {
+            ::mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+                   0);
+          }
+          if (start % 5 == 0) {
+            ::munmap(at, bytes);
+            ::mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+                   0);
+            at[0] = 9;
+          }
+          if (start % 7 == 0) {
+            char* spare = static_cast<char*>(
+                ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+            spare[random(bytes)] = 1;
+            ::mremap(spare, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at);
+          }
+          return 0;
+        },
+        seed);
+    CHECK(round.data_pages <= 700);
+  }
+  f.victim.run([](uint64_t) -> uint64_t {
+    ::mmap(area + (16u << 20), 8u << 20, PROT_READ | PROT_WRITE,
+           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    ::madvise(area + (40u << 20), 4u << 20, MADV_DONTNEED);
+    for (int i = 0; i < 3000; ++i) area[i * 5 * kPageSize] = 3;
+    return 0;
+  });
+  const auto mappings = f.victim.map();
+  f.replica.shape(mappings);
+  f.replica.fetch_lazy(f.victim.pid(), f.memory->copy_last(mappings, f.replica, 1000));
+  CHECK_EQUAL(f.replica.difference(f.victim.pid(), mappings), std::string());
 }
 
 TEST(a_last_copy_and_its_lazy_ranges_make_a_whole) {

@@ -28,7 +28,7 @@ constexpr size_t kPages = 512;
 
 struct SharedFixture {
   explicit SharedFixture(bool memfd) : memfd_(memfd) {
-    if (!UffdWpTracker::supported()) SKIP("no asynchronous write-protect");
+    if (!WriteProtectUffd::supported()) SKIP("no asynchronous write-protect");
     victim.run(
         [](uint64_t as_memfd) -> uint64_t {
           int flags = MAP_SHARED;

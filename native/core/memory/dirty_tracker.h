@@ -28,7 +28,8 @@ constexpr bool is_file_backed_private(MappingKind kind) {
 struct MemoryView {
   PageRanges appeared;  // new mappings, and others put in the place of old ones
   PageRanges written;   // since the last look; those in `appeared` all count as written
-  PageRanges present;   // hold content of their own: resident or swapped out
+  PageRanges present;   // hold content of their own, or may: resident or swapped out
+  PageRanges absent;    // hold none any more; besides those that were present at the last look only
 };
 
 class DirtyTracker {

@@ -19,14 +19,14 @@ std::unique_ptr<DirtyTracker> create_soft_dirty(pid_t host_pid, pid_t tid) {
 }
 
 std::unique_ptr<DirtyTracker> create_uffd_wp(pid_t host_pid, pid_t tid, const Injector& injector) {
-  if (!UffdWpTracker::supported()) {
+  if (!WriteProtectUffd::supported()) {
     throw SysError("track memory by write-protection", EOPNOTSUPP, on_pid(host_pid));
   }
   return std::make_unique<UffdWpTracker>(host_pid, tid, injector);
 }
 
 std::unique_ptr<DirtyTracker> create_best(pid_t host_pid, pid_t tid, const Injector& injector) {
-  if (!UffdWpTracker::supported()) return create_soft_dirty(host_pid, tid);
+  if (!WriteProtectUffd::supported()) return create_soft_dirty(host_pid, tid);
   try {
     return create_uffd_wp(host_pid, tid, injector);
   } catch (const SysError& error) {
@@ -62,7 +62,7 @@ std::unique_ptr<MemoryCapture> MemoryCapture::create_for_last_copy(pid_t host_pi
                                                                    int32_t group_pid) {
   const pid_t tid = thread_with_memory(host_pid);
   std::unique_ptr<DirtyTracker> tracker;
-  if (UffdWpTracker::supported()) {
+  if (WriteProtectUffd::supported()) {
     tracker = std::make_unique<UffdWpTracker>(host_pid, tid);
   } else {
     tracker = std::make_unique<SoftDirtyTracker>(host_pid, tid);

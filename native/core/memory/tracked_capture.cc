@@ -35,7 +35,9 @@ CopyRound TrackedCapture::copy_changed(const std::vector<MappingImage>& mappings
     view.written = view.present;
   }
   const PageRanges vanished = intersect_ranges(
-      subtract_ranges(subtract_ranges(present_, view.present), view.appeared), mapped);
+      subtract_ranges(unite_ranges(subtract_ranges(present_, view.present), view.absent),
+                      view.appeared),
+      mapped);
   if (memory_lost(view.present, vanished)) {
     round.process_gone = true;
     return round;
@@ -63,7 +65,7 @@ std::vector<LazyRange> TrackedCapture::copy_last(const std::vector<MappingImage>
   const PageRanges mapped = private_ranges(mappings);
   const bool everything = std::exchange(copy_all_, true);
   PageRanges gone = everything ? mapped : subtract_ranges(present_, view.present);
-  gone = intersect_ranges(gone, mapped);
+  gone = intersect_ranges(unite_ranges(gone, view.absent), mapped);
   const LastCopyPlan plan =
       plan_last_copy(mappings, everything ? view.present : view.written, copy_pages_max);
   const bool lost = memory_lost(view.present, everything ? PageRanges() : gone);

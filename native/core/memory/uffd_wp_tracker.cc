@@ -1,22 +1,13 @@
 #include "core/memory/uffd_wp_tracker.h"
 
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <sys/mman.h>
-#include <sys/syscall.h>
-
 #include <algorithm>
-#include <string>
 
-#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/memory/swap_areas.h"
 
 namespace replpage {
 namespace {
 
-constexpr uint64_t kFeatureWpAsync = 1u << 15;           // UFFD_FEATURE_WP_ASYNC, Linux 6.7
-constexpr uint64_t kFeatureWpHugetlbfsShmem = 1u << 12;  // UFFD_FEATURE_WP_HUGETLBFS_SHMEM
 constexpr uint64_t kHasContent = kPagePresent | kPageSwapped;
 
 // Written private pages that hold content. The shared zero page is the same as a hole.
@@ -26,95 +17,6 @@ constexpr PageQuery written_query(bool arm) {
           .any_of = kHasContent,
           .returned = 0,
           .write_protect = arm};
-}
-
-void enable_async_write_protect(int uffd) {
-  uffdio_api api{};
-  api.api = UFFD_API;
-  // WP_ASYNC brings WP_UNPOPULATED along (fs/userfaultfd.c): holes of anonymous memory could be
-  // armed too. The queries above never match holes of private mappings.
-  api.features = kFeatureWpAsync | kFeatureWpHugetlbfsShmem | UFFD_FEATURE_PAGEFAULT_FLAG_WP;
-  if (::ioctl(uffd, UFFDIO_API, &api) != 0) throw SysError::from_errno("enable write-protect");
-}
-
-int register_write_protect(int uffd, PageRange range) {
-  uffdio_register request{};
-  request.range = {range.start, range.bytes()};
-  request.mode = UFFDIO_REGISTER_MODE_WP;
-  return ::ioctl(uffd, UFFDIO_REGISTER, &request) == 0 ? 0 : errno;
-}
-
-bool has_own_userfaultfd(pid_t pid) {
-  const std::string directory = "/proc/" + std::to_string(pid) + "/fd";
-  for (const int fd : numeric_entries(directory).value_or(std::vector<int>())) {
-    const auto target = read_link(directory + "/" + std::to_string(fd));
-    if (target && *target == "anon_inode:[userfaultfd]") return true;
-  }
-  return false;
-}
-
-UniqueFd take_descriptor(pid_t pid, int remote) {
-  UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  if (!process.valid()) throw SysError::from_errno("open a pidfd", on_pid(pid));
-  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), remote, 0)));
-  if (!fd.valid()) throw SysError::from_errno("take the userfaultfd", on_pid(pid));
-  return fd;
-}
-
-UniqueFd create_remote_uffd(pid_t pid, const MemoryCapture::Injector& injector) {
-  if (has_own_userfaultfd(pid)) {
-    throw SysError("track memory by a second userfaultfd", EBUSY, on_pid(pid));
-  }
-  const std::optional<long> remote = injector.create_uffd();
-  if (!remote) throw SysError("create a userfaultfd", ESRCH, on_pid(pid));
-  if (*remote < 0) {
-    throw SysError("create a userfaultfd", static_cast<int>(-*remote), on_pid(pid));
-  }
-  struct CloseRemote {
-    const MemoryCapture::Injector& injector;
-    int fd;
-    ~CloseRemote() { injector.close_remote(fd); }
-  } close{injector, static_cast<int>(*remote)};
-  UniqueFd uffd = take_descriptor(pid, close.fd);
-  enable_async_write_protect(uffd.get());
-  return uffd;
-}
-
-struct ProbeMapping {
-  void* address = MAP_FAILED;
-  size_t bytes = 2 * kPageSize;
-  ProbeMapping() {
-    address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  }
-  ~ProbeMapping() {
-    if (address != MAP_FAILED) ::munmap(address, bytes);
-  }
-};
-
-// Arms two written pages, writes one and asks which were written.
-bool probe() {
-  constexpr int kUserModeOnly = 1;  // UFFD_USER_MODE_ONLY
-  UniqueFd uffd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | kUserModeOnly)));
-  const ProbeMapping mapping;
-  if (!uffd.valid() || mapping.address == MAP_FAILED) return false;
-  auto* page = static_cast<volatile char*>(mapping.address);
-  const auto start = reinterpret_cast<uint64_t>(mapping.address);
-  const PageRange range = {start, start + mapping.bytes};
-  try {
-    enable_async_write_protect(uffd.get());
-    page[0] = 1;
-    page[kPageSize] = 1;
-    if (register_write_protect(uffd.get(), range) != 0) return false;
-    PagemapScan pages(::getpid(), ::gettid());
-    PageRanges written;
-    pages.collect(range, written_query(true), written);
-    page[kPageSize] = 2;
-    PageRanges again;
-    pages.collect(range, written_query(true), again);
-    return written == PageRanges{range} && again == PageRanges{{start + kPageSize, range.end}};
-  } catch (const SysError&) {
-    return false;
-  }
 }
 
 // Neighbouring candidates are asked for in one call when less than this lies between them.
@@ -138,19 +40,89 @@ PageRanges ranges_of(std::span<const MappingImage> mappings) {
   return ranges;
 }
 
+// Holes, and the shared zero page. Swapped pages match too and must be told by their category.
+constexpr PageQuery kHoles = {.inverted = kPagePresent,
+                              .required = 0,
+                              .any_of = kPagePresent | kPageZero,
+                              .returned = kPageSwapped,
+                              .write_protect = false};
+
+// Written pages, discarded ones among them. The kernel has a short cut for just this question.
+constexpr PageQuery dense_query(bool arm) {
+  return {.inverted = 0,
+          .required = kPageWritten,
+          .any_of = 0,
+          .returned = kPageWritten,
+          .write_protect = arm};
+}
+
+// Memory counts as dense in blocks of this size (aligned).
+constexpr uint64_t kDenseBlockBytes = 16u << 20;
+constexpr uint64_t kDenseHoleBytes = kDenseBlockBytes / 16;
+
+// Blocks that lie wholly in one of the ranges, but for holes of little size in all.
+PageRanges full_blocks(std::span<const PageRange> present) {
+  PageRanges blocks;
+  uint64_t block = UINT64_MAX;
+  uint64_t bytes = 0;
+  const auto finish = [&] {
+    if (bytes >= kDenseBlockBytes - kDenseHoleBytes) {
+      append_range(blocks, {block, block + kDenseBlockBytes});
+    }
+  };
+  for (const PageRange& range : present) {
+    for (uint64_t at = range.start; at < range.end;) {
+      const uint64_t home = at & ~(kDenseBlockBytes - 1);
+      const uint64_t end = std::min(range.end, home + kDenseBlockBytes);
+      if (home != block) {
+        finish();
+        block = home;
+        bytes = 0;
+      }
+      bytes += end - at;
+      at = end;
+    }
+  }
+  finish();
+  return blocks;
+}
+
+PageRanges blocks_touching(std::span<const PageRange> ranges) {
+  PageRanges blocks;
+  for (const PageRange& range : ranges) {
+    append_range(blocks, {range.start & ~(kDenseBlockBytes - 1),
+                          (range.end + kDenseBlockBytes - 1) & ~(kDenseBlockBytes - 1)});
+  }
+  return blocks;
+}
+
+// Joins ranges over gaps in which no dense memory lies, so that few scans cover them.
+PageRanges hulls_between(std::span<const PageRange> sparse, std::span<const PageRange> dense) {
+  PageRanges hulls;
+  for (const PageRange& range : sparse) {
+    while (!dense.empty() && !hulls.empty() && dense.front().end <= hulls.back().start) {
+      dense = dense.subspan(1);
+    }
+    const bool between = !hulls.empty() && !dense.empty() && dense.front().start < range.start &&
+                         dense.front().start >= hulls.back().end;
+    if (hulls.empty() || between) {
+      hulls.push_back(range);
+      if (between) dense = dense.subspan(1);
+    } else {
+      hulls.back().end = range.end;
+    }
+  }
+  return hulls;
+}
+
 void append_ranges(PageRanges& ranges, std::span<const PageRange> more) {
   for (const PageRange& range : more) append_range(ranges, range);
 }
 
 }  // namespace
 
-bool UffdWpTracker::supported() {
-  static const bool works = probe();
-  return works;
-}
-
 UffdWpTracker::UffdWpTracker(pid_t host_pid, pid_t tid, const MemoryCapture::Injector& injector)
-    : pid_(host_pid), pages_(host_pid, tid), uffd_(create_remote_uffd(host_pid, injector)) {}
+    : pid_(host_pid), pages_(host_pid, tid), uffd_(host_pid, injector) {}
 
 UffdWpTracker::UffdWpTracker(pid_t host_pid, pid_t tid) : pid_(host_pid), pages_(host_pid, tid) {}
 
@@ -175,6 +147,7 @@ void UffdWpTracker::for_each_group(std::span<const MappingImage> mappings, Visit
 
 void UffdWpTracker::look(std::span<const MappingImage> mappings, MemoryView& view) {
   for_each_group(mappings, [&](const Group& group) { adopt(group, view.appeared); });
+  dense_ = subtract_ranges(dense_, view.appeared);
   PageRanges copied;
   for_each_group(mappings, [&](const Group& group) {
     if (!group.file_backed) {
@@ -186,9 +159,26 @@ void UffdWpTracker::look(std::span<const MappingImage> mappings, MemoryView& vie
     for (size_t i = before; i < view.present.size(); ++i) append_range(copied, view.present[i]);
   });
   copied_file_pages_ = std::move(copied);
+  choose_dense(mappings, view);
+}
+
+// Ranges that are nearly full are looked at in one scan instead of two from the next time on. Their
+// few holes are armed then, which fills at most the page tables that are there.
+void UffdWpTracker::choose_dense(std::span<const MappingImage> mappings, const MemoryView& view) {
+  if (!WriteProtectUffd::reports_discards()) return;
+  dense_ = subtract_ranges(dense_, blocks_touching(view.absent));
+  PageRanges anonymous;
+  for (const MappingImage& mapping : mappings) {
+    if (mapping.kind == MappingKind::kAnonymous) append_range(anonymous, mapping.range());
+  }
+  dense_ = intersect_ranges(unite_ranges(dense_, full_blocks(view.present)), anonymous);
 }
 
 void UffdWpTracker::peek(std::span<const MappingImage> mappings, MemoryView& view) {
+  for_each_group(mappings, [&](const Group& group) {
+    // What was put in the place of dense memory proves nothing by what is not written.
+    dense_ = subtract_ranges(dense_, untracked_in(group.hull()));
+  });
   for_each_group(mappings, [&](const Group& group) {
     if (group.file_backed) {
       look_file_backed(group, false, view);
@@ -215,12 +205,17 @@ uint64_t UffdWpTracker::count(std::span<const MappingImage> mappings, uint64_t l
   return std::min(pages, limit);
 }
 
+PageRanges UffdWpTracker::untracked_in(PageRange hull) {
+  PageRanges untracked;
+  pages_.collect(hull, {.inverted = kPageTracked, .required = kPageTracked}, untracked);
+  return untracked;
+}
+
 // Registers what is not registered: new mappings, and those that took the place of old ones. A
 // range that cannot be registered (it is gone already, while the process runs) counts as appeared
 // as well, at every look, so that nothing in it is ever taken for unchanged.
 void UffdWpTracker::adopt(const Group& group, PageRanges& appeared) {
-  PageRanges untracked;
-  pages_.collect(group.hull(), {.inverted = kPageTracked, .required = kPageTracked}, untracked);
+  const PageRanges untracked = untracked_in(group.hull());
   if (untracked.empty()) return;
   for (const MappingImage& mapping : group.mappings) {
     const PageRange whole = mapping.range();
@@ -232,7 +227,7 @@ void UffdWpTracker::adopt(const Group& group, PageRanges& appeared) {
 }
 
 bool UffdWpTracker::register_range(PageRange range) {
-  const int error = register_write_protect(uffd_.get(), range);
+  const int error = uffd_.try_register(range);
   if (error == EBUSY || error == ENOMEM) {
     throw SysError("track writes", error, at_address(pid_, range.start));
   }
@@ -241,28 +236,79 @@ bool UffdWpTracker::register_range(PageRange range) {
 
 void UffdWpTracker::look_anonymous(const Group& group, bool arm, MemoryView& view) {
   const PageRanges mapped = ranges_of(group.mappings);
+  const PageRanges dense = intersect_ranges(dense_, mapped);
+  const PageRanges sparse = subtract_ranges(mapped, dense);
   PageRanges written;
-  pages_.collect(group.hull(), written_query(arm), written);
-  const PageRanges present = present_anonymous(group);
+  PageRanges present;
+  for (const PageRange& hull : hulls_between(sparse, dense)) {
+    pages_.collect(hull, written_query(arm), written);
+    append_ranges(present, present_in(hull, sparse));
+  }
   if (!view.appeared.empty()) {
     written = unite_ranges(written, intersect_ranges(view.appeared, present));
   }
-  append_ranges(view.written, intersect_ranges(written, mapped));
-  append_ranges(view.present, present);
+  written = intersect_ranges(written, sparse);
+  if (!dense.empty()) {
+    PageRanges absent;
+    written = unite_ranges(written, look_dense(dense, arm, absent));
+    append_ranges(view.absent, absent);
+  }
+  append_ranges(view.written, written);
+  append_ranges(view.present, unite_ranges(present, dense));
 }
 
 // Asks for the opposite, since the cost of a scan is in the pages that match.
-PageRanges UffdWpTracker::present_anonymous(const Group& group) {
-  constexpr PageQuery kHoles = {.inverted = kPagePresent,
-                                .required = 0,
-                                .any_of = kPagePresent | kPageZero,
-                                .returned = kPageSwapped,
-                                .write_protect = false};
+PageRanges UffdWpTracker::present_in(PageRange hull, std::span<const PageRange> mapped) {
   PageRanges holes;
-  pages_.scan(group.hull(), kHoles, [&holes](const PageRegion& region) {
+  pages_.scan(hull, kHoles, [&holes](const PageRegion& region) {
     if ((region.categories & kPageSwapped) == 0) append_range(holes, {region.start, region.end});
   });
-  return subtract_ranges(ranges_of(group.mappings), holes);
+  return subtract_ranges(intersect_ranges(mapped, {&hull, 1}), holes);
+}
+
+// One scan finds writes and discards alike. Short runs are left in doubt: a discarded page among
+// them is read as zero, which means the same.
+PageRanges UffdWpTracker::look_dense(std::span<const PageRange> dense, bool arm,
+                                     PageRanges& absent) {
+  constexpr uint64_t kDoubtBytes = 16 * kPageSize;
+  PageRanges written;
+  for (const PageRange& range : dense) {
+    if (arm) {
+      pages_.collect(range, dense_query(true), written);
+    } else {
+      peek_dense(range, written);
+    }
+  }
+  for (const PageRange& range : written) {
+    if (range.bytes() < kDoubtBytes) continue;
+    pages_.scan(range, kHoles, [&absent](const PageRegion& region) {
+      if ((region.categories & kPageSwapped) == 0) append_range(absent, {region.start, region.end});
+    });
+  }
+  return subtract_ranges(written, absent);
+}
+
+// Nobody waits for the details of a part that is mostly dirty: it counts as written whole.
+void UffdWpTracker::peek_dense(PageRange range, PageRanges& written) {
+  constexpr uint64_t kPartBytes = 2u << 20;
+  constexpr uint64_t kPartPagesMax = kPartBytes / kPageSize / 2;
+  for (uint64_t at = range.start; at < range.end;) {
+    const PageRange part = {at, std::min(range.end, (at & ~(kPartBytes - 1)) + kPartBytes)};
+    const size_t before = written.size();
+    uint64_t pages = 0;
+    pages_.scan(
+        part, dense_query(false),
+        [&](const PageRegion& region) {
+          append_range(written, {region.start, region.end});
+          pages += (region.end - region.start) / kPageSize;
+        },
+        kPartPagesMax);
+    if (pages >= kPartPagesMax) {
+      written.resize(before);
+      append_range(written, part);
+    }
+    at = part.end;
+  }
 }
 
 // Whether a page is the file's costs a look at its struct page (13 ms a GiB), so it is asked only
@@ -334,11 +380,9 @@ PageRanges UffdWpTracker::look_shared(const MappingImage& mapping,
 
 // Returns what was not tracked before. A mapping that can never be written (EPERM) is left out.
 PageRanges UffdWpTracker::adopt_shared(PageRange mapping) {
-  PageRanges untracked;
-  pages_.collect(mapping, {.inverted = kPageTracked, .required = kPageTracked}, untracked);
   PageRanges fresh;
-  for (const PageRange& range : untracked) {
-    const int error = register_write_protect(uffd_.get(), range);
+  for (const PageRange& range : untracked_in(mapping)) {
+    const int error = uffd_.try_register(range);
     if (error == EBUSY || error == ENOMEM) {
       throw SysError("track writes", error, at_address(pid_, range.start));
     }

@@ -4,8 +4,9 @@
 // reads and arms again in one call. Private pages count as
 //   written  present or swapped out, and not armed
 //   gone     present at the last look and now neither present nor swapped out: discarded
-// Holes are never armed, so that no page tables are filled for them and huge pages can appear in
-// them; whatever appears in a hole is not armed and thus written. What replaces a mapping (munmap
+// Holes of sparse memory are never armed, so that no page tables are filled for them and huge pages
+// can appear in them; whatever appears in a hole is not armed and thus written. In nearly full
+// memory holes are armed, so that one scan shows discards too. What replaces a mapping (munmap
 // and mmap, mremap, brk) is not registered, which a scan for untracked mappings finds.
 #pragma once
 
@@ -14,14 +15,12 @@
 
 #include "core/memory/dirty_tracker.h"
 #include "core/memory/pagemap_scan.h"
+#include "core/memory/write_protect_uffd.h"
 
 namespace replpage {
 
 class UffdWpTracker : public DirtyTracker {
  public:
-  // Whether this kernel offers all that the tracker needs; tried on a page of our own, once.
-  static bool supported();
-
   // The process must be stopped. Throws SysError: ESRCH when it is gone, EBUSY when it has a
   // userfaultfd of its own.
   UffdWpTracker(pid_t host_pid, pid_t tid, const MemoryCapture::Injector& injector);
@@ -46,16 +45,21 @@ class UffdWpTracker : public DirtyTracker {
   static void for_each_group(std::span<const MappingImage> mappings, Visit&& visit);
 
   void adopt(const Group& group, PageRanges& appeared);
+  PageRanges untracked_in(PageRange hull);
   bool register_range(PageRange range);
   PageRanges adopt_shared(PageRange mapping);
   void look_anonymous(const Group& group, bool arm, MemoryView& view);
   void look_file_backed(const Group& group, bool arm, MemoryView& view);
-  PageRanges present_anonymous(const Group& group);
+  PageRanges present_in(PageRange hull, std::span<const PageRange> mapped);
+  PageRanges look_dense(std::span<const PageRange> dense, bool arm, PageRanges& absent);
+  void peek_dense(PageRange range, PageRanges& written);
+  void choose_dense(std::span<const MappingImage> mappings, const MemoryView& view);
 
   pid_t pid_;
   PagemapScan pages_;
-  UniqueFd uffd_;
+  WriteProtectUffd uffd_;
   PageRanges copied_file_pages_;  // of file-backed private mappings: no longer the file's
+  PageRanges dense_;              // nearly full anonymous memory
 };
 
 }  // namespace replpage
