@@ -84,6 +84,8 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   timer.cpu_expires = k_itimer("it.cpu.node.expires");
   timer.bytes = k_itimer.end();
 
+  semaphore_undos = types.offset("task_struct", "sysvsem.undo_list");
+  undo_list = types.offset("sem_undo_list", "list_proc");
   actions = types.offset("sighand_struct", "action");
   file_mode_mask = types.offset("fs_struct", "umask");
   securebits = types.offset("cred", "securebits");

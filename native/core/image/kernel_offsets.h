@@ -29,10 +29,12 @@ struct KernelOffsets {
     uint32_t bytes = 0;
     uint32_t next, id, clock, notify, status, interval, expires, state, base, cpu_expires;
   } timer{};
-  uint32_t actions = 0;         // of sighand_struct
-  uint32_t file_mode_mask = 0;  // of fs_struct
-  uint32_t securebits = 0;      // of cred
-  uint32_t base_clock = 0;      // of hrtimer_clock_base
+  uint32_t semaphore_undos = 0;  // of task_struct: pointer to a sem_undo_list
+  uint32_t undo_list = 0;        // of sem_undo_list
+  uint32_t actions = 0;          // of sighand_struct
+  uint32_t file_mode_mask = 0;   // of fs_struct
+  uint32_t securebits = 0;       // of cred
+  uint32_t base_clock = 0;       // of hrtimer_clock_base
 };
 
 }  // namespace replpage

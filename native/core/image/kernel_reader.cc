@@ -247,6 +247,19 @@ std::optional<uint64_t> KernelReader::read_pointer(uint64_t address) {
   return value_at<uint64_t>(bytes, 0);
 }
 
+bool KernelReader::has_semaphore_undos(pid_t host_pid) {
+  const std::lock_guard lock(mutex_);
+  memory_.start();
+  const size_t request =
+      memory_.ask(at_->semaphore_undos, sizeof(uint64_t), static_cast<uint32_t>(host_pid));
+  memory_.run();
+  const auto bytes = memory_.result(request);
+  const uint64_t list = bytes.empty() ? 0 : value_at<uint64_t>(bytes, 0);
+  if (list == 0) return false;
+  const uint64_t head = list + at_->undo_list;
+  return read_pointer(head).value_or(head) != head;  // an empty list leads to itself
+}
+
 std::optional<PosixTimer> KernelReader::read_posix_timer(pid_t host_pid, uint64_t address) {
   memory_.start();
   const size_t request = memory_.ask(address, at_->timer.bytes);

@@ -35,6 +35,10 @@ class KernelReader {
   // Numbers, clocks and values of the POSIX timers, ascending. nullopt when the process is gone.
   std::optional<std::vector<PosixTimer>> read_posix_timers(pid_t host_pid);
 
+  // Whether operations of SysV semaphores are to be undone when the process ends (SEM_UNDO of
+  // semop(2)). Any thread shares the list, so having one tells nothing yet. False when it is gone.
+  bool has_semaphore_undos(pid_t host_pid);
+
  private:
   struct Pointers {
     uint64_t memory = 0, directories = 0, signals = 0, actions = 0;

@@ -109,7 +109,8 @@ void check_namespaces(Finder& finder, const TaskStatus& status) {
   }
   const auto own = read_link(proc_path(finder.pid(), "/ns/pid"));
   const auto children = read_link(proc_path(finder.pid(), "/ns/pid_for_children"));
-  if (own && children && *own != *children) {
+  // There is no link before the first child of a new namespace.
+  if (own && own != children) {
     finder.refuse_process("PID namespace", "its children are made in another PID namespace");
   }
   if (status.thread_ids.size() > kNamespaceDepthMax) {
@@ -179,6 +180,13 @@ void check_sharing(Finder& finder, const std::vector<int>& tids) {
   }
 }
 
+void check_semaphores(Finder& finder) {
+  KernelReader* const reader = KernelReader::instance();
+  if (reader == nullptr || !reader->has_semaphore_undos(finder.pid())) return;
+  finder.refuse_process("semaphore undo list",
+                        "SEM_UNDO operations of SysV semaphores cannot be carried over");
+}
+
 void check_timers(Finder& finder) {
   const auto timers = list_posix_timers(finder.pid(), {});
   if (!timers) return;
@@ -220,6 +228,7 @@ void find_process_refusals(pid_t host_pid, Refusals& refusals) {
   check_executable(finder);
   check_maps(finder);
   check_timers(finder);
+  check_semaphores(finder);
   const auto tids = numeric_entries(proc_path(host_pid, "/task"));
   if (!tids) return;
   check_sharing(finder, *tids);
