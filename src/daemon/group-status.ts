@@ -8,6 +8,8 @@ export interface Place {
   readonly keepersDir: string;
   /** Of the root as it sees itself; undefined when it is gone. */
   readonly ownPid: number | undefined;
+  /** About the process as it is now; those of its start come with the snapshot. */
+  readonly warnings: readonly string[];
 }
 
 export function groupBrief(snapshot: GroupSnapshot, node: string): GroupBrief {
@@ -49,7 +51,7 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
     retries: { allowed: spec.retries, left: retriesLeft(core) },
     stdio: spec.stdio,
     promotion: promotion === undefined ? null : promotionOf(promotion),
-    warnings: snapshot.start?.warnings ?? [],
+    warnings: [...place.warnings, ...(snapshot.start?.warnings ?? [])],
     counters: snapshot.counters,
   };
 }

@@ -117,12 +117,11 @@ export class ReplicaTable implements DaemonControl {
     const spec = newSpec(name, caller, request, config);
     const group = new Group(spec, host, newGroup(facts.pid, generation, spec.retries));
     this.add(group, facts.startTime);
-    return this.#firstEpoch(group, facts, watch);
+    return this.#firstEpoch(group, watch);
   }
 
   async #firstEpoch(
     group: Group,
-    facts: ProcessFacts,
     watch: { onProgress(bytes: number, bytesTotal: number): void; signal: AbortSignal },
   ): Promise<ProtectReport> {
     const { name, stdio, owner } = group.spec;
@@ -134,9 +133,9 @@ export class ReplicaTable implements DaemonControl {
         await makeOutputFile(logDir, name, owner);
       }
       const report = await group.protect((bytes, total) => watch.onProgress(bytes, total));
-      const warnings = [...warningsFor(facts), ...report.warnings];
       const { copiedBytes, copyUs } = report;
-      return { group: this.#statusOf(group), copiedBytes, copyUs, warnings };
+      const status = this.#statusOf(group);
+      return { group: status, copiedBytes, copyUs, warnings: status.warnings };
     } catch (error) {
       this.#forget(group);
       throw error;
@@ -219,8 +218,10 @@ export class ReplicaTable implements DaemonControl {
   #statusOf(group: Group): GroupStatus {
     const { node, config } = this.#options;
     const { hostPid, phase } = group.core;
-    const ownPid = isOver(phase.kind) ? undefined : readProcess(hostPid)?.ownPid;
-    return groupStatus(group.snapshot(), { node, keepersDir: config.keepersDir, ownPid });
+    const facts = isOver(phase.kind) ? undefined : readProcess(hostPid);
+    const warnings = facts === undefined ? [] : warningsFor(facts);
+    const { keepersDir } = config;
+    return groupStatus(group.snapshot(), { node, keepersDir, ownPid: facts?.ownPid, warnings });
   }
 
   #groupOf(pid: number): string | undefined {
