@@ -201,6 +201,7 @@ void TableInstaller::add_watches(SyscallBatch& batch) const {
 void TableInstaller::add_owners(SyscallBatch& batch) const {
   for (const uint32_t position : charge_) {
     const OpenFileImage& file = image_.open_files[position];
+    if (file.owner_pid == 0 && file.owner_signal == 0) continue;
     const int number = final_number(position);
     if (file.owner_signal != 0) {
       batch.add("set the signal of a descriptor", SYS_fcntl, {number, F_SETSIG, file.owner_signal});
