@@ -57,7 +57,7 @@ export function readProcess(pid: number): ProcessFacts | undefined {
 }
 
 function statusField(status: string, key: string): string | undefined {
-  // Not \\s, which goes on to the next line where the value is empty.
+  // Not \s, which goes on to the next line where the value is empty.
   return new RegExp(`^${key}:[ \\t]*(.*)$`, 'm').exec(status)?.[1];
 }
 
