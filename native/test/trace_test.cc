@@ -384,6 +384,37 @@ TEST(attaching_in_the_middle_of_an_execve_does_not_hang) {
   note(std::to_string(retries) + " retries, slowest attach " + std::to_string(slowest_us) + " us");
 }
 
+TEST(ends_are_seen_without_exit_stops_too) {
+  SharedBoard board;
+  Victim victim([&] {
+    while (board->ready == 0) ::usleep(100);
+    for (int i = 0; i < 30; ++i) {
+      std::thread([&] { ++board->count; }).join();
+      const pid_t child = ::fork();
+      if (child == 0) ::_exit(7);
+      int status = 0;
+      ::waitpid(child, &status, 0);
+      if (status != 7 << 8) ++board->errors;
+    }
+    ::raise(SIGTERM);
+  });
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, false);
+  board->ready = 1;
+  for (int i = 0; i < 30; ++i) {
+    const bool frozen = tree.freeze(100'000).frozen;
+    if (frozen) tree.thaw();
+    handle_for(tree, 1);
+  }
+  handle_for(tree, 20'000);
+  CHECK(tree.processes().empty());
+  CHECK_EQUAL(recorder.exit_stops, 0);
+  CHECK_EQUAL(board->errors.load(), 0u);
+  CHECK_EQUAL(recorder.gone.at(victim.pid), SIGTERM);
+  CHECK_EQUAL(victim.wait_end(), SIGTERM);
+}
+
 TEST(group_stops_are_kept_and_continued) {
   SharedBoard board;
   Victim victim([&] {

@@ -1,9 +1,21 @@
 // All threads of a group's process tree under ptrace, owned by one tracer thread.
 //
 // Every method except wake() must be called from the thread that called seize(): ptrace binds to
-// the thread that attached (ptrace(2)). Stops are looked at with waitid(WNOWAIT) and ended by
-// PTRACE_CONT, PTRACE_LISTEN or PTRACE_DETACH only, so that a tracer that dies in between loses no
-// signal. PTRACE_O_EXITKILL is never set: the primary survives us.
+// the thread that attached (ptrace(2)). That thread must have no children of its own, since it
+// reaps what waitid gives it; children of other threads are not touched. Between seize() and
+// detach() its asynchronous signals are blocked, but for the highest unused real-time signal,
+// which this module takes for wake().
+//
+// Stops are looked at with waitid(WNOWAIT) and ended by PTRACE_CONT, PTRACE_LISTEN or
+// PTRACE_DETACH only, so that a tracer that dies in between loses no signal. Consumed are only
+// stops that carry none. PTRACE_O_EXITKILL is never set: the primary survives us.
+//
+// A thread is let go at its exit stop by detaching: it ends as if it had never been traced, and
+// neither its parent nor our own process's SIGCHLD handler waits for us. SA_NOCLDSTOP is set on
+// that handler, at every freeze, so that stops do not wake an event loop.
+//
+// A birth shows twice, in either order: as an event of its maker and as the first stop of the new
+// thread. The latter makes it known to the owner.
 #pragma once
 
 #include <sys/types.h>
@@ -56,7 +68,8 @@ class TraceObserver {
   virtual void on_exec(const TracedProcess& process) = 0;
   // A thread stands at its exit stop. kHold keeps it there until release_exit().
   virtual ExitDecision on_exit_stop(const TracedProcess& process, const TracedThread& thread) = 0;
-  // All threads of a process are gone. `wait_status` as wait(2) gives it.
+  // All threads of a process have left user code for good; its memory may still be torn down.
+  // `wait_status` as wait(2) gives it. Called from wait_events() only.
   virtual void on_process_gone(pid_t pid, int wait_status) = 0;
 };
 
@@ -93,19 +106,24 @@ class TraceTree {
   void detach();
 
   // Handles stops as they come. Returns when wake() was called or the deadline passed
-  // (CLOCK_MONOTONIC ns, 0: none), or when no process is left.
+  // (CLOCK_MONOTONIC ns, 0: none), when no process is left, or when the observer froze the tree.
+  // A frozen tree stays frozen; only exits are handled then.
   void wait_events(uint64_t deadline_ns = 0);
 
   // Makes wait_events return soon. Any thread, async-signal-safe, never lost.
   void wake();
 
-  // Stops every thread. When one does not stop within deadline_us all are thawed again.
-  // Threads that stand at an exit stop count as stopped.
+  // Stops every thread. When one does not stop within deadline_us all are thawed again; a thread
+  // that is known to wait in vfork abandons the freeze before anything is stopped. Threads that
+  // stand at an exit stop count as stopped. A signal that comes in between is delivered at thaw().
+  // A system call that the stop would break is mended: see interrupted_call.h. Throws SysError
+  // (everything is thawed then).
   FreezeResult freeze(uint64_t deadline_us);
   void thaw();
 
   // Stops every thread except those of `dying`, which goes its way to its exit stops; used for the
-  // descendants of a root that was killed. Waits for `dying` to be wholly at exit stops too.
+  // descendants of a root that was killed. Waits for `dying` to be wholly at exit stops too. Gives
+  // children in vfork up to half the time to execute their program first.
   FreezeResult freeze_around_death(pid_t dying, uint64_t deadline_us);
 
   // Lets a held exit stop go.
@@ -121,10 +139,15 @@ class TraceTree {
   [[nodiscard]] bool follows_all_threads(pid_t pid) const;
   [[nodiscard]] TraceCounters counters() const;
 
-  // Runs one system call in a stopped thread (kInterrupt only) and waits for its result. Completes
-  // by itself when the tracer dies in the middle. nullopt: the thread is gone. Errors of the call
-  // come back as -errno. `argument_data` is copied to below the thread's red zone first and back
-  // afterwards; an argument equal to kDataArgument is replaced by its address there.
+  // Runs one system call in a stopped thread (kInterrupt or kGroupStop) and waits for its result,
+  // about 50 us. Completes by itself when the tracer dies in the middle; where the process has no
+  // code for that it does not, see plain_injections. nullopt: the thread is gone. Errors of the
+  // call come back as -errno. `argument_data` is copied to memory that nobody uses (the far end of
+  // the main stack, else below the red zone of the thread's own) and back afterwards; an argument
+  // equal to kDataArgument is replaced by its address there. Throws SysError: EBUSY the thread is
+  // not stopped or has a signal at hand, ENOTSUP 32-bit code, ENOENT no system call instruction,
+  // EFAULT no memory, EPERM seccomp cannot be suspended, ETIMEDOUT it did not end in a second (it
+  // goes on and completes by itself).
   static constexpr uint64_t kDataArgument = 0xDA7ADA7ADA7ADA7Aull;
   std::optional<long> inject(pid_t tid, long number, std::array<uint64_t, 6> arguments,
                              std::vector<uint8_t>* argument_data = nullptr);

@@ -18,11 +18,11 @@ namespace {
 // How often threads are looked at one by one while a signal stop is kept; see below.
 constexpr long kHeldSignalLookNs = 500'000;
 
-// More than about 200 new threads a second (each costs some 30 us while followed).
-constexpr uint32_t kChurnBirths = 32;
-constexpr uint64_t kChurnWindowNs = 160'000'000;
-constexpr uint64_t kLooseNs = 2'000'000'000;
-constexpr uint32_t kLooseDoublingsMax = 4;
+// More than about 200 new threads a second (each costs some 30 us and three stops while followed).
+constexpr uint32_t kChurnBirths = 128;
+constexpr uint64_t kChurnWindowNs = 640'000'000;
+constexpr uint64_t kLooseNs = 500'000'000;  // doubled each time that it was too short
+constexpr uint32_t kLooseDoublingsMax = 5;
 
 int wait_status_of(const ChildEvent& event) {
   if (event.code == CLD_EXITED) return (event.status & 0xff) << 8;
