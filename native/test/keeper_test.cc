@@ -120,19 +120,33 @@ uint64_t value_at(uint64_t page) { return (page + 1) * 0x9E3779B97F4A7C15ull; }
   }
 }
 
+Board* map_board(const std::string& path) {
+  const UniqueFd file = open_path(path, O_RDWR);
+  void* at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0);
+  CHECK(at != MAP_FAILED);
+  return static_cast<Board*>(at);
+}
+
+constexpr const char* kVictimName = "keeper-test-victim";
+
+// The victim is this program started anew, so that nothing of the test is in it.
+__attribute__((constructor)) void become_victim(int argc, char** argv) {
+  if (argc == 2 && std::strcmp(argv[0], kVictimName) == 0) victim_body(map_board(argv[1]));
+}
+
 class Victim : private TraceObserver {
  public:
   Victim() : tree_(*this), capture_(tree_, std::nullopt) {
     path_ = "/tmp/replpage-keeper-board." + std::to_string(::getpid());
-    UniqueFd file = open_path(path_, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    const UniqueFd file = open_path(path_, O_RDWR | O_CREAT | O_TRUNC, 0600);
     CHECK(::ftruncate(file.get(), 4096) == 0);
-    board_ = static_cast<Board*>(
-        ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file.get(), 0));
+    board_ = map_board(path_);
     pid_ = ::fork();
     if (pid_ == 0) {
       ::syscall(SYS_close_range, 0, ~0u, 0);
       ::open("/dev/null", O_RDWR);
-      victim_body(board_);
+      ::execl("/proc/self/exe", kVictimName, path_.c_str(), nullptr);
+      ::_exit(127);
     }
     CHECK(within(10'000, [this] { return board_->rounds > 0; }));
     tree_.seize(pid_, true);
