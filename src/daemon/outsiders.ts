@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { constants } from 'node:fs';
-import { lstat, open, rm } from 'node:fs/promises';
+import { lstat, open, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Log } from '../base/log.js';
 import { describe } from '../base/errors.js';
@@ -20,8 +20,12 @@ const writePidfile = 'umask 022; printf "%s\\n" "$2" >"$1.new.$$" && mv -f "$1.n
 export function announce(spec: GroupSpec, report: Announcement, log: Log): void {
   const { pidfile, onPromote, owner } = spec;
   if (pidfile !== undefined) {
-    const command = ['/bin/sh', '-c', writePidfile, 'sh', pidfile, String(report.hostPid)];
-    void run(command, owner, {}, log.child({ group: spec.name, pidfile }));
+    const own = log.child({ group: spec.name, pidfile });
+    if (isOurselves(owner)) void writeOurPidfile(pidfile, report.hostPid, own);
+    else {
+      const command = ['/bin/sh', '-c', writePidfile, 'sh', pidfile, String(report.hostPid)];
+      void run(command, owner, {}, own);
+    }
   }
   if (onPromote === undefined) return;
   const env = {
@@ -35,9 +39,23 @@ export function announce(spec: GroupSpec, report: Announcement, log: Log): void 
   void run(['/bin/sh', '-c', onPromote], owner, env, log.child({ group: spec.name, onPromote }));
 }
 
-/** setpriv(1) sets the supplementary groups too; as root for root it changes nothing. */
+const isOurselves = (owner: Owner): boolean => owner.uid === process.getuid?.();
+
+async function writeOurPidfile(path: string, hostPid: number, log: Log): Promise<void> {
+  const fresh = `${path}.new.${process.pid}`;
+  try {
+    await rm(fresh, { force: true });
+    await writeFile(fresh, `${hostPid}\n`, { mode: 0o644, flag: 'wx' });
+    await rename(fresh, path);
+    log.info({ hostPid }, 'outsider told');
+  } catch (error) {
+    log.warn({ hostPid, reason: describe(error) }, 'outsider could not be told');
+  }
+}
+
+/** setpriv(1) sets the supplementary groups too. */
 function withRights(command: readonly string[], owner: Owner): readonly string[] {
-  if (owner.uid === process.getuid?.() && owner.uid !== 0) return command;
+  if (isOurselves(owner)) return command;
   const groups = owner.groups.length > 0 ? `--groups=${owner.groups.join(',')}` : '--clear-groups';
   return ['setpriv', `--reuid=${owner.uid}`, `--regid=${owner.gid}`, groups, '--', ...command];
 }
