@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <linux/sched.h>
-#include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
@@ -32,7 +31,9 @@ Assistant::Assistant(StubProcess& process, std::vector<PageRange> moved,
   SyscallBatch batch;
   const PageRange stub = process.stub_range();
   batch.add("madvise", SYS_madvise, {stub.start, stub.bytes(), MADV_DONTFORK});
-  add_clone({.pid = 0, .flags = child_of_keeper ? kProcessFlags : kThreadFlags}, batch);
+  // A lock is said to belong to the process of whoever took it: F_GETLK must tell the program's pid.
+  const bool process_of_its_own = child_of_keeper && !waits_;
+  add_clone({.pid = 0, .flags = process_of_its_own ? kProcessFlags : kThreadFlags}, batch);
   const BatchResult result = process.run(batch);
   task_ = RemoteThread::adopt(static_cast<pid_t>(result.results[1]));
   if (!waits_) return;
@@ -46,7 +47,6 @@ Assistant::Assistant(StubProcess& process, std::vector<PageRange> moved,
 
 bool Assistant::ready() {
   if (!waits_) return true;
-  if (::kill(process_.pid(), 0) != 0) ::kill(task_->tid(), SIGKILL);  // nobody needs the locks
   try {
     return task_->finished(process_.stub());
   } catch (const SysError&) {
