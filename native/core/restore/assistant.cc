@@ -31,7 +31,8 @@ Assistant::Assistant(StubProcess& process, std::vector<PageRange> moved,
   SyscallBatch batch;
   const PageRange stub = process.stub_range();
   batch.add("madvise", SYS_madvise, {stub.start, stub.bytes(), MADV_DONTFORK});
-  // A lock is said to belong to the process of whoever took it: F_GETLK must tell the program's pid.
+  // A lock is said to belong to the process of whoever took it: F_GETLK must tell the program's
+  // pid.
   const bool process_of_its_own = child_of_keeper && !waits_;
   add_clone({.pid = 0, .flags = process_of_its_own ? kProcessFlags : kThreadFlags}, batch);
   const BatchResult result = process.run(batch);

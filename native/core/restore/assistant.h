@@ -1,7 +1,7 @@
 // A task that shares a promoted process's memory and descriptors. While the process runs, it waits
 // for POSIX locks that the dying process still holds, ahead of later competitors, and frees what
-// was moved away. It is a process of its own where the keeper is its parent and no lock is to be had,
-// else a thread, since a child would have to be reaped by the program.
+// was moved away. It is a process of its own where the keeper is its parent and no lock is to be
+// had, else a thread, since a child would have to be reaped by the program.
 #pragma once
 
 #include <optional>
