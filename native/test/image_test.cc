@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <grp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -251,11 +252,49 @@ TEST(the_kernel_reader_and_injection_agree) {
   ProcessImage asked = victim.capture(true);
   for (ProcessImage* image : {&read, &asked}) {  // what passes by itself
     image->captured_ns = 0;
+    image->change_mark = 0;
+    for (ThreadImage& thread : image->threads) thread.change_mark = 0;
     image->interval_timers[ITIMER_REAL].value_us = 0;
     for (PosixTimer& timer : image->posix_timers) timer.value_ns = 0;
     for (PosixTimer& timer : image->posix_timers) timer.overrun = 0;
   }
   CHECK(encode(read) == encode(asked));
+}
+
+// Goes on with the next change each time it is continued with SIGUSR1.
+void victim_that_changes(const std::function<void()>& ready) {
+  ::signal(SIGUSR1, [](int) {});
+  ready();
+  ::pause();
+  ::setpriority(PRIO_PROCESS, 0, 3);
+  if (::chdir("/usr") != 0) ::_exit(3);
+  ::pause();
+  const gid_t groups[] = {77};
+  if (::setgroups(1, groups) != 0) ::_exit(3);
+  ::setpgid(0, 0);
+  for (;;) ::pause();
+}
+
+TEST(a_change_of_what_changes_seldom_is_seen_at_once) {
+  if (::geteuid() != 0) SKIP("needs root");
+  if (KernelReader::instance() == nullptr) SKIP("the kernel does not let us read its memory");
+  StateVictim victim(victim_that_changes);
+  victim.stop();
+  ProcessImage image = victim.capture(false);
+  const auto next_epoch = [&] {
+    victim.go_on();
+    ::kill(victim.pid(), SIGUSR1);
+    victim.tree().wait_events(now_ns() + 50'000'000);
+    victim.stop();
+    const ProcessImage previous = std::move(image);
+    image = victim.capture(false, &previous, false);
+  };
+  next_epoch();
+  CHECK_EQUAL(image.threads[0].scheduling.nice, 3);
+  CHECK_EQUAL(image.working_directory, "/usr");
+  next_epoch();
+  CHECK_EQUAL(image.threads[0].credentials.groups.size(), 1u);
+  CHECK_EQUAL(image.process_group, victim.pid());
 }
 
 TEST(an_interrupted_sleep_keeps_its_number_without_a_previous_image) {

@@ -5,7 +5,8 @@
 namespace replpage {
 namespace {
 
-constexpr uint32_t kNameBytes = 16, kLimitsBytes = 16 * 16, kCpuTimersBytes = 2 * 16;
+constexpr uint32_t kNameBytes = 16, kLimitsBytes = 16 * 16, kCpuTimersBytes = 2 * 16,
+                   kGroupsBytes = 4 * 8, kPathBytes = 16;
 
 // Looks members of one structure up, and keeps the end of the last one.
 class Lookup {
@@ -39,6 +40,13 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   task.stack_pointer = task_struct("sas_ss_sp");
   task.stack_size = task_struct("sas_ss_size");
   task.stack_flags = task_struct("sas_ss_flags");
+  task.nice = task_struct("static_prio");
+  task.policy = task_struct("policy");
+  task.priority = task_struct("rt_priority");
+  task.flags = task_struct("atomic_flags");
+  task.timer_slack = task_struct("timer_slack_ns");
+  task.cpus = task_struct("cpus_mask");
+  task.personality = task_struct("personality");
   task.bytes = task_struct.end();
 
   Lookup mm_struct(types, "mm_struct");
@@ -56,6 +64,7 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   memory.default_flags = mm_struct("def_flags");
   memory.membarrier = mm_struct("membarrier_state");
   memory.flags = mm_struct("flags");
+  memory.executable = mm_struct("exe_file");
   memory.bytes = mm_struct.end();
 
   Lookup signal_struct(types, "signal_struct");
@@ -69,6 +78,7 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   signals.system_time = signal_struct("cputimer.cputime_atomic.stime");
   signals.limits = signal_struct("rlim", kLimitsBytes);
   signals.oom_score_adj = signal_struct("oom_score_adj");
+  signals.groups = signal_struct("pids", kGroupsBytes);
   signals.bytes = signal_struct.end();
 
   Lookup k_itimer(types, "k_itimer");
@@ -87,7 +97,12 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   semaphore_undos = types.offset("task_struct", "sysvsem.undo_list");
   undo_list = types.offset("sem_undo_list", "list_proc");
   actions = types.offset("sighand_struct", "action");
-  file_mode_mask = types.offset("fs_struct", "umask");
+
+  Lookup fs_struct(types, "fs_struct");
+  directories.mode_mask = fs_struct("umask");
+  directories.root = fs_struct("root", kPathBytes);
+  directories.working = fs_struct("pwd", kPathBytes);
+  directories.bytes = fs_struct.end();
   securebits = types.offset("cred", "securebits");
   base_clock = types.offset("hrtimer_clock_base", "clockid");
 }

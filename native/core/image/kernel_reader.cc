@@ -59,6 +59,32 @@ uint64_t time_left(uint64_t expires, uint64_t now, uint64_t interval) {
   return interval == 0 ? 1 : interval - (now - expires) % interval;
 }
 
+// Folds values into one number that differs when one of them does (FNV-1a).
+class Mark {
+ public:
+  void add(std::span<const uint8_t> bytes, uint32_t offset, uint32_t length) {
+    for (const uint8_t byte : bytes.subspan(offset, length)) {
+      value_ = (value_ ^ byte) * 0x100000001B3u;
+    }
+  }
+  [[nodiscard]] uint64_t value() const { return value_ | 1; }  // 0 means "not known"
+
+ private:
+  uint64_t value_ = 0xCBF29CE484222325u;
+};
+
+uint64_t mark_thread(std::span<const uint8_t> task, const KernelOffsets& at) {
+  Mark mark;
+  for (const uint32_t offset :
+       {at.task.credentials, at.task.flags, at.task.timer_slack, at.task.cpus}) {
+    mark.add(task, offset, sizeof(uint64_t));
+  }
+  for (const uint32_t offset : {at.task.nice, at.task.policy, at.task.priority}) {
+    mark.add(task, offset, sizeof(uint32_t));
+  }
+  return mark.value();
+}
+
 void read_layout(std::span<const uint8_t> bytes, const KernelOffsets& at, MemoryLayout& layout) {
   const auto word = [&bytes](uint32_t offset) { return value_at<uint64_t>(bytes, offset); };
   layout.start_code = word(at.memory.start_code);
@@ -188,6 +214,7 @@ bool KernelReader::read_thread(pid_t host_tid, ThreadImage& image) {
   image.altstack = {.sp = value_at<uint64_t>(task, at_->task.stack_pointer),
                     .size = size,
                     .flags = flags | (size == 0 ? SS_DISABLE : 0)};
+  image.change_mark = mark_thread(task, *at_);
   image.clear_child_tid = value_at<uint64_t>(task, at_->task.tid_address);
   image.parent_death_signal = value_at<int32_t>(task, at_->task.death_signal);
   const auto name = value_at<std::array<char, kNameBytes>>(task, at_->task.name);
@@ -211,7 +238,8 @@ std::optional<KernelReader::Pointers> KernelReader::read_pointers(pid_t host_pid
   const Pointers pointers{.memory = value_at<uint64_t>(task, at_->task.memory),
                           .directories = value_at<uint64_t>(task, at_->task.directories),
                           .signals = value_at<uint64_t>(task, at_->task.signals),
-                          .actions = value_at<uint64_t>(task, at_->task.actions)};
+                          .actions = value_at<uint64_t>(task, at_->task.actions),
+                          .personality = value_at<uint32_t>(task, at_->task.personality)};
   const bool whole = pointers.memory != 0 && pointers.directories != 0 && pointers.actions != 0;
   if (!whole) return std::nullopt;  // past its exit stop
   return pointers;
@@ -225,16 +253,25 @@ bool KernelReader::read_process(pid_t host_pid, ProcessImage& image) {
   const size_t memory = memory_.ask(pointers->memory, at_->memory.bytes);
   const size_t signals = memory_.ask(pointers->signals, at_->signals.bytes);
   const size_t actions = memory_.ask(pointers->actions + at_->actions, kActionsBytes);
-  const size_t mask = memory_.ask(pointers->directories + at_->file_mode_mask, sizeof(uint32_t));
+  const size_t directories = memory_.ask(pointers->directories, at_->directories.bytes);
   memory_.run();
-  for (const size_t request : {memory, signals, actions, mask}) {
+  for (const size_t request : {memory, signals, actions, directories}) {
     if (memory_.result(request).empty()) return false;
   }
   read_memory(memory_.result(memory), *at_, image);
   read_signals(memory_.result(signals), *at_, image);
   image.actions.resize(kSignals);
   std::memcpy(image.actions.data(), memory_.result(actions).data(), kActionsBytes);
-  image.file_mode_mask = value_at<uint32_t>(memory_.result(mask), 0);
+  const auto places = memory_.result(directories);
+  image.file_mode_mask = value_at<uint32_t>(places, at_->directories.mode_mask);
+  Mark mark;
+  constexpr uint32_t kPathBytes = 16, kGroupsBytes = 32;
+  mark.add(places, at_->directories.root, kPathBytes);
+  mark.add(places, at_->directories.working, kPathBytes);
+  mark.add(memory_.result(signals), at_->signals.groups, kGroupsBytes);
+  mark.add(memory_.result(memory), at_->memory.executable, sizeof(uint64_t));
+  mark.add(memory_.result(memory), at_->memory.flags, sizeof(uint64_t));
+  image.change_mark = mark.value() ^ (uint64_t{pointers->personality} << 1);
   return true;
 }
 

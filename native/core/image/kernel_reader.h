@@ -24,12 +24,14 @@ class KernelReader {
   static KernelReader* instance();
   ~KernelReader();
 
-  // Alternate stack, tid address, parent-death signal, securebits and name of a stopped thread.
+  // Alternate stack, tid address, parent-death signal, securebits and name of a stopped thread, and
+  // a mark that differs when its credentials, scheduling or affinity changed.
   // False when it is gone.
   bool read_thread(pid_t host_tid, ThreadImage& image);
 
   // Signal actions, interval timers, layout with the break (without the auxiliary vector), limits,
-  // umask, dumpable, subreaper, membarrier, mlockall and oom_score_adj. False when it is gone.
+  // umask, dumpable, subreaper, membarrier, mlockall and oom_score_adj, and a mark that differs
+  // when directories, executable, process group, session or personality changed. False: gone.
   bool read_process(pid_t host_pid, ProcessImage& image);
 
   // Numbers, clocks and values of the POSIX timers, ascending. nullopt when the process is gone.
@@ -42,6 +44,7 @@ class KernelReader {
  private:
   struct Pointers {
     uint64_t memory = 0, directories = 0, signals = 0, actions = 0;
+    uint32_t personality = 0;
   };
   explicit KernelReader(const BtfTypes& types);
   bool finds_own_task();

@@ -191,16 +191,18 @@ bool read_timers(pid_t pid, KernelReader& reader, ProcessImage& image) {
   return true;
 }
 
-bool read_hidden_state(const ProcessCaptureInput& input, bool slow, ProcessImage& image) {
-  if (KernelReader* const reader = input.kernel_reader ? KernelReader::instance() : nullptr) {
-    if (slow && input.inject) {
-      const auto denied = inject_deny_write_execute(input.host_tids.front(), input.inject);
-      if (!denied) return false;
-      image.deny_write_execute = *denied;
-    }
-    return reader->read_process(input.host_pid, image) &&
-           read_timers(input.host_pid, *reader, image);
+// What the kernel reader does not read.
+bool read_rest(const ProcessCaptureInput& input, bool slow, KernelReader& reader,
+               ProcessImage& image) {
+  if (slow && input.inject) {
+    const auto denied = inject_deny_write_execute(input.host_tids.front(), input.inject);
+    if (!denied) return false;
+    image.deny_write_execute = *denied;
   }
+  return read_timers(input.host_pid, reader, image);
+}
+
+bool read_hidden_state(const ProcessCaptureInput& input, bool slow, ProcessImage& image) {
   if (!read_limits(input.host_pid, slow, image.limits)) return false;
   auto timers = list_posix_timers(input.host_pid, image.threads);
   if (!timers) return false;
@@ -266,7 +268,6 @@ ProcessImage start_from(const ProcessImage* previous) {
 std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input) {
   ProcessImage image = start_from(input.previous);
   image.captured_ns = now_ns();
-  const bool slow = input.slow_state || input.previous == nullptr;
   if (!capture_threads(input, image)) return std::nullopt;
   const pid_t leader = input.host_tids.front();
   image.pid = image.threads.front().tid;
@@ -275,8 +276,14 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input) {
   if (!cause || !pending) return std::nullopt;
   image.stopped = cause->group_stop;
   image.pending = std::move(*pending);
+  KernelReader* const reader = input.kernel_reader ? KernelReader::instance() : nullptr;
+  if (reader != nullptr && !reader->read_process(input.host_pid, image)) return std::nullopt;
+  const bool slow = input.slow_state || input.previous == nullptr ||
+                    image.change_mark != input.previous->change_mark;
   if (slow && !read_slow_state(input.host_pid, image)) return std::nullopt;
-  if (!read_hidden_state(input, slow, image)) return std::nullopt;
+  const bool read = reader != nullptr ? read_rest(input, slow, *reader, image)
+                                      : read_hidden_state(input, slow, image);
+  if (!read) return std::nullopt;
   return image;
 }
 

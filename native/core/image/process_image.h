@@ -85,13 +85,14 @@ struct ProcessImage {
   uint32_t membarrier = 0;          // MEMBARRIER_CMD_GET_REGISTRATIONS of membarrier(2)
   uint32_t deny_write_execute = 0;  // PR_GET_MDWE
   bool stopped = false;             // by job control: the replica must get a SIGSTOP
+  uint64_t change_mark = 0;         // as of ThreadImage
   uint64_t captured_ns = 0;         // CLOCK_MONOTONIC of the capturing machine
   template <class A>
   void visit(A& a) {
     a(pid, parent, process_group, session, exit_signal, executable, working_directory,
       root_directory, layout, mappings, threads, actions, pending, interval_timers, posix_timers,
       limits, file_mode_mask, personality, oom_score_adj, dumpable, child_subreaper, thp_disabled,
-      file_table, mlock_future, membarrier, deny_write_execute, stopped, captured_ns);
+      file_table, mlock_future, membarrier, deny_write_execute, stopped, change_mark, captured_ns);
   }
 };
 

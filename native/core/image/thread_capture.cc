@@ -116,7 +116,8 @@ std::optional<ThreadImage> capture_thread(const ThreadCaptureInput& input) {
   if (cause->delivery) pending->insert(pending->begin(), *cause->delivery);
   image.pending = std::move(*pending);
   if (!read_hidden_state(input, image)) return std::nullopt;
-  const bool slow = input.slow_state || input.previous == nullptr;
+  const bool slow = input.slow_state || input.previous == nullptr ||
+                    image.change_mark != input.previous->change_mark;
   if (slow && !read_slow_state(input.host_tid, image)) return std::nullopt;
   settle_interrupted_call(input.host_tid, input.previous, image);
   return image;

@@ -83,10 +83,12 @@ struct ThreadImage {
   Credentials credentials;
   std::vector<SignalInfo> pending;  // the thread's own queue, in order
   int32_t parent_death_signal = 0;
+  uint64_t change_mark = 0;  // differs when what is read seldom has changed; 0: not known
   template <class A>
   void visit(A& a) {
     a(tid, host_tid, registers, xstate, blocked_signals, altstack, robust_list, robust_list_size,
-      rseq, clear_child_tid, name, scheduling, credentials, pending, parent_death_signal);
+      rseq, clear_child_tid, name, scheduling, credentials, pending, parent_death_signal,
+      change_mark);
   }
 };
 
