@@ -283,6 +283,26 @@ TEST(a_tracer_killed_in_the_middle_of_an_injection_leaves_the_victim_right) {
   checked.finish();
 }
 
+TEST(injection_works_when_the_leader_has_ended) {
+  SharedBoard board;
+  Victim victim([&] {
+    start_threads(1, [&](int) {
+      ++board->ready;
+      sleep_forever();
+    });
+    ::syscall(SYS_exit, 0);
+  });
+  CHECK(wait_until([&] { return board->ready == 1 && state_of(victim.pid).starts_with("Z"); }));
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  CHECK(tree.freeze(100'000).frozen);
+  const std::vector<pid_t> tids = tids_of(tree, victim.pid);
+  CHECK_EQUAL(tids.size(), 1u);
+  CHECK_EQUAL(tree.inject(tids.front(), SYS_getpid, {}).value_or(-1), victim.pid);
+  CHECK_EQUAL(tree.counters().plain_injections, 0u);
+}
+
 TEST(injection_works_in_a_group_stop) {
   SharedBoard board;
   Victim victim([&] {

@@ -67,26 +67,26 @@ void search(std::string_view text, uint64_t address, InjectionSite& site) {
   find(kRestorer, site.restorer);
 }
 
-void search_area(pid_t pid, const PageRange& range, InjectionSite& site) {
+void search_area(pid_t tid, const PageRange& range, InjectionSite& site) {
   std::vector<char> text(kReadBytes + kPageSize);
   for (uint64_t at = range.start; at < range.end && !site.self_completing(); at += kReadBytes) {
     // One page more than the step, so that nothing hides across the border.
     const uint64_t size = std::min<uint64_t>(range.end - at, text.size());
-    if (!read_remote(pid, at, text.data(), size)) return;
+    if (!read_remote(tid, at, text.data(), size)) return;
     search({text.data(), size}, at, site);
   }
 }
 
-bool holds(pid_t pid, uint64_t address, std::string_view code) {
+bool holds(pid_t tid, uint64_t address, std::string_view code) {
   char text[kScratchMarkBytes] = {};
   return address != 0 && code.size() <= sizeof text &&
-         read_remote(pid, address, text, code.size()) &&
+         read_remote(tid, address, text, code.size()) &&
          std::string_view(text, code.size()) == code;
 }
 
-bool untouched(pid_t pid, const PageRange& range) {
+bool untouched(pid_t tid, const PageRange& range) {
   const UniqueFd pagemap(
-      ::open(("/proc/" + std::to_string(pid) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
+      ::open(("/proc/" + std::to_string(tid) + "/pagemap").c_str(), O_RDONLY | O_CLOEXEC));
   std::vector<uint64_t> pages(range.pages());
   const auto size = static_cast<ssize_t>(pages.size() * sizeof(uint64_t));
   const auto offset = static_cast<off_t>(range.start / kPageSize * sizeof(uint64_t));
@@ -97,9 +97,9 @@ bool untouched(pid_t pid, const PageRange& range) {
 
 }  // namespace
 
-InjectionSite find_injection_code(pid_t pid) {
+InjectionSite find_injection_code(pid_t tid) {
   InjectionSite site;
-  const auto maps = read_proc("/proc/" + std::to_string(pid) + "/maps");
+  const auto maps = read_proc("/proc/" + std::to_string(tid) + "/maps");
   if (!maps) return site;
   std::vector<Area> areas = parse_areas(*maps);
   std::erase_if(areas, [](const Area& area) {
@@ -113,17 +113,17 @@ InjectionSite find_injection_code(pid_t pid) {
   });
   for (const Area& area : areas) {
     if (site.self_completing()) break;
-    search_area(pid, area.range, site);
+    search_area(tid, area.range, site);
   }
   return site;
 }
 
-bool injection_code_is_there(pid_t pid, const InjectionSite& site) {
-  if (!site.self_completing()) return holds(pid, site.plain_syscall, kSyscall);
-  return holds(pid, site.syscall_return, kSyscallReturn) && holds(pid, site.restorer, kRestorer);
+bool injection_code_is_there(pid_t tid, const InjectionSite& site) {
+  if (!site.self_completing()) return holds(tid, site.plain_syscall, kSyscall);
+  return holds(tid, site.syscall_return, kSyscallReturn) && holds(tid, site.restorer, kRestorer);
 }
 
-void find_scratch(pid_t pid, uint64_t size, uint64_t main_stack_pointer, InjectionSite& site) {
+void find_scratch(pid_t tid, uint64_t size, uint64_t main_stack_pointer, InjectionSite& site) {
   const uint64_t bytes = page_ceil(size + kScratchMarkBytes);
   const uint64_t old_end = site.scratch_end;
   // What served before serves again, unless the main thread's stack has grown near it.
@@ -132,7 +132,7 @@ void find_scratch(pid_t pid, uint64_t size, uint64_t main_stack_pointer, Injecti
     return;
   }
   site.scratch = site.scratch_end = site.stack_end = 0;
-  const auto maps = read_proc("/proc/" + std::to_string(pid) + "/maps");
+  const auto maps = read_proc("/proc/" + std::to_string(tid) + "/maps");
   if (!maps) return;
   for (const Area& area : parse_areas(*maps)) {
     if (area.name != "[stack]" || !area.modes.starts_with("rw")) continue;
@@ -141,8 +141,8 @@ void find_scratch(pid_t pid, uint64_t size, uint64_t main_stack_pointer, Injecti
     const uint64_t limit =
         below_is_dead ? page_floor(main_stack_pointer) - kPageSize : area.range.end;
     for (uint64_t end = first_end; end <= limit; end += kPageSize) {
-      const bool ours = end == old_end || holds(pid, end - kScratchMarkBytes, kMark);
-      if (!below_is_dead && !ours && !untouched(pid, {end - bytes, end})) continue;
+      const bool ours = end == old_end || holds(tid, end - kScratchMarkBytes, kMark);
+      if (!below_is_dead && !ours && !untouched(tid, {end - bytes, end})) continue;
       site.scratch = end - bytes;
       site.scratch_end = end;
       site.stack_end = area.range.end;
@@ -151,8 +151,8 @@ void find_scratch(pid_t pid, uint64_t size, uint64_t main_stack_pointer, Injecti
   }
 }
 
-bool mark_scratch(pid_t pid, const InjectionSite& site) {
-  return write_remote(pid, site.scratch_end - kScratchMarkBytes, kMark.data(), kMark.size());
+bool mark_scratch(pid_t tid, const InjectionSite& site) {
+  return write_remote(tid, site.scratch_end - kScratchMarkBytes, kMark.data(), kMark.size());
 }
 
 }  // namespace replpage

@@ -22,20 +22,20 @@ struct InjectionSite {
 };
 
 // Reads the executable mappings (about 1 ms for libc). Nothing is found when the process is gone.
-InjectionSite find_injection_code(pid_t pid);
+InjectionSite find_injection_code(pid_t tid);
 
 // True while the code is still where it was found.
-bool injection_code_is_there(pid_t pid, const InjectionSite& site);
+bool injection_code_is_there(pid_t tid, const InjectionSite& site);
 
 // At least `size` bytes at the far end of the main stack. When the main thread's stack pointer is
 // in that stack, everything far enough below it is dead. Otherwise (0: not known, or it runs on
 // another stack) only pages that were never touched, or those that an earlier call here marked.
 // Small thread stacks cannot hold a signal frame (a Go stack has other data right below it), so
 // this is preferred to the stack of the thread itself. Leaves scratch 0 where there is no room.
-void find_scratch(pid_t pid, uint64_t size, uint64_t main_stack_pointer, InjectionSite& site);
+void find_scratch(pid_t tid, uint64_t size, uint64_t main_stack_pointer, InjectionSite& site);
 
 // Bytes at the end of the scratch memory that tell that it is ours.
 inline constexpr uint64_t kScratchMarkBytes = 16;
-bool mark_scratch(pid_t pid, const InjectionSite& site);
+bool mark_scratch(pid_t tid, const InjectionSite& site);
 
 }  // namespace replpage

@@ -121,19 +121,20 @@ bool has_seccomp(pid_t tid) {
 
 }  // namespace
 
+// By the thread's own number: a leader that has ended has no memory map any more.
 InjectionSite& TraceTree::Implementation::site_for(const TracedThread& thread, uint64_t size) {
   const pid_t pid = thread.pid;
   const uint32_t executions = processes[pid].executions;
   InjectionSite& site = sites[pid];
-  if (site.executions != executions || !injection_code_is_there(pid, site)) {
-    site = find_injection_code(pid);
+  if (site.executions != executions || !injection_code_is_there(thread.tid, site)) {
+    site = find_injection_code(thread.tid);
     site.executions = executions;
   }
   user_regs_struct main{};
   const TracedThread* leader = find(pid);
   const bool known = leader != nullptr && leader->stop != StopKind::kRunning &&
                      ptrace_get_registers(pid, main) == 0;
-  find_scratch(pid, size, known ? main.rsp : 0, site);
+  find_scratch(thread.tid, size, known ? main.rsp : 0, site);
   return site;
 }
 
@@ -226,7 +227,7 @@ std::optional<long> TraceTree::Implementation::inject(pid_t tid, long number,
   const bool own_stack = site.scratch == 0;
   const uint64_t end = own_stack ? (call.saved.rsp - kRedZoneBytes) & ~uint64_t{63}
                                  : site.scratch_end - kScratchMarkBytes;
-  if ((!own_stack && !mark_scratch(thread->pid, site)) ||
+  if ((!own_stack && !mark_scratch(tid, site)) ||
       !call.place(end, site.restorer, data, own_stack)) {
     if (!is_thread_of(thread->pid, tid)) return std::nullopt;
     throw SysError("place an injected system call", EFAULT, at_address(tid, end));
