@@ -28,6 +28,19 @@ class Lookup {
 }  // namespace
 
 KernelOffsets::KernelOffsets(const BtfTypes& types) {
+  find_task(types);
+  find_memory(types);
+  find_signals(types);
+  find_timer(types);
+  find_directories(types);
+  semaphore_undos = types.offset("task_struct", "sysvsem.undo_list");
+  undo_list = types.offset("sem_undo_list", "list_proc");
+  actions = types.offset("sighand_struct", "action");
+  securebits = types.offset("cred", "securebits");
+  base_clock = types.offset("hrtimer_clock_base", "clockid");
+}
+
+void KernelOffsets::find_task(const BtfTypes& types) {
   Lookup task_struct(types, "task_struct");
   task.memory = task_struct("mm");
   task.directories = task_struct("fs");
@@ -48,7 +61,9 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   task.cpus = task_struct("cpus_mask");
   task.personality = task_struct("personality");
   task.bytes = task_struct.end();
+}
 
+void KernelOffsets::find_memory(const BtfTypes& types) {
   Lookup mm_struct(types, "mm_struct");
   memory.start_code = mm_struct("start_code");
   memory.end_code = mm_struct("end_code");
@@ -66,7 +81,9 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   memory.flags = mm_struct("flags");
   memory.executable = mm_struct("exe_file");
   memory.bytes = mm_struct.end();
+}
 
+void KernelOffsets::find_signals(const BtfTypes& types) {
   Lookup signal_struct(types, "signal_struct");
   signals.subreaper = types.member("signal_struct", "is_child_subreaper");
   signals.posix_timers = signal_struct("posix_timers.first");
@@ -80,7 +97,9 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   signals.oom_score_adj = signal_struct("oom_score_adj");
   signals.groups = signal_struct("pids", kGroupsBytes);
   signals.bytes = signal_struct.end();
+}
 
+void KernelOffsets::find_timer(const BtfTypes& types) {
   Lookup k_itimer(types, "k_itimer");
   timer.next = k_itimer("list.next");
   timer.id = k_itimer("it_id");
@@ -93,18 +112,14 @@ KernelOffsets::KernelOffsets(const BtfTypes& types) {
   timer.base = k_itimer("it.real.timer.base");
   timer.cpu_expires = k_itimer("it.cpu.node.expires");
   timer.bytes = k_itimer.end();
+}
 
-  semaphore_undos = types.offset("task_struct", "sysvsem.undo_list");
-  undo_list = types.offset("sem_undo_list", "list_proc");
-  actions = types.offset("sighand_struct", "action");
-
+void KernelOffsets::find_directories(const BtfTypes& types) {
   Lookup fs_struct(types, "fs_struct");
   directories.mode_mask = fs_struct("umask");
   directories.root = fs_struct("root", kPathBytes);
   directories.working = fs_struct("pwd", kPathBytes);
   directories.bytes = fs_struct.end();
-  securebits = types.offset("cred", "securebits");
-  base_clock = types.offset("hrtimer_clock_base", "clockid");
 }
 
 }  // namespace replpage

@@ -39,6 +39,13 @@ struct KernelOffsets {
   } directories{};
   uint32_t securebits = 0;  // of cred
   uint32_t base_clock = 0;  // of hrtimer_clock_base
+
+ private:
+  void find_task(const BtfTypes& types);
+  void find_memory(const BtfTypes& types);
+  void find_signals(const BtfTypes& types);
+  void find_timer(const BtfTypes& types);
+  void find_directories(const BtfTypes& types);
 };
 
 }  // namespace replpage
