@@ -5,10 +5,8 @@
  * REPLPAGE_TEST_KILLS sets how often the daemon and a fault server are killed (8; the full size is
  * 200), REPLPAGE_TEST_SEED the moments.
  */
-import { readlink } from 'node:fs/promises';
-import path from 'node:path';
 import t, { type Test } from 'tap';
-import { isRunning, processesOf, sendSignal, statusField } from '../support/processes.js';
+import { isRunning, keepersOf, sendSignal, statusField } from '../support/processes.js';
 import { Recorder } from '../support/recorder.js';
 import { whyNoEngine } from '../support/repository.js';
 import { startRedis } from '../support/servers.js';
@@ -54,23 +52,15 @@ type Part = (typeof parts)[number];
 
 /**
  * The processes that stand behind a group: the holder outside the PID namespace, pid 1 inside it,
- * and the replica below that.
+ * and the replica below that. They have the file open that takes the group's output.
  */
 async function partsOf(stage: Stage, name: string): Promise<Map<Part, number>> {
   const found = new Map<Part, number>();
-  const keepers: number[] = [];
-  for (const { pid, what } of await processesOf(stage.folder)) {
-    const program = await readlink(`/proc/${pid}/exe`).catch(() => '');
-    if (!/keeper/.test(path.basename(program)) || !what.includes(name)) continue;
+  for (const pid of await keepersOf(stage.path('run', 'log', `${name}.log`))) {
     const inside = (await statusField(pid, 'NSpid'))?.trim().split(/\s+/) ?? [];
     if (inside.length < 2) found.set('holder', pid);
     else if (inside.at(-1) === '1') found.set('keeper', pid);
-    keepers.push(pid);
-  }
-  const keeper = found.get('keeper');
-  for (const { pid } of await processesOf(stage.folder)) {
-    const parent = Number(await statusField(pid, 'PPid'));
-    if (keeper !== undefined && parent === keeper) found.set('replica', pid);
+    else found.set('replica', pid);
   }
   return found;
 }

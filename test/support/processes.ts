@@ -48,9 +48,31 @@ export function sendSignal(pid: number, signal: NodeJS.Signals | number): boolea
   }
 }
 
-/** Every process whose arguments, environment or working directory name `folder`. */
+/**
+ * The keepers, holders and standing-by replicas that have files of `folder` open, with what is below
+ * them: neither their arguments nor their environment tell whose they are.
+ */
+export async function keepersOf(folder: string): Promise<number[]> {
+  const found = new Set<number>();
+  for (const name of await readdir('/proc')) {
+    const pid = Number(name);
+    if (!Number.isInteger(pid)) continue;
+    const program = await readlink(`/proc/${pid}/exe`).catch(() => '');
+    if (!program.includes('replpage-keeper')) continue;
+    const fds = await readdir(`/proc/${pid}/fd`).catch(() => []);
+    const paths = await Promise.all(
+      fds.map((fd) => readlink(`/proc/${pid}/fd/${fd}`).catch(() => '')),
+    );
+    if (!paths.some((path) => path.startsWith(folder))) continue;
+    for (const each of [pid, ...(await descendantsOf(pid))]) found.add(each);
+  }
+  return [...found];
+}
+
+/** Every process that names `folder` in some way: see below, and keepersOf. */
 export async function processesOf(folder: string): Promise<{ pid: number; what: string }[]> {
   const found: { pid: number; what: string }[] = [];
+  const keepers = await keepersOf(folder);
   for (const name of await readdir('/proc')) {
     const pid = Number(name);
     if (!Number.isInteger(pid) || pid === process.pid) continue;
@@ -61,7 +83,7 @@ export async function processesOf(folder: string): Promise<{ pid: number; what: 
     ]);
     const state = await stateOf(pid);
     if (state === 'Z' || state === undefined) continue;
-    if ([cmdline, environ, cwd].some((text) => text.includes(folder))) {
+    if (keepers.includes(pid) || [cmdline, environ, cwd].some((text) => text.includes(folder))) {
       found.push({ pid, what: `${state} ${cmdline.replaceAll('\0', ' ').slice(0, 200)}` });
     }
   }
