@@ -10,6 +10,7 @@ import {
   renameSync,
   rmSync,
   symlinkSync,
+  utimesSync,
   writeFileSync,
 } from 'node:fs';
 import { availableParallelism } from 'node:os';
@@ -17,7 +18,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
-/** Files whose time says when each build was last complete. */
+/** Files whose time says from when on changes are not in each build. */
 export const stamps = { native: 'build/.built', ts: 'dist/.built' };
 
 const bin = (name) => join(root, 'node_modules', '.bin', name);
@@ -27,6 +28,12 @@ function run(command, args, cwd = root) {
   execFileSync(command, args, { cwd, stdio: ['ignore', 2, 2] });
 }
 
+/** Dated to the start: a source that changed while it was being built makes the build stale. */
+function stamp(path, started) {
+  writeFileSync(path, '');
+  utimesSync(path, started, started);
+}
+
 function nodeDir() {
   const prefix = dirname(dirname(realpathSync(process.execPath)));
   return existsSync(join(prefix, 'include/node/node_version.h')) ? [`--nodedir=${prefix}`] : [];
@@ -34,9 +41,10 @@ function nodeDir() {
 
 /** Recompiles what changed; a new or removed source file changes the generated makefiles too. */
 export function buildNative(gypArgs = [], cwd = root) {
+  const started = new Date();
   run(bin('node-gyp'), ['configure', ...nodeDir(), ...gypArgs], cwd);
   run(bin('node-gyp'), ['build', '--jobs', String(availableParallelism())], cwd);
-  writeFileSync(join(cwd, stamps.native), '');
+  stamp(join(cwd, stamps.native), started);
 }
 
 /** node-gyp builds in the folder it runs in: a folder of links gives a sanitized build its own. */
@@ -51,12 +59,13 @@ function buildSanitized(sanitizer, folder) {
 
 export function buildTypeScript() {
   // Made beside and swapped in, so that a command started meanwhile finds all of it.
+  const started = new Date();
   const fresh = join(root, 'build', 'dist-new');
   const old = join(root, 'build', 'dist-old');
   for (const folder of [fresh, old]) rmSync(folder, { recursive: true, force: true });
   run(bin('tsc'), ['-p', 'tsconfig.build.json', '--outDir', fresh]);
   chmodSync(join(fresh, 'cli/main.js'), 0o755);
-  writeFileSync(join(fresh, '.built'), '');
+  stamp(join(fresh, '.built'), started);
   if (existsSync(join(root, 'dist'))) renameSync(join(root, 'dist'), old);
   renameSync(fresh, join(root, 'dist'));
   rmSync(old, { recursive: true, force: true });
