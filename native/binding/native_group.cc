@@ -7,12 +7,11 @@
 namespace replpage::binding {
 
 Napi::Function NativeGroup::define(Napi::Env env) {
-  return DefineClass(env, "NativeGroup",
-                     {InstanceMethod<&NativeGroup::start>("start"),
-                      InstanceMethod<&NativeGroup::epoch>("epoch"),
-                      InstanceMethod<&NativeGroup::promote>("promote"),
-                      InstanceMethod<&NativeGroup::stop>("stop"),
-                      InstanceMethod<&NativeGroup::counters>("counters")});
+  return DefineClass(
+      env, "NativeGroup",
+      {InstanceMethod<&NativeGroup::start>("start"), InstanceMethod<&NativeGroup::epoch>("epoch"),
+       InstanceMethod<&NativeGroup::promote>("promote"), InstanceMethod<&NativeGroup::stop>("stop"),
+       InstanceMethod<&NativeGroup::counters>("counters")});
 }
 
 NativeGroup::NativeGroup(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NativeGroup>(info) {
@@ -97,11 +96,11 @@ Napi::Value NativeGroup::counters(const Napi::CallbackInfo& info) {
 }
 
 void NativeGroup::emit(std::function<Napi::Object(Napi::Env)> make_event) {
-  to_main_.NonBlockingCall([this, make_event = std::move(make_event)](Napi::Env env,
-                                                                      Napi::Function) {
-    const Napi::HandleScope scope(env);
-    listener_.Call({make_event(env)});
-  });
+  to_main_.NonBlockingCall(
+      [this, make_event = std::move(make_event)](Napi::Env env, Napi::Function) {
+        const Napi::HandleScope scope(env);
+        listener_.Call({make_event(env)});
+      });
 }
 
 void NativeGroup::on_progress(uint64_t bytes, uint64_t bytes_total) {

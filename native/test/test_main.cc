@@ -1,3 +1,7 @@
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -39,26 +43,54 @@ void fail(const char* file, int line, const std::string& what) {
   throw CheckFailed(std::string(file) + ":" + std::to_string(line) + ": " + what);
 }
 
+namespace {
+
+// A test that takes longer hangs.
+constexpr unsigned kSecondsMax = 120;
+constexpr int kPassed = 0, kFailed = 1, kSkipped = 2;
+
+[[noreturn]] void run_here(const Case& test, int number) {
+  ::alarm(kSecondsMax);
+  int outcome = kPassed;
+  std::string remark;
+  try {
+    test.body();
+  } catch (const Skipped& skipped) {
+    outcome = kSkipped;
+    remark = std::string(" # SKIP ") + skipped.what();
+  } catch (const std::exception& error) {
+    outcome = kFailed;
+    note(error.what());
+  }
+  std::printf("%s %d - %s%s\n", outcome == kFailed ? "not ok" : "ok", number,
+              title(test.name).c_str(), remark.c_str());
+  std::fflush(stdout);
+  ::_exit(outcome);
+}
+
+// Every test has a process of its own: what one maps, opens or leaves running is not there for the
+// next, and one that crashes is one that fails.
+bool passes(const Case& test, int number) {
+  const pid_t child = ::fork();
+  if (child == 0) run_here(test, number);
+  int status = 0;
+  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (WIFEXITED(status)) return WEXITSTATUS(status) != kFailed;
+  note("ended by signal " + std::to_string(WTERMSIG(status)));
+  std::printf("not ok %d - %s\n", number, title(test.name).c_str());
+  std::fflush(stdout);
+  return false;
+}
+
+}  // namespace
+
 int run_all(const std::string& filter) {
   int number = 0;
   int failures = 0;
   for (const Case& test : cases()) {
     if (test.name.find(filter) == std::string::npos) continue;
-    ++number;
-    std::string verdict = "ok";
-    std::string remark;
-    try {
-      test.body();
-    } catch (const Skipped& skipped) {
-      remark = std::string(" # SKIP ") + skipped.what();
-    } catch (const std::exception& error) {
-      verdict = "not ok";
-      note(error.what());
-      ++failures;
-    }
-    std::printf("%s %d - %s%s\n", verdict.c_str(), number, title(test.name).c_str(),
-                remark.c_str());
-    std::fflush(stdout);
+    if (!passes(test, ++number)) ++failures;
   }
   std::printf("1..%d\n", number);
   return failures;

@@ -56,7 +56,7 @@ class Writer {
   template <class T>
   void put(std::vector<T>& list) {
     put_size(list.size());
-    if constexpr (std::is_trivially_copyable_v<T> && !requires(T& t) { t.visit(*this); }) {
+    if constexpr (std::is_trivially_copyable_v<T> && !requires(T & t) { t.visit(*this); }) {
       raw(list.data(), list.size() * sizeof(T));
     } else {
       for (T& item : list) put(item);
@@ -116,7 +116,7 @@ class Reader {
   }
   template <class T>
   void get(std::vector<T>& list) {
-    if constexpr (std::is_trivially_copyable_v<T> && !requires(T& t) { t.visit(*this); }) {
+    if constexpr (std::is_trivially_copyable_v<T> && !requires(T & t) { t.visit(*this); }) {
       list.resize(get_size(sizeof(T)));
       raw(list.data(), list.size() * sizeof(T));
     } else {

@@ -11,8 +11,7 @@ std::string describe(const std::string& operation, int error, const ErrorObject&
   if (object.pid) text += " of process " + std::to_string(*object.pid);
   if (object.address) {
     char hex[32];
-    std::snprintf(hex, sizeof hex, " at 0x%llx",
-                  static_cast<unsigned long long>(*object.address));
+    std::snprintf(hex, sizeof hex, " at 0x%llx", static_cast<unsigned long long>(*object.address));
     text += hex;
   }
   if (object.path) text += " " + *object.path;

@@ -1,4 +1,5 @@
-// Owns one file descriptor. No implicit conversion to int, so that a borrowed number is always visible.
+// Owns one file descriptor. No implicit conversion to int, so that a borrowed number is always
+// visible.
 #pragma once
 
 #include <unistd.h>

@@ -62,8 +62,8 @@ std::optional<InnermostIds> innermost_ids(pid_t host_pid) {
 }
 
 // Threads that were let go from their exit stop are not the tree's any more but still have to tell
-// their joiners (the kernel clears a word in memory and wakes them). An image from before that would
-// make a join in the replica wait for ever, so they are waited for. False: one took too long.
+// their joiners (the kernel clears a word in memory and wakes them). An image from before that
+// would make a join in the replica wait for ever, so they are waited for. False: one took too long.
 bool leavers_are_gone(const TracedProcess& process) {
   constexpr uint64_t kLeaveUs = 5000;
   const std::string tasks = "/proc/" + std::to_string(process.pid) + "/task/";

@@ -77,9 +77,8 @@ const OpenFileImage* file_at(const GroupImage& image, size_t table, int fd, uint
 // established connection may not: its peer has seen what the epoch has not.
 bool still_the_same(const OpenFileImage& then, const OpenFileImage& now) {
   return then.kind == now.kind && then.object == now.object && then.path == now.path &&
-         then.identity.device == now.identity.device &&
-         then.identity.inode == now.identity.inode && !then.socket.connected &&
-         !now.socket.connected;
+         then.identity.device == now.identity.device && then.identity.inode == now.identity.inode &&
+         !then.socket.connected && !now.socket.connected;
 }
 
 }  // namespace
@@ -92,7 +91,7 @@ ExitDecision GroupSession::on_exit_stop(const TracedProcess& process, const Trac
   if (death_) {
     // A planned promotion kills the old processes itself when it is done.
     return phase_ == Phase::kPromoted || phase_ == Phase::kDone ? ExitDecision::kRelease
-                                                               : ExitDecision::kHold;
+                                                                : ExitDecision::kHold;
   }
   if (phase_ != Phase::kProtected) return ExitDecision::kRelease;
   const DeathCause cause = cause_of(thread.exit_code);
@@ -122,8 +121,8 @@ void GroupSession::begin_death(DeathCause cause, int wait_status) {
   tree_->wake();
 }
 
-// Attached for captures only: the root has gone, and what it was is known from the last epoch. Where
-// the kernel does not tell how it ended, it is taken for killed.
+// Attached for captures only: the root has gone, and what it was is known from the last epoch.
+// Where the kernel does not tell how it ended, it is taken for killed.
 void GroupSession::on_unseen_end(std::optional<int> wait_status) {
   if (death_ || phase_ != Phase::kProtected) return;
   root_gone_ = true;
@@ -177,10 +176,8 @@ void GroupSession::handle_death() {
 }
 
 void GroupSession::promote_exactly() {
-  GroupImage image = capture_->capture_state({.slow_state = true,
-                                              .inject = death_->planned,
-                                              .with_content = false,
-                                              .refusals = nullptr});
+  GroupImage image = capture_->capture_state(
+      {.slow_state = true, .inject = death_->planned, .with_content = false, .refusals = nullptr});
   image.epoch = epoch_ + 1;
   image.generation = options_.generation;
   std::vector<UniqueFd> open_files = capture_->take_descriptors(image);
@@ -225,8 +222,13 @@ void GroupSession::hand_over(GroupImage& image, const std::vector<UniqueFd>& ope
                              const std::vector<LazyRange>& lazy, bool exact) {
   PageRunList runs = runs_->fitted(image, lazy);
   LazyRangeList lazy_list{lazy};
-  promotion_ = {.epoch = image.epoch, .pid = 0, .host_pid = 0, .exact = exact,
-                .decision_to_run_us = 0, .death_to_run_us = 0, .lazy_pages = 0};
+  promotion_ = {.epoch = image.epoch,
+                .pid = 0,
+                .host_pid = 0,
+                .exact = exact,
+                .decision_to_run_us = 0,
+                .death_to_run_us = 0,
+                .lazy_pages = 0};
   for (const LazyRange& range : lazy) {
     promotion_.lazy_pages += (range.end - range.start) / kPageSize;
   }
@@ -320,8 +322,8 @@ void GroupSession::on_keeper_lost(const std::string& reason) {
 // now (kernel.md 10; get_robust_list(2)).
 void GroupSession::empty_robust_lists() {
   for (const auto& [pid, process] : tree_->processes()) {
-    const UniqueFd memory(::open(("/proc/" + std::to_string(pid) + "/mem").c_str(),
-                                 O_RDWR | O_CLOEXEC));
+    const UniqueFd memory(
+        ::open(("/proc/" + std::to_string(pid) + "/mem").c_str(), O_RDWR | O_CLOEXEC));
     if (!memory.valid()) continue;
     for (const auto& [tid, thread] : process.threads) {
       const uint64_t head = robust_list_of(tid);

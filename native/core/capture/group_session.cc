@@ -76,10 +76,10 @@ GroupSession::GroupSession(GroupOptions options, GroupEvents& events)
     : options_(std::move(options)), events_(events), tracer_jobs_([this] {
         if (TraceTree* tree = wakeable_.load()) tree->wake();
       }) {
-  staging_ = std::make_unique<StagingArea>(
-      StagingOptions{.memory_bytes = options_.staging_bytes_max,
-                     .spill_bytes_max = options_.spill_bytes_max,
-                     .spill_directory = options_.spill_directory});
+  staging_ =
+      std::make_unique<StagingArea>(StagingOptions{.memory_bytes = options_.staging_bytes_max,
+                                                   .spill_bytes_max = options_.spill_bytes_max,
+                                                   .spill_directory = options_.spill_directory});
   runs_ = std::make_unique<EpochRuns>(*staging_);
   tracer_ = std::thread([this] { trace(); });
 }
@@ -191,7 +191,8 @@ void GroupSession::connect(Channel channel) {
   keeper_ = std::make_unique<KeeperLink>(
       std::move(channel),
       KeeperLink::News{
-          .promoted = [=, this](PromotedMessage m) { on_tracer_soon([=, this] { on_promoted(m); }); },
+          .promoted = [=,
+                       this](PromotedMessage m) { on_tracer_soon([=, this] { on_promoted(m); }); },
           .drained = [=, this](DrainedMessage m) { on_tracer_soon([=, this] { on_drained(m); }); },
           .lost =
               [=, this](std::string reason) {
@@ -202,14 +203,16 @@ void GroupSession::connect(Channel channel) {
 uint64_t GroupSession::copy_initially(GroupImage& image) {
   uint64_t copied = 0;
   uint64_t total = 0;
-  const PageStream::Keeper keeper{
-      .send_pages =
-          [this](StagedBytes runs) { keeper_->send(MessageType::kPages, PagesMessage{0, runs}); },
-      .wait_pages_done =
-          [&, this] {
-            keeper_->wait_reply(MessageType::kPagesDone);
-            events_.on_progress(copied += PageStream::kChunkBytes, total);
-          }};
+  const PageStream::Keeper keeper{.send_pages =
+                                      [this](StagedBytes runs) {
+                                        keeper_->send(MessageType::kPages, PagesMessage{0, runs});
+                                      },
+                                  .wait_pages_done =
+                                      [&, this] {
+                                        keeper_->wait_reply(MessageType::kPagesDone);
+                                        events_.on_progress(copied += PageStream::kChunkBytes,
+                                                            total);
+                                      }};
   for (uint32_t round = 0; round < kPrecopyRoundsMax; ++round) {
     capture_->refresh_mappings(image);
     total = std::max(total, mapped_bytes(image));
@@ -395,8 +398,12 @@ PromotionReport GroupSession::promote() {
       if (!death_ && !options_.attach_always) tree_->detach();
       throw KeeperLost("the primary did not stop: " + frozen.reason);
     }
-    death_ = Death{.cause = DeathCause::kExit, .signal = 0, .status = 0, .seen_us = now_us(),
-                   .planned = true, .handled = false};
+    death_ = Death{.cause = DeathCause::kExit,
+                   .signal = 0,
+                   .status = 0,
+                   .seen_us = now_us(),
+                   .planned = true,
+                   .handled = false};
     return planned_.emplace().get_future();
   });
   return result.get();
