@@ -152,7 +152,7 @@ void check_timers(const ProcessImage& image) {
 
 uint64_t end_of_heap(pid_t pid) {
   const auto maps = read_proc("/proc/" + std::to_string(pid) + "/maps").value();
-  const size_t line = maps.rfind('\n', maps.find("[heap]")) + 1;
+  const size_t line = maps.rfind('\n', maps.rfind("[heap]")) + 1;
   return std::stoull(maps.substr(maps.find('-', line) + 1), nullptr, 16);
 }
 

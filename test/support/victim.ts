@@ -23,6 +23,8 @@ export interface VictimEntry {
   readonly orRefused?: string;
   /** A refused one that may be replicated where that is supported. */
   readonly orSurvives?: boolean;
+  /** Open: what fails. Skipped with this reason unless asked for by name. */
+  readonly open?: string;
 }
 
 export interface VictimState {
