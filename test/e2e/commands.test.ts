@@ -252,7 +252,7 @@ t.test('crashes are answered a few times, then the group ends', { skip }, (t) =>
   onStage(t, 'retries', async (stage) => {
     await stage.startDaemon();
     const victim = await start(stage, 'memory_model');
-    let group = await stage.protect(victim.pid, 'main', '--retries', '2');
+    let group = await stage.protect(victim.pid, 'main', '--retries', '2', '--files', 'keep');
     for (const signal of ['SIGSEGV', 'SIGABRT'] as const) {
       await victim.waitForRounds(10);
       sendSignal(group.hostPid, signal);
