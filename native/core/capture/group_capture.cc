@@ -104,6 +104,7 @@ void accumulate(CopyRound& total, const CopyRound& round) {
   total.zero_pages += round.zero_pages;
   total.absent_pages += round.absent_pages;
   total.mapped_bytes += round.mapped_bytes;
+  total.process_gone = total.process_gone || round.process_gone;
 }
 
 // Leader first, then ascending; threads at an exit stop of a living process are leaving.
@@ -359,7 +360,10 @@ CopyRound GroupCapture::copy_all(const GroupImage& image, PageSink& sink) {
 
 CopyRound GroupCapture::copy_frozen(const GroupImage& image, PageSink& sink) {
   const std::lock_guard lock(memory_mutex_);
-  return copy_all(image, sink);
+  const CopyRound round = copy_all(image, sink);
+  // Memory that went while everything stood still (the OOM reaper) makes no epoch.
+  if (round.process_gone) throw SysError("copy the memory of a stopped group", ESRCH);
+  return round;
 }
 
 void GroupCapture::refresh_mappings(GroupImage& image) {
