@@ -128,7 +128,8 @@ GroupCapture::GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker)
 bool GroupCapture::has_new() const {
   return std::any_of(tree_.processes().begin(), tree_.processes().end(), [this](const auto& entry) {
     const auto member = members_.find(entry.first);
-    return member == members_.end() || member->second.executions != entry.second.executions;
+    return member == members_.end() || !member->second.memory ||
+           member->second.executions != entry.second.executions;
   });
 }
 

@@ -304,7 +304,9 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
     const uint64_t began = now_us();
     CopyRound round;
     stats.reason = while_stopped(options_.freeze_deadline_us, [&] {
-      if (!options_.attach_always) capture_->admit_new();
+      // A process forked since the pre-copy has no tracker yet; an epoch without its memory would
+      // be none.
+      if (capture_->has_new()) capture_->admit_new();
       image = capture_->capture_state({.slow_state = slow_state_due(),
                                        .inject = false,
                                        .with_content = true,
