@@ -54,6 +54,7 @@ struct Fixture {
   CopyRound round() {
     const auto mappings = victim.map();
     replica.shape(mappings);
+    memory->track(mappings);
     const CopyRound result = memory->copy_changed(mappings, replica);
     const std::string difference = replica.difference(victim.pid(), mappings);
     if (!difference.empty()) testing::note(difference);
@@ -533,6 +534,28 @@ class FullSink : public ModelReplica {
   }
 };
 
+// Write-protecting a part of a mapping would split it for good, and mremap over two mappings fails.
+TEST(a_look_with_an_old_map_splits_no_mapping) {
+  Fixture f;
+  f.round();
+  f.victim.run([](uint64_t) -> uint64_t {
+    area = static_cast<char*>(
+        mmap(nullptr, 16 * kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    return munmap(area + 4 * kPageSize, 12 * kPageSize) == 0;
+  });
+  const auto old = f.victim.map();
+  f.victim.run(
+      [](uint64_t) -> uint64_t { return mremap(area, 4 * kPageSize, 8 * kPageSize, 0) == area; });
+  f.replica.shape(old);
+  f.memory->copy_changed(old, f.replica);
+  const auto moved = [](uint64_t) -> uint64_t {
+    area[7 * kPageSize] = 7;
+    return mremap(area, 8 * kPageSize, 32 * kPageSize, MREMAP_MAYMOVE) != MAP_FAILED;
+  };
+  CHECK_EQUAL(f.victim.run(moved), 1u);
+  f.round();
+}
+
 TEST(after_a_failed_round_everything_is_copied_again) {
   Fixture f;
   f.victim.run(fill, 9);
@@ -540,7 +563,9 @@ TEST(after_a_failed_round_everything_is_copied_again) {
   full.chunk_bytes_max_ = 16 * kPageSize;
   bool failed = false;
   try {
-    f.memory->copy_changed(f.victim.map(), full);
+    const auto mappings = f.victim.map();
+    f.memory->track(mappings);
+    f.memory->copy_changed(mappings, full);
   } catch (const SysError& error) {
     failed = error.error() == ENOSPC;
   }

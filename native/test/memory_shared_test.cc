@@ -67,6 +67,7 @@ struct SharedFixture {
       window = mapping;
     }
     ModelReplica other;
+    memory->track(image.mappings);
     memory->copy_changed(image.mappings, other);
     const CopyRound result = capture->copy_changed(
         {{.host_pid = victim.pid(), .image = &image, .memory = memory.get()}}, objects, replica);
@@ -262,6 +263,7 @@ TEST(soft_dirty_rounds_follow_a_stopped_process) {
     ::waitpid(victim.pid(), nullptr, WUNTRACED);
     const auto mappings = victim.map();
     replica.shape(mappings);
+    memory->track(mappings);
     memory->copy_changed(mappings, replica);
     CHECK_EQUAL(replica.difference(victim.pid(), mappings), std::string());
     ::kill(victim.pid(), SIGCONT);

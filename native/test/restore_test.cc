@@ -161,7 +161,10 @@ class Followed {
     process->mappings = mappings_[pid] = *mappings;
     auto& memory = memory_[pid];
     if (with_memory && !memory) memory = MemoryCapture::create(pid, pid, {}, injector_of(pid));
-    if (with_memory) memory->copy_changed(process->mappings, staging);
+    if (with_memory) {
+      memory->track(process->mappings);
+      memory->copy_changed(process->mappings, staging);
+    }
     image.processes.push_back(std::move(*process));
   }
 

@@ -81,6 +81,15 @@ bool leavers_are_gone(const TracedProcess& process) {
   return false;
 }
 
+// More than this is not copied for the first time while the primary stands still.
+constexpr uint64_t kGrowthPages = 512;
+
+// Size of the address space, the first field of /proc/PID/statm (proc(5)).
+uint64_t mapped_pages(pid_t pid) {
+  const auto text = read_proc("/proc/" + std::to_string(pid) + "/statm");
+  return text ? std::strtoull(text->c_str(), nullptr, 10) : 0;
+}
+
 // Passes everything on until the capture is cancelled.
 class CancellableSink final : public PageSink {
  public:
@@ -158,6 +167,7 @@ bool GroupCapture::admit_new() {
                     .group_pid = *group_pid,
                     .executions = process.executions,
                     .memory = MemoryCapture::create(pid, *group_pid, wanted_, injector),
+                    .tracked_pages = 0,
                     .last = std::nullopt};
     tracker_in_use_ = member.memory->tracker();
     admitted = true;
@@ -230,6 +240,7 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
                                       .group_pid = *group_pid,
                                       .executions = process->executions,
                                       .memory = nullptr,
+                                      .tracked_pages = 0,
                                       .last = std::nullopt};
     }
     Member& member = members_[process->pid];
@@ -239,7 +250,7 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
     member.last = std::move(*captured);
   }
   fill_parents(image);
-  fill_shared_objects(image);
+  fill_shared_objects(image, WhenGone::kThrow);
   fill_zombies(image);
   DescriptorCaptureInput input = descriptor_input(image);
   input.refusals = detail.refusals;
@@ -265,34 +276,41 @@ uint32_t GroupCapture::object_id(uint64_t device, uint64_t inode) {
   return object_ids_.try_emplace({device, inode}, next).first->second;
 }
 
-void GroupCapture::fill_shared_objects(GroupImage& image) {
-  for (const ProcessImage& process : image.processes) {
-    for (const MappingImage& mapping : process.mappings) {
-      if (mapping.kind != MappingKind::kSharedObject &&
-          mapping.kind != MappingKind::kMemfdPrivate) {
-        continue;
-      }
-      const auto same = [&mapping](const SharedObjectImage& object) {
-        return object.device == mapping.device && object.inode == mapping.inode;
-      };
-      if (std::any_of(image.shared_objects.begin(), image.shared_objects.end(), same)) continue;
-      char link[96];
-      std::snprintf(link, sizeof link, "/proc/%d/map_files/%llx-%llx", host_pid_of(process.pid),
-                    static_cast<unsigned long long>(mapping.start),
-                    static_cast<unsigned long long>(mapping.end));
-      struct stat status {};
-      if (::stat(link, &status) != 0) throw SysError::from_errno("stat", on_path(link));
-      constexpr std::string_view kMemfd = "/memfd:";
-      const bool is_memfd = mapping.path.starts_with(kMemfd);
-      image.shared_objects.push_back(
-          {.id = object_id(mapping.device, mapping.inode),
-           .device = mapping.device,
-           .inode = mapping.inode,
-           .size = static_cast<uint64_t>(status.st_size),
-           .is_memfd = is_memfd,
-           .seals = 0,
-           .name = is_memfd ? mapping.path.substr(kMemfd.size()) : mapping.path});
-    }
+bool GroupCapture::add_shared_object(GroupImage& image, const ProcessImage& process,
+                                     const MappingImage& mapping) {
+  const auto same = [&mapping](const SharedObjectImage& object) {
+    return object.device == mapping.device && object.inode == mapping.inode;
+  };
+  if (std::any_of(image.shared_objects.begin(), image.shared_objects.end(), same)) return true;
+  char link[96];
+  std::snprintf(link, sizeof link, "/proc/%d/map_files/%llx-%llx", host_pid_of(process.pid),
+                static_cast<unsigned long long>(mapping.start),
+                static_cast<unsigned long long>(mapping.end));
+  struct stat status {};
+  if (::stat(link, &status) != 0) {
+    if (errno == ENOENT || errno == ESRCH) return false;
+    throw SysError::from_errno("stat", on_path(link));
+  }
+  image.shared_objects.push_back({.id = object_id(mapping.device, mapping.inode),
+                                  .device = mapping.device,
+                                  .inode = mapping.inode,
+                                  .size = static_cast<uint64_t>(status.st_size),
+                                  .is_memfd = false,  // known when descriptors have been read
+                                  .seals = 0,
+                                  .name = mapping.path});
+  return true;
+}
+
+void GroupCapture::fill_shared_objects(GroupImage& image, WhenGone when_gone) {
+  for (ProcessImage& process : image.processes) {
+    std::erase_if(process.mappings, [&](const MappingImage& mapping) {
+      const bool shared =
+          mapping.kind == MappingKind::kSharedObject || mapping.kind == MappingKind::kMemfdPrivate;
+      if (!shared || add_shared_object(image, process, mapping)) return false;
+      if (when_gone == WhenGone::kDrop) return true;
+      throw SysError("look at shared memory", ENOENT,
+                     at_address(host_pid_of(process.pid), mapping.start));
+    });
   }
 }
 
@@ -359,8 +377,30 @@ CopyRound GroupCapture::copy_all(const GroupImage& image, PageSink& sink) {
   return total;
 }
 
+void GroupCapture::track_all(const GroupImage& image) {
+  for (const ProcessImage& process : image.processes) {
+    Member* member = member_of(process.pid);
+    if (member == nullptr || !member->memory) continue;
+    member->memory->track(process.mappings);
+    member->tracked_pages = mapped_pages(member->host_pid);
+  }
+}
+
+void GroupCapture::track_mappings(const GroupImage& image) {
+  const std::lock_guard lock(memory_mutex_);
+  track_all(image);
+}
+
+bool GroupCapture::has_grown() const {
+  return std::any_of(members_.begin(), members_.end(), [](const auto& entry) {
+    const Member& member = entry.second;
+    return member.memory && mapped_pages(member.host_pid) > member.tracked_pages + kGrowthPages;
+  });
+}
+
 CopyRound GroupCapture::copy_frozen(const GroupImage& image, PageSink& sink) {
   const std::lock_guard lock(memory_mutex_);
+  track_all(image);
   const CopyRound round = copy_all(image, sink);
   // Memory that went while everything stood still (the OOM reaper) makes no epoch.
   if (round.process_gone) throw SysError("copy the memory of a stopped group", ESRCH);
@@ -375,7 +415,7 @@ void GroupCapture::refresh_mappings(GroupImage& image) {
     auto mappings = read_memory_map(member->host_pid, process.mappings, false, nullptr);
     if (mappings) process.mappings = std::move(*mappings);
   }
-  fill_shared_objects(image);
+  fill_shared_objects(image, WhenGone::kDrop);
 }
 
 CopyRound GroupCapture::copy_running(const GroupImage& image, PageSink& sink) {

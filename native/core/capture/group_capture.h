@@ -46,6 +46,12 @@ class GroupCapture {
   bool admit_new();
   [[nodiscard]] bool has_new() const;
 
+  // Tracer thread, tree frozen, `image` of this very stop: takes in mappings that are new, so that
+  // they can be copied while the primary runs.
+  void track_mappings(const GroupImage& image);
+  // Tracer thread. Whether much has been mapped since track_mappings() was last called.
+  [[nodiscard]] bool has_grown() const;
+
   // Tracer thread, tree frozen or dying. Kernel state, mappings and descriptors.
   GroupImage capture_state(const StateDetail& detail);
 
@@ -81,6 +87,7 @@ class GroupCapture {
     int32_t group_pid = 0;
     uint32_t executions = 0;
     std::unique_ptr<MemoryCapture> memory;
+    uint64_t tracked_pages = 0;  // size of the address space when its mappings were tracked
     std::optional<ProcessImage> last;
   };
 
@@ -88,11 +95,16 @@ class GroupCapture {
   std::optional<ProcessImage> capture_member(Member& member, const TracedProcess& process,
                                              const StateDetail& detail);
   void fill_parents(GroupImage& image) const;
-  void fill_shared_objects(GroupImage& image);
+  // While the process runs, a mapping may be gone since the map was read: it is left out then.
+  enum class WhenGone : uint8_t { kThrow, kDrop };
+  void fill_shared_objects(GroupImage& image, WhenGone when_gone);
+  bool add_shared_object(GroupImage& image, const ProcessImage& process,
+                         const MappingImage& mapping);
   uint32_t object_id(uint64_t device, uint64_t inode);
   void fill_zombies(GroupImage& image);
   DescriptorCaptureInput descriptor_input(const GroupImage& image);
   Member* member_of(int32_t group_pid);
+  void track_all(const GroupImage& image);
   CopyRound copy_all(const GroupImage& image, PageSink& sink);
 
   TraceTree& tree_;

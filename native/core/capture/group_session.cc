@@ -151,6 +151,7 @@ GroupImage GroupSession::freeze_first() {
         {.slow_state = true, .inject = true, .with_content = false, .refusals = &refusals});
     if (!refusals.empty()) throw RefusedError(std::move(refusals));
     capture_->admit_new();
+    capture_->track_mappings(image);
   };
   // A primary that is hard to stop (one vfork after the other) is given several chances.
   const uint64_t patience_ends = now_us() + kStartPatienceUs;
@@ -268,14 +269,20 @@ bool GroupSession::try_epoch(EpochStats& stats) {
 }
 
 // A process that is new, or executes another program now, needs a tracker before its memory can be
-// copied while it runs. Left to the next epoch when it does not stop in time.
+// copied while it runs, and so does memory that was mapped since. Left to the next epoch when the
+// primary does not stop in time.
 void GroupSession::admit_newcomers() {
   on_tracer([this] {
-    if (!options_.attach_always || !capture_->has_new()) return;
-    while_stopped(options_.freeze_deadline_us, [this] {
-      if (!capture_->admit_new()) return;
-      running_image_ = capture_->capture_state(
-          {.slow_state = false, .inject = true, .with_content = false, .refusals = nullptr});
+    const bool newcomers = options_.attach_always && capture_->has_new();
+    if (!newcomers && !capture_->has_grown()) return;
+    while_stopped(options_.freeze_deadline_us, [this, newcomers] {
+      if (newcomers && capture_->admit_new()) {
+        running_image_ = capture_->capture_state(
+            {.slow_state = false, .inject = true, .with_content = false, .refusals = nullptr});
+      } else {
+        capture_->refresh_mappings(running_image_);
+      }
+      capture_->track_mappings(running_image_);
     });
   });
 }

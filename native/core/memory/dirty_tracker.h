@@ -37,6 +37,11 @@ class DirtyTracker {
   virtual ~DirtyTracker() = default;
   [[nodiscard]] virtual TrackerKind kind() const = 0;
 
+  // Takes in what is new in `mappings`. The process must be stopped and `mappings` read in this
+  // very stop: tracking part of a mapping would split it, and the program could not mremap the
+  // whole of it any more. Looks leave out what was not taken in. Throws SysError.
+  virtual void track(std::span<const MappingImage> mappings) = 0;
+
   // Looks at the private mappings and begins anew, so that the next look reports later writes only.
   // Pages must be read after the look, never before: a write between look and read is reported
   // again by the next one. May find nothing new while the process runs: soft-dirty bits cannot be

@@ -59,10 +59,16 @@ class MemoryCapture {
 
   [[nodiscard]] virtual TrackerKind tracker() const = 0;
 
+  // Takes in mappings that are new. The process must be stopped and `mappings` read in this very
+  // stop: tracking part of a mapping would split it, and the program could not mremap the whole of
+  // it any more. Throws SysError.
+  virtual void track(const std::vector<MappingImage>& mappings) = 0;
+
   // Copies everything that was written, appeared, moved or vanished since the last call and re-arms
   // tracking. May run while the process runs (pre-copy) or while it is frozen (stop-and-copy): the
-  // call under freeze leaves nothing behind. New mappings in `mappings` are armed and copied whole.
-  // After an exception the next call copies everything again. Not for shared objects.
+  // call under freeze leaves nothing behind. New mappings are copied whole once they are tracked,
+  // and left out before. After an exception the next call copies everything again. Not for shared
+  // objects.
   virtual CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) = 0;
 
   // Pages written since the last copy, without re-arming; stops counting at `limit`.

@@ -26,6 +26,7 @@ class SoftDirtyTracker : public DirtyTracker {
   SoftDirtyTracker(pid_t host_pid, pid_t tid);
 
   [[nodiscard]] TrackerKind kind() const override { return TrackerKind::kSoftDirty; }
+  void track(std::span<const MappingImage> /*mappings*/) override {}  // the kernel tracks them all
   void look(std::span<const MappingImage> mappings, MemoryView& view) override;
   void peek(std::span<const MappingImage> mappings, MemoryView& view) override;
   uint64_t count(std::span<const MappingImage> mappings, uint64_t limit) override;

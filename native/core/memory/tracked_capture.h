@@ -22,6 +22,7 @@ class TrackedCapture : public MemoryCapture {
         copier_(group_pid) {}
 
   [[nodiscard]] TrackerKind tracker() const override { return tracker_->kind(); }
+  void track(const std::vector<MappingImage>& mappings) override { tracker_->track(mappings); }
   CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) override;
   uint64_t count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) override;
   std::vector<LazyRange> copy_last(const std::vector<MappingImage>& mappings, PageSink& sink,

@@ -1,6 +1,7 @@
 #include "core/memory/uffd_wp_tracker.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "core/base/sys_error.h"
 #include "core/memory/swap_areas.h"
@@ -145,8 +146,22 @@ void UffdWpTracker::for_each_group(std::span<const MappingImage> mappings, Visit
   }
 }
 
+void UffdWpTracker::track(std::span<const MappingImage> mappings) {
+  never_written_.clear();
+  for_each_group(mappings, [&](const Group& group) {
+    const PageRanges untracked = untracked_in(group.hull());
+    if (untracked.empty()) return;
+    const PageRanges mapped = ranges_of(group.mappings);
+    for (const PageRange& range : intersect_ranges(mapped, untracked)) register_private(range);
+  });
+  for (const MappingImage& mapping : mappings) {
+    if (mapping.kind != MappingKind::kSharedObject) continue;
+    for (const PageRange& range : untracked_in(mapping.range())) register_shared(range);
+  }
+}
+
 void UffdWpTracker::look(std::span<const MappingImage> mappings, MemoryView& view) {
-  for_each_group(mappings, [&](const Group& group) { adopt(group, view.appeared); });
+  view.appeared = std::exchange(appeared_, {});
   dense_ = subtract_ranges(dense_, view.appeared);
   PageRanges copied;
   for_each_group(mappings, [&](const Group& group) {
@@ -211,31 +226,32 @@ PageRanges UffdWpTracker::untracked_in(PageRange hull) {
   return untracked;
 }
 
-// Registers what is not registered: new mappings, and those that took the place of old ones. A
-// range that cannot be registered (it is gone already, while the process runs) counts as appeared
-// as well, at every look, so that nothing in it is ever taken for unchanged.
-void UffdWpTracker::adopt(const Group& group, PageRanges& appeared) {
-  const PageRanges untracked = untracked_in(group.hull());
-  if (untracked.empty()) return;
-  for (const MappingImage& mapping : group.mappings) {
-    const PageRange whole = mapping.range();
-    for (const PageRange& range : intersect_ranges({&whole, 1}, untracked)) {
-      register_range(range);
-      append_range(appeared, range);
-    }
+void UffdWpTracker::register_private(PageRange range) {
+  const int error = uffd_.try_register(range);
+  if (error != 0) throw SysError("track writes", error, at_address(pid_, range.start));
+  appeared_ = unite_ranges(appeared_, {&range, 1});
+}
+
+void UffdWpTracker::register_shared(PageRange range) {
+  const int error = uffd_.try_register(range);
+  if (error == EPERM) {
+    append_range(never_written_, range);
+  } else if (error != 0) {
+    throw SysError("track writes", error, at_address(pid_, range.start));
+  } else {
+    appeared_shared_ = unite_ranges(appeared_shared_, {&range, 1});
   }
 }
 
-bool UffdWpTracker::register_range(PageRange range) {
-  const int error = uffd_.try_register(range);
-  if (error == EBUSY || error == ENOMEM) {
-    throw SysError("track writes", error, at_address(pid_, range.start));
-  }
-  return error == 0;
+// A look leaves out what is not tracked yet: its pages would never show as written again. A peek is
+// the last one anyway.
+PageRanges UffdWpTracker::looked_at(const Group& group, bool arm) {
+  PageRanges mapped = ranges_of(group.mappings);
+  return arm ? subtract_ranges(mapped, untracked_in(group.hull())) : mapped;
 }
 
 void UffdWpTracker::look_anonymous(const Group& group, bool arm, MemoryView& view) {
-  const PageRanges mapped = ranges_of(group.mappings);
+  const PageRanges mapped = looked_at(group, arm);
   const PageRanges dense = intersect_ranges(dense_, mapped);
   const PageRanges sparse = subtract_ranges(mapped, dense);
   PageRanges written;
@@ -314,7 +330,7 @@ void UffdWpTracker::peek_dense(PageRange range, PageRanges& written) {
 // Whether a page is the file's costs a look at its struct page (13 ms a GiB), so it is asked only
 // for pages that were written or that were copies at the last look.
 void UffdWpTracker::look_file_backed(const Group& group, bool arm, MemoryView& view) {
-  const PageRanges mapped = ranges_of(group.mappings);
+  const PageRanges mapped = looked_at(group, arm);
   PageRanges written;
   pages_.collect(group.hull(),
                  {.inverted = 0,
@@ -353,7 +369,7 @@ void UffdWpTracker::look_file_backed(const Group& group, bool arm, MemoryView& v
 
 PageRanges UffdWpTracker::look_shared(const MappingImage& mapping,
                                       std::span<const PageRange> parts) {
-  const PageRanges fresh = adopt_shared(mapping.range());
+  const PageRanges fresh = fresh_in(mapping.range());
   // A page that is not mapped may have been written and unmapped again (MADV_DONTNEED, swap), so
   // holes are armed too: a marker alone proves that nothing happened.
   constexpr PageQuery kNotArmed = {.inverted = kPagePresent,
@@ -368,9 +384,10 @@ PageRanges UffdWpTracker::look_shared(const MappingImage& mapping,
       if (!marker) append_range(written, {region.start, region.end});
     });
   }
-  if (fresh.empty() || swap_in_use()) return written;
-  // Until now nothing was armed. What a new process wrote is mapped, unless it has been swapped
-  // out; counting all its holes as well would copy the whole object at every fork.
+  if (fresh.empty()) return written;
+  if (swap_in_use()) return unite_ranges(written, intersect_ranges(fresh, parts));
+  // Nothing was armed before. What a new process wrote is mapped, unless it has been swapped out;
+  // counting all its holes as well would copy the whole object at every fork.
   PageRanges touched;
   for (const PageRange& range : fresh) {
     pages_.collect(range, {.any_of = kPagePresent}, touched);
@@ -378,17 +395,11 @@ PageRanges UffdWpTracker::look_shared(const MappingImage& mapping,
   return unite_ranges(subtract_ranges(written, fresh), intersect_ranges(touched, parts));
 }
 
-// Returns what was not tracked before. A mapping that can never be written (EPERM) is left out.
-PageRanges UffdWpTracker::adopt_shared(PageRange mapping) {
-  PageRanges fresh;
-  for (const PageRange& range : untracked_in(mapping)) {
-    const int error = uffd_.try_register(range);
-    if (error == EBUSY || error == ENOMEM) {
-      throw SysError("track writes", error, at_address(pid_, range.start));
-    }
-    if (error != EPERM) append_range(fresh, range);
-  }
-  return fresh;
+// Parts of a shared mapping that nothing is known of yet: not looked at before, or not tracked.
+PageRanges UffdWpTracker::fresh_in(PageRange mapping) {
+  const PageRanges known = intersect_ranges(appeared_shared_, {&mapping, 1});
+  appeared_shared_ = subtract_ranges(appeared_shared_, known);
+  return unite_ranges(known, subtract_ranges(untracked_in(mapping), never_written_));
 }
 
 }  // namespace replpage

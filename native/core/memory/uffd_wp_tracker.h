@@ -28,6 +28,7 @@ class UffdWpTracker : public DirtyTracker {
   UffdWpTracker(pid_t host_pid, pid_t tid);
 
   [[nodiscard]] TrackerKind kind() const override { return TrackerKind::kUffdWp; }
+  void track(std::span<const MappingImage> mappings) override;
   void look(std::span<const MappingImage> mappings, MemoryView& view) override;
   void peek(std::span<const MappingImage> mappings, MemoryView& view) override;
   uint64_t count(std::span<const MappingImage> mappings, uint64_t limit) override;
@@ -44,10 +45,11 @@ class UffdWpTracker : public DirtyTracker {
   template <class Visit>
   static void for_each_group(std::span<const MappingImage> mappings, Visit&& visit);
 
-  void adopt(const Group& group, PageRanges& appeared);
   PageRanges untracked_in(PageRange hull);
-  bool register_range(PageRange range);
-  PageRanges adopt_shared(PageRange mapping);
+  PageRanges looked_at(const Group& group, bool arm);
+  PageRanges fresh_in(PageRange mapping);
+  void register_private(PageRange range);
+  void register_shared(PageRange range);
   void look_anonymous(const Group& group, bool arm, MemoryView& view);
   void look_file_backed(const Group& group, bool arm, MemoryView& view);
   PageRanges present_in(PageRange hull, std::span<const PageRange> mapped);
@@ -60,6 +62,9 @@ class UffdWpTracker : public DirtyTracker {
   WriteProtectUffd uffd_;
   PageRanges copied_file_pages_;  // of file-backed private mappings: no longer the file's
   PageRanges dense_;              // nearly full anonymous memory
+  PageRanges appeared_;           // private, tracked since the last look
+  PageRanges appeared_shared_;    // shared, tracked and not looked at yet
+  PageRanges never_written_;      // shared mappings that cannot be made writable
 };
 
 }  // namespace replpage
