@@ -16,16 +16,10 @@ TEST(kernel_features_have_names_and_agree_with_the_trackers) {
   bool pagemap_scan = false;
   for (const KernelFeature& feature : probe_kernel_features()) {
     CHECK(names.insert(feature.name).second);
-    std::string text = feature.name + " ";
-    if (const bool* flag = std::get_if<bool>(&feature.value)) {
-      text += *flag ? "yes" : "no";
-      if (feature.name == "pagemapScan") pagemap_scan = *flag;
-    } else {
-      text += std::get<std::string>(feature.value);
-    }
-    testing::note(text);
+    const bool* flag = std::get_if<bool>(&feature.value);
+    if (flag != nullptr && feature.name == "pagemapScan") pagemap_scan = *flag;
   }
-  CHECK_EQUAL(names.size(), 9u);
+  CHECK(names.size() >= 14);
   if (WriteProtectUffd::supported()) CHECK(pagemap_scan);
 }
 

@@ -53,6 +53,7 @@ export class Daemon {
       native: this.#native,
       events: this.#events,
       host: this.#host(),
+      persisted: () => this.#writing,
     });
     this.#server = createApiServer({
       control: this.#table,

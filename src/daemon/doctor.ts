@@ -56,6 +56,18 @@ const features: Readonly<Record<string, Feature>> = {
     meaning: 'hands descriptors over from the dying process; needed',
     impossible: (value) => value === false,
   },
+  pagemapScan: { meaning: 'finds and re-arms written pages in one call' },
+  setTid: {
+    meaning: 'gives a replica the ids of its primary; needed',
+    impossible: (value) => value === false,
+  },
+  rseqConfiguration: {
+    meaning: 'reads where a thread registered its restartable sequences; needed',
+    impossible: (value) => value === false,
+  },
+  bpf: { meaning: 'with btf: reads kernel state without running anything in the primary' },
+  btf: { meaning: 'the kernel describes its own structures; see bpf' },
+  damonInUse: { meaning: 'a kdamond runs that is not ours: its interface is left alone' },
   tcpRepair: { meaning: 'moves established connections to another machine; not needed on one' },
   idleBitmap: { meaning: 'tells which pages were touched; not needed on one machine' },
   cgroup: { meaning: 'where promoted processes get a group of their own' },

@@ -32,6 +32,8 @@ export interface TableOptions {
   readonly native: NativeAddon;
   readonly events: EventRing;
   readonly host: GroupHost;
+  /** Resolves when what was given to `host.persist` so far is in the state file. */
+  persisted(): Promise<void>;
 }
 
 const protectDefaults = {
@@ -133,6 +135,8 @@ export class ReplicaTable implements DaemonControl {
         await makeOutputFile(logDir, name, owner);
       }
       const report = await group.protect((bytes, total) => watch.onProgress(bytes, total));
+      // Whoever was told that a process is protected relies on it from then on.
+      await this.#options.persisted();
       const { copiedBytes, copyUs } = report;
       const status = this.#statusOf(group);
       return { group: status, copiedBytes, copyUs, warnings: status.warnings };
@@ -154,6 +158,7 @@ export class ReplicaTable implements DaemonControl {
     const group = this.#allowed(caller, name);
     await group.unprotect();
     this.#forget(group);
+    await this.#options.persisted();
     return this.#statusOf(group);
   }
 

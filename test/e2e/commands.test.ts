@@ -169,9 +169,7 @@ t.test('status has the documented keys', { skip }, (t) =>
   }),
 );
 
-const unprotectedReason = 'open: in some runs the group becomes unprotected before it is promoted';
-
-t.test('promote, detach, unprotect', { skip: skip || unprotectedReason }, (t) =>
+t.test('promote, detach, unprotect', { skip }, (t) =>
   onStage(t, 'by-hand', async (stage) => {
     await stage.startDaemon();
     const tools = await buildTools();

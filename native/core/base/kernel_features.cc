@@ -2,10 +2,14 @@
 
 #include <fcntl.h>
 #include <linux/bpf.h>
+#include <linux/capability.h>
 #include <linux/sched.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <sys/ioctl.h>
 #include <sys/ptrace.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -107,6 +111,19 @@ bool bpf() {
       .valid();
 }
 
+// As a socket that was never connected takes it.
+bool tcp_repair() {
+  const UniqueFd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const int on = 1;
+  return socket.valid() && ::setsockopt(socket.get(), IPPROTO_TCP, TCP_REPAIR, &on, sizeof on) == 0;
+}
+
+bool has_capability(int number) {
+  const auto status = read_proc("/proc/self/status");
+  const auto mask = status ? field_of(*status, "CapEff") : std::nullopt;
+  return mask && (std::stoull(std::string(*mask), nullptr, 16) >> number & 1) != 0;
+}
+
 // Only looks: whoever started a kdamond may rely on it.
 bool damon_in_use() {
   for (const int pid : numeric_entries("/proc").value_or(std::vector<int>())) {
@@ -136,15 +153,25 @@ bool attempt(bool (*probe)()) {
 }  // namespace
 
 std::vector<KernelFeature> probe_kernel_features() {
-  return {{"pagemapScan", attempt(pagemap_scan)},
-          {"pidfdGetfd", attempt(pidfd_getfd)},
-          {"setTid", attempt(set_tid)},
-          {"rseqConfiguration", attempt(rseq_configuration)},
-          {"idleBitmap", can_read("/sys/kernel/mm/page_idle/bitmap")},
-          {"bpf", attempt(bpf)},
-          {"btf", can_read("/sys/kernel/btf/vmlinux")},
-          {"damonInUse", attempt(damon_in_use)},
-          {"cgroup", cgroup_version()}};
+  std::vector<KernelFeature> features = {
+      {"pagemapScan", attempt(pagemap_scan)},
+      {"pidfdGetfd", attempt(pidfd_getfd)},
+      {"setTid", attempt(set_tid)},
+      {"rseqConfiguration", attempt(rseq_configuration)},
+      {"idleBitmap", can_read("/sys/kernel/mm/page_idle/bitmap")},
+      {"bpf", attempt(bpf)},
+      {"btf", can_read("/sys/kernel/btf/vmlinux")},
+      {"damonInUse", attempt(damon_in_use)},
+      {"tcpRepair", attempt(tcp_repair)},
+      {"cgroup", cgroup_version()},
+      {"capSysPtrace", has_capability(CAP_SYS_PTRACE)},
+      {"capSysAdmin", has_capability(CAP_SYS_ADMIN)},
+      {"capSysResource", has_capability(CAP_SYS_RESOURCE)},
+      {"capNetAdmin", has_capability(CAP_NET_ADMIN)}};
+  if (const auto scope = read_proc("/proc/sys/kernel/yama/ptrace_scope")) {
+    features.push_back({"yamaScope", std::stoi(*scope)});
+  }
+  return features;
 }
 
 }  // namespace replpage

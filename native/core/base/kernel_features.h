@@ -9,7 +9,7 @@ namespace replpage {
 
 struct KernelFeature {
   std::string name;  // a key of `replpage doctor --json`
-  std::variant<bool, std::string> value;
+  std::variant<bool, int, std::string> value;
 };
 
 // Probes that need nothing but system calls; those of the dirty trackers are with the trackers.
@@ -22,7 +22,10 @@ struct KernelFeature {
 //   idleBitmap         /sys/kernel/mm/page_idle/bitmap can be read
 //   bpf, btf           the bpf system call works; the kernel describes its types
 //   damonInUse         a kdamond runs: DAMON belongs to somebody else
+//   tcpRepair          TCP_REPAIR of tcp(7)
 //   cgroup             "v1", "v2", "v1 and v2" or "none"
+//   yamaScope          kernel.yama.ptrace_scope, where the kernel has that module
+//   capSysPtrace, capSysAdmin, capSysResource, capNetAdmin   rights of this process
 std::vector<KernelFeature> probe_kernel_features();
 
 }  // namespace replpage
