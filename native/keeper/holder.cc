@@ -50,7 +50,8 @@ void become_daemon() {
 void avoid_oom_killer(std::vector<std::string>& notes) {
   UniqueFd fd(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
   if (!fd.valid() || ::write(fd.get(), "-1000", 5) != 5) {
-    notes.push_back(std::string("oom_score_adj stays: ") + strerrordesc_np(errno));
+    notes.push_back(std::string("the OOM killer may choose the replica's holder (lower its ") +
+                    "oom_score_adj: " + strerrordesc_np(errno) + ")");
   }
 }
 
