@@ -82,7 +82,9 @@ export class Daemon {
     this.#server.close();
     this.#server.closeAllConnections();
     const letGo = Promise.allSettled(this.#table.groups.map((group) => group.shutdown()));
-    await Promise.race([letGo, systemClock.sleep(shutdownMs)]);
+    const waiting = new AbortController();
+    await Promise.race([letGo, systemClock.sleep(shutdownMs, waiting.signal)]);
+    waiting.abort();
     await this.#writing;
     await rm(this.#config.socketPath, { force: true });
     await this.#lock?.close();
