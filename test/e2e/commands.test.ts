@@ -1,39 +1,21 @@
 /** The commands, as a user types them, and what they say about processes that cannot be protected. */
 import { once } from 'node:events';
 import { chown, readFile } from 'node:fs/promises';
-import t, { type Test } from 'tap';
+import t from 'tap';
 import type { EventRecord, GroupStatus } from '../../src/api/schema.js';
 import { isRunning, sendSignal, statusField } from '../support/processes.js';
 import { cliPath, whyNoEngine } from '../support/repository.js';
-import { Stage } from '../support/stage.js';
-import { buildTools, Victim } from '../support/victim.js';
+import { onStage, startVictim } from '../support/on-stage.js';
+import { buildTools } from '../support/victim.js';
 import { waitFor } from '../support/wait-for.js';
 
 const skip = whyNoEngine() ?? false;
-
-async function onStage(t: Test, name: string, body: (stage: Stage) => Promise<void>) {
-  const stage = await Stage.make(name);
-  try {
-    await body(stage);
-  } catch (error) {
-    stage.keep();
-    t.comment(`its files are in ${stage.folder}`);
-    t.fail(error instanceof Error ? (error.stack ?? error.message) : String(error));
-  }
-  t.same(await stage.end(), [], 'nothing is left behind');
-}
-
-async function start(stage: Stage, program: string, ...args: string[]): Promise<Victim> {
-  const victim = await Victim.start(stage, program, args);
-  if (typeof victim === 'string') throw new Error(victim);
-  return victim;
-}
 
 t.test('a process that cannot be protected gets a clear error', { skip }, (t) =>
   onStage(t, 'bad-pids', async (stage) => {
     await stage.startDaemon();
     const tools = await buildTools();
-    const victim = await start(stage, 'memory_model');
+    const victim = await startVictim(stage, 'memory_model');
 
     const missing = await stage.refusal('protect', '4194303');
     t.equal(missing.code, 'ERR_NO_PROCESS');
@@ -65,7 +47,7 @@ t.test('a process that cannot be protected gets a clear error', { skip }, (t) =>
     const twice = await stage.refusal('protect', String(victim.pid), '--name', 'other');
     t.equal(twice.code, 'ERR_PROTECTED_ALREADY');
     t.match(twice.message, /main/, 'it names the group');
-    const sameName = await start(stage, 'clocks');
+    const sameName = await startVictim(stage, 'clocks');
     t.equal(
       (await stage.refusal('protect', String(sameName.pid), '--name', 'main')).code,
       'ERR_GROUP_EXISTS',
@@ -89,7 +71,7 @@ t.test('a process that cannot be protected gets a clear error', { skip }, (t) =>
 t.test('who may not trace a process may not protect it', { skip }, (t) =>
   onStage(t, 'rights', async (stage) => {
     await stage.startDaemon();
-    const victim = await start(stage, 'clocks');
+    const victim = await startVictim(stage, 'clocks');
     const nobody = 65534;
     await chown(stage.path(), nobody, nobody);
     await chown(stage.path('run', 'replpage.sock'), 0, nobody);
@@ -127,7 +109,7 @@ t.test('who may not trace a process may not protect it', { skip }, (t) =>
 t.test('status has the documented keys', { skip }, (t) =>
   onStage(t, 'status', async (stage) => {
     await stage.startDaemon();
-    const victim = await start(stage, 'memory_load', '16', '2', '1000');
+    const victim = await startVictim(stage, 'memory_load', '16', '2', '1000');
     const name = 'main';
     await stage.protect(victim.pid, name, '--epoch', '50ms');
     const first = await stage.waitForState(name, ['protected']);
@@ -175,7 +157,7 @@ t.test('promote, detach, unprotect', { skip }, (t) =>
     const tools = await buildTools();
     const pidfile = stage.path('main.pid');
     const hook = stage.path('hook.out');
-    const victim = await start(stage, 'memory_model');
+    const victim = await startVictim(stage, 'memory_model');
     let group = await stage.protect(
       victim.pid,
       'main',
@@ -224,7 +206,7 @@ t.test('promote, detach, unprotect', { skip }, (t) =>
 t.test('a process that ends by itself or is asked to ends its group', { skip }, (t) =>
   onStage(t, 'ends', async (stage) => {
     await stage.startDaemon();
-    const asked = await start(stage, 'clocks');
+    const asked = await startVictim(stage, 'clocks');
     await stage.protect(asked.pid, 'asked');
     sendSignal(asked.pid, 'SIGTERM');
     const ended = await stage.waitForState('asked', ['ended']);
@@ -239,7 +221,7 @@ t.test('a process that ends by itself or is asked to ends its group', { skip }, 
     t.same(await exit, [0, null], 'its parent sees its exit status');
     await stage.waitForState('itself', ['ended']);
 
-    const kept = await start(stage, 'clocks');
+    const kept = await startVictim(stage, 'clocks');
     const group = await stage.protect(kept.pid, 'kept', '--on-exit', 'promote');
     sendSignal(kept.pid, 'SIGTERM');
     await stage.waitForPromotion('kept', group.generation);
@@ -251,7 +233,7 @@ t.test('a process that ends by itself or is asked to ends its group', { skip }, 
 t.test('crashes are answered a few times, then the group ends', { skip }, (t) =>
   onStage(t, 'retries', async (stage) => {
     await stage.startDaemon();
-    const victim = await start(stage, 'memory_model');
+    const victim = await startVictim(stage, 'memory_model');
     let group = await stage.protect(victim.pid, 'main', '--retries', '2', '--files', 'keep');
     for (const signal of ['SIGSEGV', 'SIGABRT'] as const) {
       await victim.waitForRounds(10);
@@ -272,7 +254,7 @@ t.test('the daemon lets go of all when it ends, and takes them up again', { skip
     await stage.startDaemon();
     const second = await stage.run(process.execPath, [cliPath, 'daemon']);
     t.not(second.status, 0, `a second daemon ends: ${second.stderr.trim().slice(-200)}`);
-    const victim = await start(stage, 'signal_count', '500');
+    const victim = await startVictim(stage, 'signal_count', '500');
     await stage.protect(victim.pid, 'main');
     t.equal(await stage.stopDaemon(), 0, 'it ends cleanly');
     await victim.waitForRounds(50);

@@ -5,13 +5,14 @@
  * REPLPAGE_TEST_KILLS sets how often the daemon and a fault server are killed (8; the full size is
  * 200), REPLPAGE_TEST_SEED the moments.
  */
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { isRunning, keepersOf, sendSignal, statusField } from '../support/processes.js';
 import { Recorder } from '../support/recorder.js';
+import { onStage, startVictim } from '../support/on-stage.js';
 import { whyNoEngine } from '../support/repository.js';
 import { startRedis } from '../support/servers.js';
-import { Stage } from '../support/stage.js';
-import { buildTools, Victim } from '../support/victim.js';
+import type { Stage } from '../support/stage.js';
+import { buildTools } from '../support/victim.js';
 import { letRun, waitFor } from '../support/wait-for.js';
 
 const skip = whyNoEngine() ?? false;
@@ -27,25 +28,7 @@ function* randomNumbers(state: number): Generator<number, never> {
   }
 }
 const random = randomNumbers(seed);
-
-async function onStage(t: Test, name: string, body: (stage: Stage) => Promise<void>) {
-  const stage = await Stage.make(name);
-  t.comment(`seed ${seed}`);
-  try {
-    await body(stage);
-  } catch (error) {
-    stage.keep();
-    t.comment(`its files are in ${stage.folder}`);
-    t.fail(error instanceof Error ? (error.stack ?? error.message) : String(error));
-  }
-  t.same(await stage.end(), [], 'nothing is left behind');
-}
-
-async function start(stage: Stage, program: string, ...args: string[]): Promise<Victim> {
-  const victim = await Victim.start(stage, program, args);
-  if (typeof victim === 'string') throw new Error(victim);
-  return victim;
-}
+t.comment(`seed ${seed}`);
 
 const parts = ['keeper', 'holder', 'replica'] as const;
 type Part = (typeof parts)[number];
@@ -69,9 +52,9 @@ t.test('the daemon is killed again and again', { skip, timeout: 3_600_000 }, (t)
   onStage(t, 'daemon-kills', async (stage) => {
     const tools = await buildTools();
     const victims = {
-      signals: await start(stage, 'signal_count', '500'),
-      registers: await start(stage, 'registers'),
-      memory: await start(stage, 'memory_model'),
+      signals: await startVictim(stage, 'signal_count', '500'),
+      registers: await startVictim(stage, 'registers'),
+      memory: await startVictim(stage, 'memory_model'),
     };
     const redis = await startRedis(stage);
     const recorder = await Recorder.connect({
@@ -124,7 +107,7 @@ for (const part of parts) {
   t.test(`the ${part} is killed: the primary runs on unprotected`, { skip }, (t) =>
     onStage(t, `${part}-killed`, async (stage) => {
       await stage.startDaemon();
-      const victim = await start(stage, 'memory_model');
+      const victim = await startVictim(stage, 'memory_model');
       await stage.protect(victim.pid, 'main');
       const found = await partsOf(stage, 'main');
       const pid = found.get(part);
@@ -148,7 +131,7 @@ t.test('a promoted process whose fault server dies never reads a zero', { skip }
     let ended = 0;
     for (let kill = 1; kill <= kills; kill++) {
       const name = `main-${kill}`;
-      const victim = await start(stage, 'memory_load', '48', '2', '20000');
+      const victim = await startVictim(stage, 'memory_load', '48', '2', '20000');
       await stage.protect(victim.pid, name);
       await victim.waitForRounds(5);
       const found = await partsOf(stage, name);
@@ -186,7 +169,7 @@ t.test(
       for (let kill = 1; kill <= Math.min(kills, 50); kill++) {
         await stage.startDaemon();
         const name = `main-${kill}`;
-        const victim = await start(stage, 'pending_signals');
+        const victim = await startVictim(stage, 'pending_signals');
         await stage.protect(victim.pid, name);
         await victim.waitForRounds(5);
         const wait = letRun((random.next().value ?? 0) * 5);

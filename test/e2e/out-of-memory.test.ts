@@ -1,11 +1,12 @@
 /** Memory that runs out, on either side: each side gets a memory control group with a limit. */
 import { access, mkdir, readFile, rmdir, writeFile } from 'node:fs/promises';
 import path from 'node:path';
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { keepersOf, statusField } from '../support/processes.js';
+import { onStage, startVictim } from '../support/on-stage.js';
 import { whyNoEngine } from '../support/repository.js';
-import { Stage } from '../support/stage.js';
-import { Victim } from '../support/victim.js';
+import type { Stage } from '../support/stage.js';
+import type { Victim } from '../support/victim.js';
 import { waitFor } from '../support/wait-for.js';
 
 /** Version 1 of control groups, as this is where both a group and its limit can be had by anyone. */
@@ -17,23 +18,8 @@ const noGroups = await access(path.join(hierarchy, 'memory.limit_in_bytes')).the
 const skip = whyNoEngine() ?? noGroups;
 const growthMiB = 64;
 
-async function onStage(t: Test, name: string, body: (stage: Stage) => Promise<void>) {
-  const stage = await Stage.make(name);
-  try {
-    await body(stage);
-  } catch (error) {
-    stage.keep();
-    t.comment(`its files are in ${stage.folder}`);
-    t.fail(error instanceof Error ? (error.stack ?? error.message) : String(error));
-  }
-  t.same(await stage.end(), [], 'nothing is left behind');
-}
-
-async function startGrowing(stage: Stage): Promise<Victim> {
-  const victim = await Victim.start(stage, 'memory_growth', [String(growthMiB)]);
-  if (typeof victim === 'string') throw new Error(victim);
-  return victim;
-}
+const startGrowing = (stage: Stage): Promise<Victim> =>
+  startVictim(stage, 'memory_growth', String(growthMiB));
 
 const grown = (victim: Victim): Promise<unknown> =>
   victim.waitUntil(
