@@ -12,6 +12,7 @@
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/capture/group_session.h"
+#include "core/image/kernel_reader.h"
 
 namespace replpage {
 namespace {
@@ -178,6 +179,7 @@ void GroupSession::handle_death() {
 void GroupSession::promote_exactly() {
   GroupImage image = capture_->capture_state(
       {.slow_state = true, .inject = death_->planned, .with_content = false, .refusals = nullptr});
+  if (!death_->planned) restore_dropped_signals(image);
   image.epoch = epoch_ + 1;
   image.generation = options_.generation;
   std::vector<UniqueFd> open_files = capture_->take_descriptors(image);
@@ -186,6 +188,16 @@ void GroupSession::promote_exactly() {
   const auto dense = capture_->copy_last(image, *runs_, kLastPagesCopiedMax);
   lazy.insert(lazy.end(), dense.begin(), dense.end());
   hand_over(image, open_files, lazy, true);
+}
+
+void GroupSession::restore_dropped_signals(GroupImage& image) const {
+  const KernelReader* reader = KernelReader::instance();
+  if (reader == nullptr || reader->dropped_signals() == nullptr) return;
+  // From the kill on, which was some time before its first exit stop was seen.
+  const uint64_t since_ns = (death_->seen_us - kDeathDeadlineUs) * 1000;
+  for (ProcessImage& process : image.processes) {
+    reader->dropped_signals()->restore(capture_->host_pid_of(process.pid), since_ns, process);
+  }
 }
 
 void GroupSession::promote_last_epoch() {

@@ -86,6 +86,7 @@ class GroupSession final : private TraceObserver {
   void on_unseen_end(std::optional<int> wait_status);
   void handle_death();
   void promote_exactly();
+  void restore_dropped_signals(GroupImage& image) const;
   void promote_last_epoch();
   std::vector<UniqueFd> match_open_files();
   void hand_over(GroupImage& image, const std::vector<UniqueFd>& open_files,

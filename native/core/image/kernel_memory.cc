@@ -1,8 +1,7 @@
 #include "core/image/kernel_memory.h"
 
-#include <linux/bpf.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstddef>
@@ -40,49 +39,10 @@ struct KernelMemory::Area {
 
 namespace {
 
+using namespace bpf;
+
 constexpr int16_t kRequests = 64;
 constexpr int32_t kResults = kRequests + KernelMemory::kRequestsMax * sizeof(Request);
-
-long bpf(int command, bpf_attr& attributes) {
-  return ::syscall(SYS_bpf, command, &attributes, sizeof attributes);
-}
-
-// The eBPF instructions that the program needs (Documentation/bpf/standardization).
-using Instruction = bpf_insn;
-constexpr Instruction instruction(uint8_t code, uint8_t to, uint8_t from, int16_t offset,
-                                  int32_t value) {
-  return {.code = code, .dst_reg = to, .src_reg = from, .off = offset, .imm = value};
-}
-constexpr Instruction move(uint8_t to, uint8_t from) {
-  return instruction(BPF_ALU64 | BPF_MOV | BPF_X, to, from, 0, 0);
-}
-constexpr Instruction set(uint8_t to, int32_t value) {
-  return instruction(BPF_ALU64 | BPF_MOV | BPF_K, to, 0, 0, value);
-}
-constexpr Instruction add(uint8_t to, uint8_t from) {
-  return instruction(BPF_ALU64 | BPF_ADD | BPF_X, to, from, 0, 0);
-}
-constexpr Instruction alu(uint8_t operation, uint8_t to, int32_t value) {
-  return instruction(BPF_ALU64 | operation | BPF_K, to, 0, 0, value);
-}
-constexpr Instruction load(uint8_t size, uint8_t to, uint8_t from, int16_t offset) {
-  return instruction(BPF_LDX | size | BPF_MEM, to, from, offset, 0);
-}
-constexpr Instruction store(uint8_t size, uint8_t to, uint8_t from, int16_t offset) {
-  return instruction(BPF_STX | size | BPF_MEM, to, from, offset, 0);
-}
-constexpr Instruction jump_if(uint8_t comparison, uint8_t left, int32_t value, int16_t distance) {
-  return instruction(BPF_JMP | comparison | BPF_K, left, 0, distance, value);
-}
-constexpr Instruction jump(int16_t distance) {
-  return instruction(BPF_JMP | BPF_JA, 0, 0, distance, 0);
-}
-constexpr Instruction call_helper(int32_t id) {
-  return instruction(BPF_JMP | BPF_CALL, 0, 0, 0, id);
-}
-constexpr Instruction call_kernel(uint32_t type) {
-  return instruction(BPF_JMP | BPF_CALL, 0, BPF_PSEUDO_KFUNC_CALL, 0, static_cast<int32_t>(type));
-}
 
 constexpr int16_t in_request(size_t member) { return static_cast<int16_t>(kRequests + member); }
 
@@ -136,55 +96,27 @@ std::vector<Instruction> make_program(int map, uint32_t find_task, uint32_t rele
 
 }  // namespace
 
-KernelMemory::KernelMemory(const BtfTypes& types) {
+KernelMemory::KernelMemory(const BtfTypes& types) : area_(sizeof(Area)) {
   static_assert(offsetof(Area, requests) == kRequests);
   static_assert(offsetof(Area, results) == kResults);
   const auto find_task = types.function("bpf_task_from_pid");
   const auto release_task = types.function("bpf_task_release");
   if (!find_task || !release_task) throw SysError("find bpf_task_from_pid", ENOSYS);
-  bpf_attr attributes{};
-  attributes.map_type = BPF_MAP_TYPE_ARRAY;
-  attributes.key_size = sizeof(uint32_t);
-  attributes.value_size = sizeof(Area);
-  attributes.max_entries = 1;
-  attributes.map_flags = BPF_F_MMAPABLE;
-  map_.reset(static_cast<int>(bpf(BPF_MAP_CREATE, attributes)));
-  if (!map_.valid()) throw SysError::from_errno("create a BPF map");
-  load_program(*find_task, *release_task);
-  void* area =
-      ::mmap(nullptr, page_ceil(sizeof(Area)), PROT_READ | PROT_WRITE, MAP_SHARED, map_.get(), 0);
-  if (area == MAP_FAILED) throw SysError::from_errno("map a BPF map");
-  area_ = static_cast<Area*>(area);
-}
-
-KernelMemory::~KernelMemory() {
-  if (area_ != nullptr) ::munmap(area_, page_ceil(sizeof(Area)));
-}
-
-void KernelMemory::load_program(uint32_t find_task, uint32_t release_task) {
-  const std::vector<Instruction> program = make_program(map_.get(), find_task, release_task);
-  static constexpr char kLicense[] = "GPL";  // the kernel's helpers ask for it
-  bpf_attr attributes{};
-  attributes.prog_type = BPF_PROG_TYPE_SYSCALL;
-  attributes.prog_flags = BPF_F_SLEEPABLE;
-  attributes.insn_cnt = static_cast<uint32_t>(program.size());
-  attributes.insns = reinterpret_cast<uint64_t>(program.data());
-  attributes.license = reinterpret_cast<uint64_t>(kLicense);
-  program_.reset(static_cast<int>(bpf(BPF_PROG_LOAD, attributes)));
-  if (!program_.valid()) throw SysError::from_errno("load a BPF program");
+  const auto program = make_program(area_.map(), *find_task, *release_task);
+  program_ = bpf::load_program(BPF_PROG_TYPE_SYSCALL, BPF_F_SLEEPABLE, program);
 }
 
 void KernelMemory::start() {
-  area_->count = 0;
+  area().count = 0;
   used_ = 0;
 }
 
 size_t KernelMemory::ask(uint64_t address, uint32_t length, uint32_t pid) {
-  if (area_->count >= kRequestsMax || length > kLengthMax) {
+  if (area().count >= kRequestsMax || length > kLengthMax) {
     throw SysError("read kernel memory", E2BIG);
   }
-  const uint32_t number = area_->count++;
-  area_->requests[number] = {
+  const uint32_t number = area().count++;
+  area().requests[number] = {
       .address = address, .pid = pid, .length = length, .offset = used_, .status = 0, .task = 0};
   used_ += (length + 7) & ~7u;
   return number;
@@ -193,15 +125,17 @@ size_t KernelMemory::ask(uint64_t address, uint32_t length, uint32_t pid) {
 void KernelMemory::run() {
   bpf_attr attributes{};
   attributes.test.prog_fd = static_cast<uint32_t>(program_.get());
-  if (bpf(BPF_PROG_TEST_RUN, attributes) != 0) throw SysError::from_errno("run a BPF program");
+  if (::syscall(SYS_bpf, BPF_PROG_TEST_RUN, &attributes, sizeof attributes) != 0) {
+    throw SysError::from_errno("run a BPF program");
+  }
 }
 
 std::span<const uint8_t> KernelMemory::result(size_t request) const {
-  const Request& done = area_->requests[request];
+  const Request& done = area().requests[request];
   if (done.status != 0) return {};
-  return {area_->results + done.offset, done.length};
+  return {area().results + done.offset, done.length};
 }
 
-uint64_t KernelMemory::task(size_t request) const { return area_->requests[request].task; }
+uint64_t KernelMemory::task(size_t request) const { return area().requests[request].task; }
 
 }  // namespace replpage

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/base/unique_fd.h"
+#include "core/image/bpf.h"
 #include "core/image/btf_types.h"
 
 namespace replpage {
@@ -16,7 +17,6 @@ class KernelMemory {
  public:
   // Throws SysError when the kernel does not allow or know it.
   explicit KernelMemory(const BtfTypes& types);
-  ~KernelMemory();
   KernelMemory(const KernelMemory&) = delete;
   KernelMemory& operator=(const KernelMemory&) = delete;
 
@@ -37,10 +37,10 @@ class KernelMemory {
 
  private:
   struct Area;
-  void load_program(uint32_t find_task, uint32_t release_task);
+  [[nodiscard]] Area& area() const { return *static_cast<Area*>(area_.data()); }
 
-  UniqueFd map_, program_;
-  Area* area_ = nullptr;
+  bpf::SharedArea area_;
+  UniqueFd program_;
   uint32_t used_ = 0;  // bytes of the result area
 };
 

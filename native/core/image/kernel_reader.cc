@@ -181,7 +181,12 @@ KernelReader* KernelReader::instance() {
 }
 
 KernelReader::KernelReader(const BtfTypes& types)
-    : at_(std::make_unique<const KernelOffsets>(types)), memory_(types) {}
+    : at_(std::make_unique<const KernelOffsets>(types)), memory_(types) {
+  try {
+    dropped_ = std::make_unique<const DroppedSignals>(types);
+  } catch (const SysError&) {  // no tracepoints here: a signal in flight is lost with a SIGKILL
+  }
+}
 
 KernelReader::~KernelReader() = default;
 

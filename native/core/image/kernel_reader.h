@@ -9,6 +9,7 @@
 #include <span>
 #include <vector>
 
+#include "core/image/dropped_signals.h"
 #include "core/image/kernel_memory.h"
 #include "core/image/process_image.h"
 
@@ -41,6 +42,10 @@ class KernelReader {
   // semop(2)). Any thread shares the list, so having one tells nothing yet. False when it is gone.
   bool has_semaphore_undos(pid_t host_pid);
 
+  // Signals that were dropped because their process was dying; null where the kernel does not let
+  // us see them.
+  [[nodiscard]] const DroppedSignals* dropped_signals() const { return dropped_.get(); }
+
  private:
   struct Pointers {
     uint64_t memory = 0, directories = 0, signals = 0, actions = 0;
@@ -55,6 +60,7 @@ class KernelReader {
   std::mutex mutex_;
   std::unique_ptr<const KernelOffsets> at_;
   KernelMemory memory_;
+  std::unique_ptr<const DroppedSignals> dropped_;
 };
 
 }  // namespace replpage
