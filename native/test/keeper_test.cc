@@ -155,7 +155,7 @@ class Victim : private TraceObserver {
     CHECK(frozen.frozen);
     Refusals refusals;
     image_ = capture_.capture_state(
-        {.slow_state = true, .inject = true, .with_content = true, .refusals = &refusals});
+        {.slow_state = true, .inject = true, .with_content = true, .refusals = &refusals, .unseen_ends = true});
     for (const auto& refusal : refusals)
       testing::note(refusal.object + " " + refusal.kind + ": " + refusal.why);
     CHECK(refusals.empty());

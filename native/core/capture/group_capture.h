@@ -35,6 +35,7 @@ struct StateDetail {
   bool inject = false;       // may run system calls in the primary
   bool with_content = true;  // queues of pipes and sockets: not needed when they are handed over
   Refusals* refusals = nullptr;
+  bool unseen_ends = false;  // processes may have ended while nobody was attached
 };
 
 class GroupCapture {
@@ -100,7 +101,9 @@ class GroupCapture {
   void fill_shared_objects(GroupImage& image, WhenGone when_gone);
   bool add_shared_object(GroupImage& image, const ProcessImage& process,
                          const MappingImage& mapping);
+  [[nodiscard]] bool has_tracker(const Member& member) const;
   uint32_t object_id(uint64_t device, uint64_t inode);
+  void find_zombies();
   void fill_zombies(GroupImage& image);
   DescriptorCaptureInput descriptor_input(const GroupImage& image);
   Member* member_of(int32_t group_pid);

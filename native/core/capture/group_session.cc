@@ -148,7 +148,11 @@ GroupImage GroupSession::freeze_first() {
   GroupImage image;
   const auto capture = [&] {
     image = capture_->capture_state(
-        {.slow_state = true, .inject = true, .with_content = false, .refusals = &refusals});
+        {.slow_state = true,
+         .inject = true,
+         .with_content = false,
+         .refusals = &refusals,
+         .unseen_ends = true});
     if (!refusals.empty()) throw RefusedError(std::move(refusals));
     capture_->admit_new();
     capture_->track_mappings(image);
@@ -278,7 +282,11 @@ void GroupSession::admit_newcomers() {
     while_stopped(options_.freeze_deadline_us, [this, newcomers] {
       if (newcomers && capture_->admit_new()) {
         running_image_ = capture_->capture_state(
-            {.slow_state = false, .inject = true, .with_content = false, .refusals = nullptr});
+            {.slow_state = false,
+             .inject = true,
+             .with_content = false,
+             .refusals = nullptr,
+             .unseen_ends = false});
       } else {
         capture_->refresh_mappings(running_image_);
       }
@@ -317,7 +325,8 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
       image = capture_->capture_state({.slow_state = slow_state_due(),
                                        .inject = false,
                                        .with_content = true,
-                                       .refusals = nullptr});
+                                       .refusals = nullptr,
+                                       .unseen_ends = !options_.attach_always});
       round = capture_->copy_frozen(image, *runs_);
     });
     if (!stats.reason.empty()) return false;

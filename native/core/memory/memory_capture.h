@@ -95,11 +95,12 @@ class SharedObjectCapture {
  public:
   static std::unique_ptr<SharedObjectCapture> create();
   virtual ~SharedObjectCapture() = default;
-  // `processes` pairs host pids with their images. Call after MemoryCapture of all of them.
+  // `processes` pairs host pids with their images. Call after MemoryCapture of all of them, and
+  // after note_exit() of those that have none.
   struct ProcessView {
     pid_t host_pid;
     const ProcessImage* image;
-    MemoryCapture* memory;
+    MemoryCapture* memory;  // null: not tracked
   };
   virtual CopyRound copy_changed(const std::vector<ProcessView>& processes,
                                  const std::vector<SharedObjectImage>& objects, PageSink& sink) = 0;

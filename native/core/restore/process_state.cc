@@ -192,6 +192,14 @@ void add_limits(const ProcessImage& process, SyscallBatch& batch) {
   }
 }
 
+void write_number(const std::string& path, int64_t number) {
+  const UniqueFd file = open_path(path, O_WRONLY);
+  const std::string text = std::to_string(number);
+  if (::write(file.get(), text.data(), text.size()) < 0) {
+    throw SysError::from_errno("write", on_path(path));
+  }
+}
+
 }  // namespace
 
 void add_build_state(const ProcessImage& process, SyscallBatch& batch) {
@@ -256,13 +264,10 @@ void check_process_rights(const ProcessImage& process) {
   }
 }
 
-void apply_oom_score(pid_t pid, const ProcessImage& process) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/oom_score_adj";
-  const UniqueFd file = open_path(path, O_WRONLY);
-  const std::string text = std::to_string(process.oom_score_adj);
-  if (::write(file.get(), text.data(), text.size()) < 0) {
-    throw SysError::from_errno("write", on_path(path));
-  }
+void apply_outer_state(pid_t pid, const ProcessImage& process) {
+  const std::string directory = "/proc/" + std::to_string(pid);
+  write_number(directory + "/oom_score_adj", process.oom_score_adj);
+  write_number(directory + "/coredump_filter", process.core_dump_filter);
 }
 
 }  // namespace replpage

@@ -28,8 +28,8 @@ void add_final_state(const ProcessImage& process, SyscallBatch& batch);
 // limit of the image is higher than the keeper's own and it may not raise it.
 void check_process_rights(const ProcessImage& process);
 
-// Sets oom_score_adj of process `pid` (as the caller and its /proc see it) from outside. Throws
-// SysError.
-void apply_oom_score(pid_t pid, const ProcessImage& process);
+// Sets what only files of /proc set, oom_score_adj and coredump_filter, of process `pid` (as the
+// caller and its /proc see it). Throws SysError.
+void apply_outer_state(pid_t pid, const ProcessImage& process);
 
 }  // namespace replpage

@@ -125,7 +125,7 @@ void Promotion::restore_state(const GroupImage& image) {
     add_final_state(process, last);
     tree_.at(process.pid).begin(process.pid, std::move(last));
   }
-  for (const ProcessImage& process : image.processes) apply_oom_score(process.pid, process);
+  for (const ProcessImage& process : image.processes) apply_outer_state(process.pid, process);
   complete_all();
 }
 
