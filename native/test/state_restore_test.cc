@@ -69,7 +69,7 @@ void become(ProcessImage wanted) {
   ::sigprocmask(SIG_SETMASK, &all, nullptr);
   SyscallBatch batch;
   add_build_state(wanted, batch);
-  add_process_state(wanted, batch);
+  add_process_state(wanted, -1, batch);
   add_thread_state(wanted, wanted.threads[0], batch);
   add_final_state(wanted, batch);
   run_here(batch);

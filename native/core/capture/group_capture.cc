@@ -148,8 +148,9 @@ bool GroupCapture::has_new() const {
 // A tracker serves one address space: after an execve it knows nothing.
 bool GroupCapture::has_tracker(const Member& member) const {
   const auto process = tree_.processes().find(member.host_pid);
+  // A kill on the way out of execve comes before the tracer hears of it.
   return member.memory && process != tree_.processes().end() &&
-         process->second.executions == member.executions;
+         process->second.executions == member.executions && member.memory->serves_process();
 }
 
 bool GroupCapture::admit_new() {

@@ -147,12 +147,11 @@ GroupImage GroupSession::freeze_first() {
   if (!refusals.empty()) throw RefusedError(std::move(refusals));
   GroupImage image;
   const auto capture = [&] {
-    image = capture_->capture_state(
-        {.slow_state = true,
-         .inject = true,
-         .with_content = false,
-         .refusals = &refusals,
-         .unseen_ends = true});
+    image = capture_->capture_state({.slow_state = true,
+                                     .inject = true,
+                                     .with_content = false,
+                                     .refusals = &refusals,
+                                     .unseen_ends = true});
     if (!refusals.empty()) throw RefusedError(std::move(refusals));
     capture_->admit_new();
     capture_->track_mappings(image);
@@ -281,12 +280,11 @@ void GroupSession::admit_newcomers() {
     if (!newcomers && !capture_->has_grown()) return;
     while_stopped(options_.freeze_deadline_us, [this, newcomers] {
       if (newcomers && capture_->admit_new()) {
-        running_image_ = capture_->capture_state(
-            {.slow_state = false,
-             .inject = true,
-             .with_content = false,
-             .refusals = nullptr,
-             .unseen_ends = false});
+        running_image_ = capture_->capture_state({.slow_state = false,
+                                                  .inject = true,
+                                                  .with_content = false,
+                                                  .refusals = nullptr,
+                                                  .unseen_ends = false});
       } else {
         capture_->refresh_mappings(running_image_);
       }

@@ -92,8 +92,9 @@ struct ProcessImage {
   void visit(A& a) {
     a(pid, parent, process_group, session, exit_signal, executable, working_directory,
       root_directory, layout, mappings, threads, actions, pending, interval_timers, posix_timers,
-      limits, file_mode_mask, personality, oom_score_adj, core_dump_filter, dumpable, child_subreaper,
-      thp_disabled, file_table, mlock_future, membarrier, deny_write_execute, stopped, change_mark, captured_ns);
+      limits, file_mode_mask, personality, oom_score_adj, core_dump_filter, dumpable,
+      child_subreaper, thp_disabled, file_table, mlock_future, membarrier, deny_write_execute,
+      stopped, change_mark, captured_ns);
   }
 };
 

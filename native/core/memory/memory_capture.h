@@ -59,6 +59,9 @@ class MemoryCapture {
 
   [[nodiscard]] virtual TrackerKind tracker() const = 0;
 
+  // False when the process has another address space by now (execve), or none.
+  [[nodiscard]] virtual bool serves_process() const = 0;
+
   // Takes in mappings that are new. The process must be stopped and `mappings` read in this very
   // stop: tracking part of a mapping would split it, and the program could not mremap the whole of
   // it any more. Throws SysError.
