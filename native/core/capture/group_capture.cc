@@ -132,9 +132,11 @@ std::vector<pid_t> thread_ids(const TracedProcess& process) {
 
 }  // namespace
 
-GroupCapture::GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker)
+GroupCapture::GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker,
+                           std::string stdio_path)
     : tree_(tree),
       wanted_(tracker),
+      stdio_path_(std::move(stdio_path)),
       descriptors_(DescriptorCapture::create()),
       shared_(SharedObjectCapture::create()) {}
 
@@ -369,6 +371,7 @@ void GroupCapture::fill_zombies(GroupImage& image) {
 
 DescriptorCaptureInput GroupCapture::descriptor_input(const GroupImage& image) {
   DescriptorCaptureInput input;
+  input.stream_path = stdio_path_;
   input.object_id = [this](uint64_t device, uint64_t inode) { return object_id(device, inode); };
   for (const ProcessImage& process : image.processes) {
     input.processes.push_back({.host_pid = host_pid_of(process.pid), .group_pid = process.pid});

@@ -40,7 +40,8 @@ struct StateDetail {
 
 class GroupCapture {
  public:
-  GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker);
+  // `stdio_path`: where standard output of a promoted group goes; empty: nowhere.
+  GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker, std::string stdio_path = {});
 
   // Tracer thread, tree frozen. Gives each process that has no tracker yet (new, or executed
   // another program) one by injection. True when there was such a process.
@@ -116,6 +117,7 @@ class GroupCapture {
   std::map<pid_t, Member> members_;  // by host pid
   std::map<pid_t, ZombieImage> zombies_;
   std::map<std::pair<uint64_t, uint64_t>, uint32_t> object_ids_;  // by device and inode
+  std::string stdio_path_;
   std::unique_ptr<DescriptorCapture> descriptors_;
   std::unique_ptr<SharedObjectCapture> shared_;
   std::mutex memory_mutex_;  // guards the trackers between worker and tracer thread

@@ -94,7 +94,7 @@ GroupSession::~GroupSession() {
 void GroupSession::trace() {
   run_before_others();
   tree_ = std::make_unique<TraceTree>(static_cast<TraceObserver&>(*this));
-  capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker);
+  capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker, options_.stdio_path);
   wakeable_ = tree_.get();
   while (!quit_) {
     if (tree_->processes().empty()) {
