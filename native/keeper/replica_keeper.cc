@@ -103,6 +103,7 @@ class ReplicaKeeper {
         standby_(std::make_unique<StandbyReplica>(*staging_)) {}
 
   [[nodiscard]] int link() const { return link_.get(); }
+  void see_primary(UniqueFd proc) { standby_->replica().see_primary(std::move(proc)); }
 
   // Until the group has ended. Throws what makes the replica useless before it runs.
   void run() {
@@ -364,10 +365,12 @@ int run_keeper(KeeperSetup setup) noexcept {
   try {
     (void)::prctl(PR_SET_NAME, "replpage-keeper");
     reset_signals();
+    UniqueFd proc = open_path("/proc", O_PATH | O_DIRECTORY);
     enter_namespaces(setup.primary.get(), setup.namespaces);
     setup.primary.reset();
     set_oom_score("1000");
     keeper = std::make_unique<ReplicaKeeper>(std::move(setup));
+    keeper->see_primary(std::move(proc));
   } catch (const std::exception& error) {
     report_start(link, error.what());
     return 1;

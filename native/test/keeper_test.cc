@@ -154,8 +154,11 @@ class Victim : private TraceObserver {
     for (int tries = 0; tries < 20 && !frozen.frozen; ++tries) frozen = tree_.freeze(500'000);
     CHECK(frozen.frozen);
     Refusals refusals;
-    image_ = capture_.capture_state(
-        {.slow_state = true, .inject = true, .with_content = true, .refusals = &refusals});
+    image_ = capture_.capture_state({.slow_state = true,
+                                     .inject = true,
+                                     .with_content = true,
+                                     .refusals = &refusals,
+                                     .unseen_ends = true});
     for (const auto& refusal : refusals)
       testing::note(refusal.object + " " + refusal.kind + ": " + refusal.why);
     CHECK(refusals.empty());

@@ -782,4 +782,37 @@ TEST(replica_shares_what_its_primary_shared) {
   ::shmctl(segment, IPC_RMID, nullptr);
 }
 
+TEST(replica_maps_files_without_a_name) {
+  ReportFile report;
+  auto followed = std::make_unique<Followed>([&](const std::function<void()>& ready) {
+    Report* mine = report.map();
+    const std::string path = "/dev/shm/replpage-unnamed-" + std::to_string(::getpid());
+    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT, 0600);
+    if (fd < 0 || ::ftruncate(fd, 8192) != 0 || ::pwrite(fd, "abc", 3, 0) != 3) ::_exit(9);
+    auto* shared = static_cast<std::atomic<uint64_t>*>(
+        ::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 4096));
+    const auto* own =
+        static_cast<const char*>(::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
+    ::close(fd);
+    ::unlink(path.c_str());
+    ready();
+    for (;;) {
+      const uint64_t before = shared[0]++;
+      if (std::memcmp(own, "abc", 4) != 0 || shared[0] != before + 1) ++mine->errors;
+      ++mine->rounds;
+      ::usleep(500);
+    }
+  });
+  CHECK(wait_for([&] { return report->rounds > 3; }));
+  followed->take_epoch();
+  TestKeeper keeper;
+  GroupImage image = followed->image;
+  keeper.apply(image, followed->staging);
+  followed.reset();
+  const uint64_t before = report->rounds;
+  keeper.promote(image);
+  CHECK(wait_for([&] { return report->rounds > before + 5; }));
+  CHECK_EQUAL(report->errors.load(), 0u);
+}
+
 }  // namespace replpage::testing

@@ -69,7 +69,7 @@ void become(ProcessImage wanted) {
   ::sigprocmask(SIG_SETMASK, &all, nullptr);
   SyscallBatch batch;
   add_build_state(wanted, batch);
-  add_process_state(wanted, batch);
+  add_process_state(wanted, -1, batch);
   add_thread_state(wanted, wanted.threads[0], batch);
   add_final_state(wanted, batch);
   run_here(batch);
@@ -95,7 +95,7 @@ ProcessImage restored(const ProcessImage& wanted) {
     ready();
     pause_for_ever();
   });
-  apply_oom_score(victim.pid(), wanted);
+  apply_outer_state(victim.pid(), wanted);
   victim.stop();
   return victim.capture(true);
 }
@@ -171,6 +171,7 @@ TEST(a_process_takes_on_the_other_state_of_an_image) {
   wanted.dumpable = 0;
   wanted.session = 1;
   wanted.oom_score_adj = 123;
+  wanted.core_dump_filter = 0x21;
   wanted.limits[RLIMIT_NOFILE] = {.soft = 55, .hard = 66};
   wanted.threads[0].name = "a (b) c";
   wanted.threads[0].scheduling.nice = 7;
@@ -188,6 +189,7 @@ TEST(a_process_takes_on_the_other_state_of_an_image) {
   CHECK_EQUAL(found.thp_disabled, true);
   CHECK_EQUAL(found.dumpable, 0);
   CHECK_EQUAL(found.oom_score_adj, 123);
+  CHECK_EQUAL(found.core_dump_filter, 0x21u);
   CHECK_EQUAL(found.limits[RLIMIT_NOFILE].hard, 66u);
   CHECK_EQUAL(found.membarrier, 16u);
   const ThreadImage& thread = found.threads[0];

@@ -1,5 +1,6 @@
 #include "test/test_keeper.h"
 
+#include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sched.h>
@@ -109,7 +110,10 @@ void serve(const UniqueFd& uffd, int source, std::atomic<uint64_t>& served) {
 
 class Keeper {
  public:
-  Keeper(int socket, const std::map<int32_t, int>& sources) : socket_(socket), sources_(sources) {}
+  Keeper(int socket, const std::map<int32_t, int>& sources, UniqueFd proc)
+      : socket_(socket), sources_(sources) {
+    replica_->see_primary(std::move(proc));
+  }
 
   [[noreturn]] void run() {
     for (;;) {
@@ -168,12 +172,13 @@ class Keeper {
 };
 
 [[noreturn]] void become_keeper(int socket, const std::map<int32_t, int>& sources) {
+  UniqueFd proc(::open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (::prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 ||
       ::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) != 0 ||
       ::mount("proc", "/proc", "proc", 0, nullptr) != 0) {
     ::_exit(3);
   }
-  Keeper(socket, sources).run();
+  Keeper(socket, sources, std::move(proc)).run();
 }
 
 }  // namespace

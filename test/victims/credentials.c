@@ -88,6 +88,7 @@ int main(int argc, char** argv) {
   victim_start(argc, argv);
   const char* kind = argc > 2 ? argv[2] : "root";
   umask(031);
+  signal(SIGUSR2, SIG_IGN);  // before any snapshot is taken
   if (strcmp(kind, "nobody") == 0) {
     become_nobody();
   } else if (strcmp(kind, "threads") == 0) {
@@ -102,6 +103,5 @@ int main(int argc, char** argv) {
   // A change of ids clears these two.
   prctl(PR_SET_PDEATHSIG, SIGUSR2);
   prctl(PR_SET_DUMPABLE, strcmp(kind, "nobody") == 0 ? 0 : 1);
-  signal(SIGUSR2, SIG_IGN);
   snapshot_hold(take);
 }

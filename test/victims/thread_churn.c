@@ -54,7 +54,7 @@ int main(int argc, char** argv) {
     check_owner_died();
     victim_round();
     if (argc > 2) {
-      victim_pace();
+      usleep(40000);  // slow enough for each thread to be followed
     }
   }
 }

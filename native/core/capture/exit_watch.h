@@ -23,6 +23,7 @@ class ExitWatch {
  private:
   void watch();
 
+  pid_t pid_;
   UniqueFd pidfd_;
   UniqueFd stop_;
   std::function<void(std::optional<int>)> ended_;

@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
+#include <sstream>
 #include <thread>
 
 #include "core/base/clock.h"
@@ -21,6 +23,7 @@ namespace {
 struct StatFields {
   char state = '?';
   pid_t parent = 0, process_group = 0, session = 0;
+  int exit_code = 0;  // as of wait(2), of a zombie
   std::string name;
 };
 
@@ -36,6 +39,7 @@ std::optional<StatFields> read_stat(pid_t pid) {
                   &fields.process_group, &fields.session) != 4) {
     return std::nullopt;
   }
+  fields.exit_code = std::atoi(text->c_str() + text->find_last_of(' ') + 1);  // the last field, 52
   return fields;
 }
 
@@ -128,18 +132,27 @@ std::vector<pid_t> thread_ids(const TracedProcess& process) {
 
 }  // namespace
 
-GroupCapture::GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker)
+GroupCapture::GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker,
+                           std::string stdio_path)
     : tree_(tree),
       wanted_(tracker),
+      stdio_path_(std::move(stdio_path)),
       descriptors_(DescriptorCapture::create()),
       shared_(SharedObjectCapture::create()) {}
 
 bool GroupCapture::has_new() const {
   return std::any_of(tree_.processes().begin(), tree_.processes().end(), [this](const auto& entry) {
     const auto member = members_.find(entry.first);
-    return member == members_.end() || !member->second.memory ||
-           member->second.executions != entry.second.executions;
+    return member == members_.end() || !has_tracker(member->second);
   });
+}
+
+// A tracker serves one address space: after an execve it knows nothing.
+bool GroupCapture::has_tracker(const Member& member) const {
+  const auto process = tree_.processes().find(member.host_pid);
+  // A kill on the way out of execve comes before the tracer hears of it.
+  return member.memory && process != tree_.processes().end() &&
+         process->second.executions == member.executions && member.memory->serves_process();
 }
 
 bool GroupCapture::admit_new() {
@@ -148,7 +161,7 @@ bool GroupCapture::admit_new() {
   bool admitted = false;
   for (const auto& [pid, process] : tree_.processes()) {
     Member& member = members_[pid];
-    if (member.memory && member.executions == process.executions) continue;
+    if (member.host_pid == pid && has_tracker(member)) continue;
     const auto group_pid = pid_in_namespace(pid);
     if (!group_pid) continue;
     const pid_t thread = process.threads.begin()->first;
@@ -244,6 +257,7 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
                                       .last = std::nullopt};
     }
     Member& member = members_[process->pid];
+    if (member.executions != process->executions) member.last.reset();
     auto captured = capture_member(member, *process, detail);
     if (!captured) continue;
     image.processes.push_back(*captured);
@@ -251,6 +265,7 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   }
   fill_parents(image);
   fill_shared_objects(image, WhenGone::kThrow);
+  if (detail.unseen_ends) find_zombies();
   fill_zombies(image);
   DescriptorCaptureInput input = descriptor_input(image);
   input.refusals = detail.refusals;
@@ -329,16 +344,34 @@ void GroupCapture::note_gone(pid_t host_pid, int wait_status) {
                         .name = stat->name};
 }
 
+// Those that ended while nobody was attached.
+void GroupCapture::find_zombies() {
+  for (const auto& [pid, process] : tree_.processes()) {
+    const std::string tasks = "/proc/" + std::to_string(pid) + "/task/";
+    for (const auto& [tid, thread] : process.threads) {
+      const auto children = read_proc(tasks + std::to_string(tid) + "/children");
+      std::istringstream list(children.value_or(""));
+      for (pid_t child = 0; list >> child;) {
+        if (tree_.processes().contains(child) || zombies_.contains(child)) continue;
+        const auto stat = read_stat(child);
+        if (stat && stat->state == 'Z') note_gone(child, stat->exit_code);
+      }
+    }
+  }
+}
+
 void GroupCapture::fill_zombies(GroupImage& image) {
   std::erase_if(zombies_, [this](const auto& entry) {
     const auto stat = read_stat(entry.first);
-    return !stat || !members_.contains(stat->parent);
+    const bool again_in_use = tree_.processes().contains(entry.first);
+    return !stat || again_in_use || !members_.contains(stat->parent);
   });
   for (const auto& [pid, zombie] : zombies_) image.zombies.push_back(zombie);
 }
 
 DescriptorCaptureInput GroupCapture::descriptor_input(const GroupImage& image) {
   DescriptorCaptureInput input;
+  input.stream_path = stdio_path_;
   input.object_id = [this](uint64_t device, uint64_t inode) { return object_id(device, inode); };
   for (const ProcessImage& process : image.processes) {
     input.processes.push_back({.host_pid = host_pid_of(process.pid), .group_pid = process.pid});
@@ -443,18 +476,17 @@ std::vector<LazyRange> GroupCapture::copy_last(const GroupImage& image, PageSink
   for (const ProcessImage& process : image.processes) {
     Member* member = member_of(process.pid);
     if (member == nullptr) continue;
-    if (member->memory) {
-      const auto part = member->memory->copy_last(process.mappings, sink, copy_pages_max);
-      lazy.insert(lazy.end(), part.begin(), part.end());
-      views.push_back({member->host_pid, &process, member->memory.get()});
-      continue;
+    const bool tracked = has_tracker(*member);
+    views.push_back({member->host_pid, &process, tracked ? member->memory.get() : nullptr});
+    if (!tracked) {
+      // Born, or another program, since the last epoch: no page of it was ever copied. What it
+      // wrote into shared objects before its execve went with its page tables.
+      if (member->memory) shared_->copy_all_again();
+      shared_->note_exit(member->host_pid, nullptr);
+      member->memory = MemoryCapture::create_for_last_copy(member->host_pid, member->group_pid);
     }
-    // Never copied before: the whole private memory is read from the process as it is needed.
-    for (const MappingImage& mapping : process.mappings) {
-      if (mapping.kind == MappingKind::kAnonymous) {
-        lazy.push_back({process.pid, mapping.start, mapping.end});
-      }
-    }
+    const auto part = member->memory->copy_last(process.mappings, sink, copy_pages_max);
+    lazy.insert(lazy.end(), part.begin(), part.end());
   }
   shared_->copy_changed(views, image.shared_objects, sink);
   return lazy;

@@ -35,11 +35,13 @@ struct StateDetail {
   bool inject = false;       // may run system calls in the primary
   bool with_content = true;  // queues of pipes and sockets: not needed when they are handed over
   Refusals* refusals = nullptr;
+  bool unseen_ends = false;  // processes may have ended while nobody was attached
 };
 
 class GroupCapture {
  public:
-  GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker);
+  // `stdio_path`: where standard output of a promoted group goes; empty: nowhere.
+  GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker, std::string stdio_path = {});
 
   // Tracer thread, tree frozen. Gives each process that has no tracker yet (new, or executed
   // another program) one by injection. True when there was such a process.
@@ -100,7 +102,9 @@ class GroupCapture {
   void fill_shared_objects(GroupImage& image, WhenGone when_gone);
   bool add_shared_object(GroupImage& image, const ProcessImage& process,
                          const MappingImage& mapping);
+  [[nodiscard]] bool has_tracker(const Member& member) const;
   uint32_t object_id(uint64_t device, uint64_t inode);
+  void find_zombies();
   void fill_zombies(GroupImage& image);
   DescriptorCaptureInput descriptor_input(const GroupImage& image);
   Member* member_of(int32_t group_pid);
@@ -113,6 +117,7 @@ class GroupCapture {
   std::map<pid_t, Member> members_;  // by host pid
   std::map<pid_t, ZombieImage> zombies_;
   std::map<std::pair<uint64_t, uint64_t>, uint32_t> object_ids_;  // by device and inode
+  std::string stdio_path_;
   std::unique_ptr<DescriptorCapture> descriptors_;
   std::unique_ptr<SharedObjectCapture> shared_;
   std::mutex memory_mutex_;  // guards the trackers between worker and tracer thread

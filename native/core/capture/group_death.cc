@@ -177,8 +177,11 @@ void GroupSession::handle_death() {
 }
 
 void GroupSession::promote_exactly() {
-  GroupImage image = capture_->capture_state(
-      {.slow_state = true, .inject = death_->planned, .with_content = false, .refusals = nullptr});
+  GroupImage image = capture_->capture_state({.slow_state = true,
+                                              .inject = death_->planned,
+                                              .with_content = false,
+                                              .refusals = nullptr,
+                                              .unseen_ends = !options_.attach_always});
   if (!death_->planned) restore_dropped_signals(image);
   image.epoch = epoch_ + 1;
   image.generation = options_.generation;
@@ -212,8 +215,11 @@ void GroupSession::promote_last_epoch() {
 }
 
 std::vector<UniqueFd> GroupSession::match_open_files() {
-  const GroupImage now = capture_->capture_state(
-      {.slow_state = false, .inject = false, .with_content = false, .refusals = nullptr});
+  const GroupImage now = capture_->capture_state({.slow_state = false,
+                                                  .inject = false,
+                                                  .with_content = false,
+                                                  .refusals = nullptr,
+                                                  .unseen_ends = false});
   std::vector<UniqueFd> taken = capture_->take_descriptors(now);
   std::vector<UniqueFd> matched(last_image_.open_files.size());
   for (size_t table = 0; table < last_image_.file_tables.size(); ++table) {

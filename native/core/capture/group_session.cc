@@ -94,7 +94,7 @@ GroupSession::~GroupSession() {
 void GroupSession::trace() {
   run_before_others();
   tree_ = std::make_unique<TraceTree>(static_cast<TraceObserver&>(*this));
-  capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker);
+  capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker, options_.stdio_path);
   wakeable_ = tree_.get();
   while (!quit_) {
     if (tree_->processes().empty()) {
@@ -147,8 +147,11 @@ GroupImage GroupSession::freeze_first() {
   if (!refusals.empty()) throw RefusedError(std::move(refusals));
   GroupImage image;
   const auto capture = [&] {
-    image = capture_->capture_state(
-        {.slow_state = true, .inject = true, .with_content = false, .refusals = &refusals});
+    image = capture_->capture_state({.slow_state = true,
+                                     .inject = true,
+                                     .with_content = false,
+                                     .refusals = &refusals,
+                                     .unseen_ends = true});
     if (!refusals.empty()) throw RefusedError(std::move(refusals));
     capture_->admit_new();
     capture_->track_mappings(image);
@@ -277,8 +280,11 @@ void GroupSession::admit_newcomers() {
     if (!newcomers && !capture_->has_grown()) return;
     while_stopped(options_.freeze_deadline_us, [this, newcomers] {
       if (newcomers && capture_->admit_new()) {
-        running_image_ = capture_->capture_state(
-            {.slow_state = false, .inject = true, .with_content = false, .refusals = nullptr});
+        running_image_ = capture_->capture_state({.slow_state = false,
+                                                  .inject = true,
+                                                  .with_content = false,
+                                                  .refusals = nullptr,
+                                                  .unseen_ends = false});
       } else {
         capture_->refresh_mappings(running_image_);
       }
@@ -317,7 +323,8 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
       image = capture_->capture_state({.slow_state = slow_state_due(),
                                        .inject = false,
                                        .with_content = true,
-                                       .refusals = nullptr});
+                                       .refusals = nullptr,
+                                       .unseen_ends = !options_.attach_always});
       round = capture_->copy_frozen(image, *runs_);
     });
     if (!stats.reason.empty()) return false;

@@ -59,7 +59,7 @@ class Capture final : public DescriptorCapture {
   uint32_t add_open_file(DescriptorTable& table, DescriptorEntry& entry, GroupImage& image);
   void find_outside(GroupImage& image, bool with_content);
   void find_unix_peers(GroupImage& image, bool with_content);
-  void mark_standard_streams(GroupImage& image);
+  void mark_standard_streams(const std::string& stream_path, GroupImage& image);
   void resolve_watches(GroupImage& image);
   uint32_t find_watched(const Source& epoll, size_t watch, const GroupImage& image);
   void note_shared_objects(const DescriptorCaptureInput& input, GroupImage& image);
@@ -99,7 +99,7 @@ void Capture::capture(const DescriptorCaptureInput& input, GroupImage& image) {
     if (shared == distinct_.end()) read_table(table, input.processes[i].group_pid, image);
   }
   find_outside(image, input.with_content);
-  mark_standard_streams(image);
+  mark_standard_streams(input.stream_path, image);
   resolve_watches(image);
   note_shared_objects(input, image);
   note_mapped_files(input, image);
@@ -224,13 +224,15 @@ void Capture::find_unix_peers(GroupImage& image, bool with_content) {
   }
 }
 
-// Terminals, pipes and UNIX sockets that lead outside, as far as a process has them as standard
-// input, output or error. Standard input gets an open file of its own, since what replaces a
-// terminal for reading is not what replaces it for writing.
-void Capture::mark_standard_streams(GroupImage& image) {
+// Terminals, pipes, UNIX sockets and the group's own log that lead outside, as far as a process has
+// them as standard input, output or error. Standard input gets an open file of its own, since what
+// replaces a terminal for reading is not what replaces it for writing.
+void Capture::mark_standard_streams(const std::string& stream_path, GroupImage& image) {
   constexpr uint32_t kNone = UINT32_MAX;
-  const auto leads_outside = [](const OpenFileImage& file) {
+  const auto leads_outside = [&stream_path](const OpenFileImage& file) {
     return file.kind == OpenFileKind::kOutsideStream ||
+           (file.kind == OpenFileKind::kRegular && !stream_path.empty() &&
+            file.path == stream_path && writes(file.flags)) ||
            (file.outside &&
             (file.kind == OpenFileKind::kPipe || file.kind == OpenFileKind::kUnixSocket ||
              file.kind == OpenFileKind::kDevice));

@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "core/base/unique_fd.h"
@@ -19,8 +20,11 @@ struct DescriptorCaptureInput {
     int32_t group_pid = 0;
   };
   std::vector<Process> processes;  // order of GroupImage::processes
-  Refusals* refusals = nullptr;    // set when protection starts
-  bool with_content = true;        // queues of pipes and sockets, deleted files; not at a hand-over
+  // Where standard output of a promoted process goes: such a stream leads outside, and what it
+  // wrote is no state that an older epoch could contradict. Empty: none.
+  std::string stream_path;
+  Refusals* refusals = nullptr;  // set when protection starts
+  bool with_content = true;      // queues of pipes and sockets, deleted files; not at a hand-over
   // Number of a shared object (SharedObjectImage::id) that lasts for the life of the group. Empty:
   // the next free number of the image.
   std::function<uint32_t(uint64_t device, uint64_t inode)> object_id;

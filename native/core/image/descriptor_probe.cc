@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/memfd.h>
 #include <sys/socket.h>
+#include <sys/statfs.h>
 #include <sys/sysmacros.h>
 
 #include <algorithm>
@@ -31,6 +32,12 @@ FileIdentity identity_of(const struct stat& status) {
 }
 
 enum class DeviceClass : uint8_t { kPlain, kTerminal, kOther };
+
+bool is_message_queue(int fd) {
+  constexpr long kMqueueMagic = 0x19800202;  // MQUEUE_MAGIC of ipc/mqueue.c
+  struct statfs system {};
+  return ::fstatfs(fd, &system) == 0 && system.f_type == kMqueueMagic;
+}
 
 // Documentation/admin-guide/devices.txt of the kernel.
 DeviceClass classify_device(dev_t device) {
@@ -146,6 +153,12 @@ void DescriptorProbe::read_regular(DescriptorTable& table, DescriptorEntry& entr
   const bool block_device = S_ISBLK(status.st_mode) && (file.flags & O_PATH) == 0;
   if (block_device) {
     entry.refused = "a block device is open";
+    return;
+  }
+  const bool known =
+      entry.probed && file.identity.device == status.st_dev && file.identity.inode == status.st_ino;
+  if (!known && S_ISREG(status.st_mode) && is_message_queue(table.duplicate(entry.fd).get())) {
+    entry.refused = "message queues, and who is notified of them, cannot be rebuilt yet";
     return;
   }
   if (status.st_nlink == 0 && S_ISREG(status.st_mode) && (file.flags & O_PATH) == 0) {
@@ -302,14 +315,28 @@ void DescriptorProbe::read_owner(DescriptorTable& table, DescriptorEntry& entry)
   entry.file.owner_pid = *pid;
 }
 
-// Paths of /proc/PID/fd are those of the mount namespace; a process in another one than ours is
-// looked through its root.
+// Paths of /proc/PID/fd start at the root of the mount namespace, not at that of the process. For
+// another namespace than ours that is taken from the process's ancestor that entered it first (the
+// keeper, of a promoted process).
 bool DescriptorProbe::leads_back(const DescriptorTable& table, const std::string& path,
                                  const struct stat& status) const {
-  const std::string base = "/proc/" + std::to_string(table.host_pid());
-  const bool ours = read_link(base + "/ns/mnt") == read_link("/proc/self/ns/mnt");
+  const auto namespace_of = [](const std::string& pid) {
+    return read_link("/proc/" + pid + "/ns/mnt");
+  };
+  std::string pid = std::to_string(table.host_pid());
+  const auto theirs = namespace_of(pid);
+  std::string root;
+  if (theirs != namespace_of("self")) {
+    for (;;) {
+      const auto text = read_proc("/proc/" + pid + "/status");
+      const auto parent = text ? field_of(*text, "PPid") : std::nullopt;
+      if (!parent || *parent == "0" || namespace_of(std::string(*parent)) != theirs) break;
+      pid = *parent;
+    }
+    root = "/proc/" + pid + "/root";
+  }
   struct stat found {};
-  if (::lstat(((ours ? "" : base + "/root") + path).c_str(), &found) != 0) return false;
+  if (::lstat((root + path).c_str(), &found) != 0) return false;
   return found.st_dev == status.st_dev && found.st_ino == status.st_ino;
 }
 

@@ -143,7 +143,9 @@ bool read_slow_state(pid_t pid, ProcessImage& image) {
   update_action_kinds(*status, image.actions);
   const auto personality = read_number(proc_path(pid, "/personality"), 16);
   const auto oom_score_adj = read_number(proc_path(pid, "/oom_score_adj"), 10);
-  if (!personality || !oom_score_adj) return false;
+  const auto core_dump_filter = read_number(proc_path(pid, "/coredump_filter"), 16);
+  if (!personality || !oom_score_adj || !core_dump_filter) return false;
+  image.core_dump_filter = static_cast<uint32_t>(*core_dump_filter);
   image.personality = static_cast<uint32_t>(*personality);
   image.oom_score_adj = static_cast<int32_t>(*oom_score_adj);
   return read_paths(pid, image) && read_layout(pid, image);
@@ -254,6 +256,7 @@ ProcessImage start_from(const ProcessImage* previous) {
   image.file_mode_mask = previous->file_mode_mask;
   image.personality = previous->personality;
   image.oom_score_adj = previous->oom_score_adj;
+  image.core_dump_filter = previous->core_dump_filter;
   image.dumpable = previous->dumpable;
   image.child_subreaper = previous->child_subreaper;
   image.thp_disabled = previous->thp_disabled;

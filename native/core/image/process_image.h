@@ -77,6 +77,7 @@ struct ProcessImage {
   uint32_t file_mode_mask = 0;        // umask
   uint32_t personality = 0;
   int32_t oom_score_adj = 0;
+  uint32_t core_dump_filter = 0x33;  // /proc/PID/coredump_filter, see core(5)
   int32_t dumpable = 1;
   bool child_subreaper = false;
   bool thp_disabled = false;
@@ -91,8 +92,9 @@ struct ProcessImage {
   void visit(A& a) {
     a(pid, parent, process_group, session, exit_signal, executable, working_directory,
       root_directory, layout, mappings, threads, actions, pending, interval_timers, posix_timers,
-      limits, file_mode_mask, personality, oom_score_adj, dumpable, child_subreaper, thp_disabled,
-      file_table, mlock_future, membarrier, deny_write_execute, stopped, change_mark, captured_ns);
+      limits, file_mode_mask, personality, oom_score_adj, core_dump_filter, dumpable,
+      child_subreaper, thp_disabled, file_table, mlock_future, membarrier, deny_write_execute,
+      stopped, change_mark, captured_ns);
   }
 };
 

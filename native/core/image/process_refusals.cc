@@ -155,6 +155,13 @@ void check_executable(Finder& finder) {
   }
 }
 
+void check_root(Finder& finder) {
+  const auto root = read_link(proc_path(finder.pid(), "/root"));
+  if (!root || !root->ends_with(kDeleted)) return;
+  finder.refuse("root directory " + *root, "removed root directory",
+                "no path leads to it, so the replica could not have it");
+}
+
 void check_maps(Finder& finder) {
   const auto maps = read_proc(proc_path(finder.pid(), "/maps"));
   if (!maps) return;
@@ -226,6 +233,7 @@ void find_process_refusals(pid_t host_pid, Refusals& refusals) {
   check_namespaces(finder, *status);
   check_label(finder);
   check_executable(finder);
+  check_root(finder);
   check_maps(finder);
   check_timers(finder);
   check_semaphores(finder);

@@ -1,3 +1,4 @@
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -30,6 +31,9 @@ bool read_scheduling(pid_t tid, Scheduling& scheduling) {
   if (::syscall(SYS_sched_getattr, tid, &attributes, sizeof attributes, 0) != 0) {
     return !gone("sched_getattr", tid);
   }
+  // sched_getattr tells it with the ordinary policies only. The system call gives 20 - nice.
+  const long priority = ::syscall(SYS_getpriority, PRIO_PROCESS, tid);
+  if (priority < 0) return !gone("getpriority", tid);
   const long io_priority = ::syscall(SYS_ioprio_get, kIoprioWhoProcess, tid);
   if (io_priority < 0) return !gone("ioprio_get", tid);
   uint8_t affinity[kAffinityBytes];
@@ -39,7 +43,7 @@ bool read_scheduling(pid_t tid, Scheduling& scheduling) {
   if (!slack) return false;
   scheduling = {.policy = attributes.policy,
                 .flags = attributes.flags,
-                .nice = attributes.nice,
+                .nice = static_cast<int32_t>(20 - priority),
                 .priority = attributes.priority,
                 .runtime_ns = attributes.runtime_ns,
                 .deadline_ns = attributes.deadline_ns,

@@ -59,6 +59,9 @@ class MemoryCapture {
 
   [[nodiscard]] virtual TrackerKind tracker() const = 0;
 
+  // False when the process has another address space by now (execve), or none.
+  [[nodiscard]] virtual bool serves_process() const = 0;
+
   // Takes in mappings that are new. The process must be stopped and `mappings` read in this very
   // stop: tracking part of a mapping would split it, and the program could not mremap the whole of
   // it any more. Throws SysError.
@@ -95,11 +98,12 @@ class SharedObjectCapture {
  public:
   static std::unique_ptr<SharedObjectCapture> create();
   virtual ~SharedObjectCapture() = default;
-  // `processes` pairs host pids with their images. Call after MemoryCapture of all of them.
+  // `processes` pairs host pids with their images. Call after MemoryCapture of all of them, and
+  // after note_exit() of those that have none.
   struct ProcessView {
     pid_t host_pid;
     const ProcessImage* image;
-    MemoryCapture* memory;
+    MemoryCapture* memory;  // null: not tracked
   };
   virtual CopyRound copy_changed(const std::vector<ProcessView>& processes,
                                  const std::vector<SharedObjectImage>& objects, PageSink& sink) = 0;

@@ -81,6 +81,7 @@ std::vector<Window> Implementation::windows_of(const std::vector<ProcessView>& p
                                                ObjectKey key) {
   std::vector<Window> windows;
   for (const ProcessView& process : processes) {
+    if (process.memory == nullptr) continue;
     for (const MappingImage& mapping : process.image->mappings) {
       if (mapping.kind == MappingKind::kSharedObject && key_of(mapping) == key) {
         windows.push_back({process.host_pid, process.memory, mapping});

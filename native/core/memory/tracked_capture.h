@@ -23,6 +23,9 @@ class TrackedCapture : public MemoryCapture {
 
   [[nodiscard]] TrackerKind tracker() const override { return tracker_->kind(); }
   void track(const std::vector<MappingImage>& mappings) override { tracker_->track(mappings); }
+  [[nodiscard]] bool serves_process() const override {
+    return reader_.probe(0) != ProcessPageReader::Probe::kNoAddressSpace;
+  }
   CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) override;
   uint64_t count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) override;
   std::vector<LazyRange> copy_last(const std::vector<MappingImage>& mappings, PageSink& sink,

@@ -174,6 +174,7 @@ void UffdWpTracker::look(std::span<const MappingImage> mappings, MemoryView& vie
     for (size_t i = before; i < view.present.size(); ++i) append_range(copied, view.present[i]);
   });
   copied_file_pages_ = std::move(copied);
+  has_looked_ = true;
   choose_dense(mappings, view);
 }
 
@@ -342,7 +343,9 @@ void UffdWpTracker::look_file_backed(const Group& group, bool arm, MemoryView& v
   if (!view.appeared.empty()) {
     written = unite_ranges(written, intersect_ranges(view.appeared, mapped));
   }
-  const PageRanges copies = intersect_ranges(copied_file_pages_, mapped);
+  // The first look knows of no copies. Its process may share the address space of one that is
+  // tracked already (vfork), whose looks have armed copies long ago.
+  const PageRanges copies = has_looked_ ? intersect_ranges(copied_file_pages_, mapped) : mapped;
   PageRanges present;
   PageRanges swapped;
   for (const PageRange& range : without_small_gaps(unite_ranges(written, copies))) {
@@ -363,6 +366,7 @@ void UffdWpTracker::look_file_backed(const Group& group, bool arm, MemoryView& v
   // A discarded copy leaves a marker that looks like a swapped-out page. Reading it tells, and
   // brings the file's page in, so that the next look knows.
   const PageRanges doubtful = intersect_ranges(swapped, copies);
+  if (!has_looked_) written = mapped;
   append_ranges(view.written, intersect_ranges(unite_ranges(written, doubtful), present));
   append_ranges(view.present, present);
 }

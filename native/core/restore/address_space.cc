@@ -36,7 +36,7 @@ void add_move(const MappingImage& from, uint64_t to, SyscallBatch& batch) {
 }  // namespace
 
 void AddressSpace::shape(ReplicaProcess& process, const std::vector<MappingImage>& next,
-                         PageRange stub, const SharedObjects& objects) {
+                         PageRange stub, const MappedSources& sources) {
   if (is_shaped(next)) return;
   std::vector<MappingImage> now;
   now.reserve(regions_.size());
@@ -58,7 +58,7 @@ void AddressSpace::shape(ReplicaProcess& process, const std::vector<MappingImage
     for (const std::vector<MappingImage>* list : {&std::as_const(now), &next}) {
       for (const MappingImage& mapping : *list) gaps.occupy(mapping.range());
     }
-    Mapper(process, objects, std::move(gaps)).make(steps);
+    Mapper(process, sources, std::move(gaps)).make(steps);
   }
   keep_regions(next);
 }

@@ -5,9 +5,9 @@
 #include <vector>
 
 #include "core/image/mapping_image.h"
+#include "core/restore/mapper.h"
 #include "core/restore/mapping_plan.h"
 #include "core/restore/replica.h"
-#include "core/restore/shared_objects.h"
 
 namespace replpage {
 
@@ -23,7 +23,7 @@ class AddressSpace {
   // Makes the mappings of `process` those of `next`. `stub` is left alone and must not overlap.
   // Throws SysError naming what could not be mapped.
   void shape(ReplicaProcess& process, const std::vector<MappingImage>& next, PageRange stub,
-             const SharedObjects& objects);
+             const MappedSources& sources);
 
   [[nodiscard]] std::vector<Region>& regions() { return regions_; }
   [[nodiscard]] const std::vector<Region>& regions() const { return regions_; }

@@ -39,20 +39,6 @@ bool is_mapped_file(const UniqueFd& fd, const MappingImage& mapping) {
   return same;
 }
 
-// Opens the file behind a mapping. A shared one is opened for writing too where that is allowed,
-// since a later mprotect(2) may ask for it.
-UniqueFd open_source(const MappingImage& mapping) {
-  UniqueFd fd;
-  if (mapping.kind == MappingKind::kFileShared) {
-    fd = UniqueFd(::open(mapping.path.c_str(), O_RDWR | O_CLOEXEC));
-  }
-  if (!fd.valid()) fd = open_path(mapping.path, O_RDONLY);
-  if (!is_mapped_file(fd, mapping)) {
-    throw SysError("map a file that was replaced", ESTALE, on_path(mapping.path));
-  }
-  return fd;
-}
-
 uint64_t segment_bytes(int id) {
   shmid_ds segment{};
   if (::shmctl(id, IPC_STAT, &segment) != 0) {
@@ -85,6 +71,21 @@ void Mapper::collect(const std::vector<MappingStep>& steps, size_t& last) {
   }
 }
 
+// A shared file is opened for writing too where that is allowed, since a later mprotect(2) may ask
+// for it.
+UniqueFd Mapper::open_source(const MappingImage& mapping) const {
+  UniqueFd fd;
+  if (mapping.kind == MappingKind::kFileShared) {
+    fd = UniqueFd(::open(mapping.path.c_str(), O_RDWR | O_CLOEXEC));
+  }
+  if (!fd.valid()) fd = UniqueFd(::open(mapping.path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.valid() && is_mapped_file(fd, mapping)) return fd;
+  const int error = fd.valid() ? ESTALE : errno;
+  UniqueFd of_primary = sources_.files.open_mapped(mapping);
+  if (!of_primary.valid()) throw SysError("map a file", error, on_path(mapping.path));
+  return of_primary;
+}
+
 void Mapper::need(const MappingImage& next) {
   if (is_file(next.kind)) {
     const Key key{next.path, next.kind == MappingKind::kFileShared};
@@ -92,7 +93,7 @@ void Mapper::need(const MappingImage& next) {
     borrowed_.push_back(owned_.emplace_back(open_source(next)).get());
   } else if (is_object(next.kind)) {
     if (!by_object_.try_emplace({next.device, next.inode}, borrowed_.size()).second) return;
-    borrowed_.push_back(objects_.memfd(next.device, next.inode));
+    borrowed_.push_back(sources_.objects.memfd(next.device, next.inode));
   }
 }
 

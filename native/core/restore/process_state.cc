@@ -87,15 +87,14 @@ void add_actions(const ProcessImage& process, SyscallBatch& batch) {
   }
 }
 
-// A working directory that was removed becomes another removed one: nothing can be made in either.
-void add_directories(const ProcessImage& process, SyscallBatch& batch) {
-  std::string directory = process.working_directory;
-  const bool removed = directory.ends_with(kDeleted);
-  if (removed) directory = "/tmp/.replpage-removed-" + std::to_string(process.pid);
-  const auto path = BatchArgument::data(batch.put_text(directory));
-  if (removed) batch.add("removed working directory", SYS_mkdir, {path, 0700});
-  batch.add("working directory", SYS_chdir, {path});
-  if (removed) batch.add("removed working directory", SYS_rmdir, {path});
+void add_directories(const ProcessImage& process, int directory, SyscallBatch& batch) {
+  if (directory >= 0) {
+    batch.add("working directory", SYS_fchdir, {directory});
+    batch.add("close", SYS_close, {directory});
+  } else {
+    batch.add("working directory", SYS_chdir,
+              {BatchArgument::data(batch.put_text(process.working_directory))});
+  }
   if (process.root_directory != "/") {
     batch.add("root directory", SYS_chroot,
               {BatchArgument::data(batch.put_text(process.root_directory))});
@@ -192,6 +191,14 @@ void add_limits(const ProcessImage& process, SyscallBatch& batch) {
   }
 }
 
+void write_number(const std::string& path, int64_t number) {
+  const UniqueFd file = open_path(path, O_WRONLY);
+  const std::string text = std::to_string(number);
+  if (::write(file.get(), text.data(), text.size()) < 0) {
+    throw SysError::from_errno("write", on_path(path));
+  }
+}
+
 }  // namespace
 
 void add_build_state(const ProcessImage& process, SyscallBatch& batch) {
@@ -210,7 +217,9 @@ void add_build_state(const ProcessImage& process, SyscallBatch& batch) {
   }
 }
 
-void add_process_state(const ProcessImage& process, SyscallBatch& batch) {
+bool is_removed(std::string_view path) { return path.ends_with(kDeleted); }
+
+void add_process_state(const ProcessImage& process, int directory, SyscallBatch& batch) {
   // A group whose leader is gone, or outside, cannot be joined again.
   if (process.process_group != process.pid && process.session != process.pid) {
     batch.add("process group", SYS_setpgid, {0, process.process_group}, false);
@@ -220,7 +229,7 @@ void add_process_state(const ProcessImage& process, SyscallBatch& batch) {
   batch.add("child subreaper", SYS_prctl, {PR_SET_CHILD_SUBREAPER, process.child_subreaper});
   add_actions(process, batch);
   batch.add("umask", SYS_umask, {process.file_mode_mask});
-  add_directories(process, batch);
+  add_directories(process, directory, batch);
   if (process.mlock_future != 0) {
     batch.add("mlockall", SYS_mlockall, {process.mlock_future});
   }
@@ -256,13 +265,10 @@ void check_process_rights(const ProcessImage& process) {
   }
 }
 
-void apply_oom_score(pid_t pid, const ProcessImage& process) {
-  const std::string path = "/proc/" + std::to_string(pid) + "/oom_score_adj";
-  const UniqueFd file = open_path(path, O_WRONLY);
-  const std::string text = std::to_string(process.oom_score_adj);
-  if (::write(file.get(), text.data(), text.size()) < 0) {
-    throw SysError::from_errno("write", on_path(path));
-  }
+void apply_outer_state(pid_t pid, const ProcessImage& process) {
+  const std::string directory = "/proc/" + std::to_string(pid);
+  write_number(directory + "/oom_score_adj", process.oom_score_adj);
+  write_number(directory + "/coredump_filter", process.core_dump_filter);
 }
 
 }  // namespace replpage

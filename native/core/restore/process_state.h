@@ -4,6 +4,8 @@
 
 #include <sys/types.h>
 
+#include <string_view>
+
 #include "core/image/process_image.h"
 #include "core/restore/syscall_batch.h"
 
@@ -18,7 +20,12 @@ void add_build_state(const ProcessImage& process, SyscallBatch& batch);
 // process group, executable, layout, personality, signal actions, umask, directories, timers,
 // pending signals, resource limits. Throws SysError(ENOTSUP) when the kernel cannot restore a
 // timer's number.
-void add_process_state(const ProcessImage& process, SyscallBatch& batch);
+// `directory`: number of a descriptor of the working directory in the process when that has been
+// removed; it is closed. Else below 0.
+void add_process_state(const ProcessImage& process, int directory, SyscallBatch& batch);
+
+// Whether a path of /proc/PID/cwd says that the directory has been removed.
+bool is_removed(std::string_view path);
 
 // Run by the leader after every thread has run add_thread_state: what a change of credentials
 // resets, and what would forbid the steps before it.
@@ -28,8 +35,8 @@ void add_final_state(const ProcessImage& process, SyscallBatch& batch);
 // limit of the image is higher than the keeper's own and it may not raise it.
 void check_process_rights(const ProcessImage& process);
 
-// Sets oom_score_adj of process `pid` (as the caller and its /proc see it) from outside. Throws
-// SysError.
-void apply_oom_score(pid_t pid, const ProcessImage& process);
+// Sets what only files of /proc set, oom_score_adj and coredump_filter, of process `pid` (as the
+// caller and its /proc see it). Throws SysError.
+void apply_outer_state(pid_t pid, const ProcessImage& process);
 
 }  // namespace replpage

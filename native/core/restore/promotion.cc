@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <ctime>
 
 #include "core/base/clock.h"
@@ -27,6 +28,9 @@ void add_signal_flush(SyscallBatch& batch) {
   }
 }
 
+// Longest time that a group is kept from running for locks that somebody else holds.
+constexpr uint64_t kLocksUsMax = 3'000'000;
+
 // A `syscall` instruction in code that stays when the stub goes.
 uint64_t find_syscall_instruction(StubProcess& process) {
   if (const uint64_t in_vdso = process.memory().syscall_instruction(); in_vdso != 0) return in_vdso;
@@ -46,6 +50,23 @@ uint64_t find_syscall_instruction(StubProcess& process) {
 }
 
 }  // namespace
+
+// SIGCHLD comes when the time is over, too: it is what the keeper calls free_moved() for.
+LockDeadline::LockDeadline(uint64_t us) : ends_us_(now_us() + us) {
+  sigevent event{};
+  event.sigev_notify = SIGEV_SIGNAL;
+  event.sigev_signo = SIGCHLD;
+  if (::timer_create(CLOCK_MONOTONIC, &event, &timer_) != 0) {
+    throw SysError::from_errno("create a timer");
+  }
+  const itimerspec once{
+      {0, 0}, {static_cast<time_t>(us / 1'000'000), static_cast<long>(us % 1'000'000) * 1000}};
+  ::timer_settime(timer_, 0, &once, nullptr);
+}
+
+LockDeadline::~LockDeadline() { ::timer_delete(timer_); }
+
+bool LockDeadline::passed() const { return now_us() >= ends_us_; }
 
 PromotedReplica Promotion::run(PromoteInput input,
                                const std::function<void(PromotedReplica&)>& before_run) {
@@ -69,6 +90,30 @@ PromotedReplica Promotion::run(PromoteInput input,
   let_go(image);
   promoted.took_us = now_us() - started;
   return promoted;
+}
+
+void Promotion::keep_directory(const ProcessImage& process, const PrimaryFiles& files) {
+  if (!is_removed(process.working_directory)) {
+    directories_.erase(process.pid);
+    return;
+  }
+  KeptDirectory& kept = directories_[process.pid];
+  if (kept.path == process.working_directory) return;
+  kept = {process.working_directory, files.open_directory(process.working_directory)};
+  if (!kept.fd.valid()) {
+    directories_.erase(process.pid);
+    throw SysError("find the removed working directory", ENOENT,
+                   on_path(process.working_directory));
+  }
+}
+
+std::map<int32_t, int> Promotion::give_directories() {
+  std::map<int32_t, int> numbers;
+  for (const auto& [pid, directory] : directories_) {
+    const int fd = directory.fd.get();
+    if (StubProcess* process = tree_.find(pid)) numbers[pid] = process->receive({&fd, 1}, 0)[0];
+  }
+  return numbers;
 }
 
 // The replica maps the keeper's copy of a memfd, so its descriptors must lead there too, and not to
@@ -101,10 +146,12 @@ void Promotion::complete_all() {
 // All processes, and then all their threads, at the same time. The leaders come last: with their
 // credentials goes the right to do the rest.
 void Promotion::restore_state(const GroupImage& image) {
+  const auto directories = give_directories();
   for (const ProcessImage& process : image.processes) {
     SyscallBatch shared;
     add_signal_flush(shared);
-    add_process_state(process, shared);
+    const auto removed = directories.find(process.pid);
+    add_process_state(process, removed == directories.end() ? -1 : removed->second, shared);
     tree_.at(process.pid).begin(process.pid, std::move(shared));
   }
   complete_all();
@@ -125,7 +172,7 @@ void Promotion::restore_state(const GroupImage& image) {
     add_final_state(process, last);
     tree_.at(process.pid).begin(process.pid, std::move(last));
   }
-  for (const ProcessImage& process : image.processes) apply_oom_score(process.pid, process);
+  for (const ProcessImage& process : image.processes) apply_outer_state(process.pid, process);
   complete_all();
 }
 
@@ -156,16 +203,33 @@ void Promotion::leave_stubs() {
 void Promotion::let_go(const GroupImage& image) {
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) apply_registers(thread.tid, thread);
+    kept_.emplace_back(process.pid, process.stopped);
   }
-  for (const ProcessImage& process : image.processes) {
-    StubProcess& member = tree_.at(process.pid);
+  // A program that runs without a lock it believes to have could release it before it is had, or
+  // see it taken by one of its own: the group waits until the dying process has let go of it.
+  if (locks_waited_for()) {
+    lock_deadline_.emplace(kLocksUsMax);
+  } else {
+    detach_all();
+  }
+}
+
+void Promotion::detach_all() {
+  lock_deadline_.reset();
+  for (const auto& [pid, stopped] : std::exchange(kept_, {})) {
+    StubProcess& member = tree_.at(pid);
     // One thread that gets SIGSTOP stops them all.
-    member.leader().detach(process.stopped ? SIGSTOP : 0);
+    member.leader().detach(stopped ? SIGSTOP : 0);
     for (auto& [tid, thread] : member.threads()) {
       // A thread may be gone already: killed by one that runs.
-      if (tid != process.pid) thread.detach();
+      if (tid != pid) thread.detach();
     }
   }
+}
+
+bool Promotion::locks_waited_for() const {
+  return std::any_of(assistants_.begin(), assistants_.end(),
+                     [](const auto& assistant) { return !assistant->ready(); });
 }
 
 uint64_t Promotion::free_moved() {
@@ -175,6 +239,8 @@ uint64_t Promotion::free_moved() {
     freed += assistant->finish();
     return true;
   });
+  const bool late = lock_deadline_ && lock_deadline_->passed();
+  if (!kept_.empty() && (late || !locks_waited_for())) detach_all();
   return freed;
 }
 

@@ -1,40 +1,75 @@
 // Turns a shaped replica into the running group.
 #pragma once
 
+#include <ctime>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "core/restore/assistant.h"
 #include "core/restore/lazy_memory.h"
+#include "core/restore/primary_files.h"
 #include "core/restore/process_tree.h"
 #include "core/restore/replica.h"
 
 namespace replpage {
 
+// Ends a wait for locks; see Promotion::free_moved().
+class LockDeadline {
+ public:
+  explicit LockDeadline(uint64_t us);
+  ~LockDeadline();
+  LockDeadline(const LockDeadline&) = delete;
+  LockDeadline& operator=(const LockDeadline&) = delete;
+  [[nodiscard]] bool passed() const;
+
+ private:
+  timer_t timer_{};
+  uint64_t ends_us_;
+};
+
 class Promotion {
  public:
   Promotion(ProcessTree& tree, SharedObjects& objects) : tree_(tree), objects_(objects) {}
 
+  // For every process of each image: takes hold of a working directory that has been removed, which
+  // no path leads to. Throws SysError when it is not to be had.
+  void keep_directory(const ProcessImage& process, const PrimaryFiles& files);
+
   PromotedReplica run(PromoteInput input, const std::function<void(PromotedReplica&)>& before_run);
 
-  // Frees what was moved away; see Replica::free_moved.
+  // Frees what was moved away; see Replica::free_moved. Lets the group go when it was kept for
+  // locks.
   uint64_t free_moved();
 
  private:
   void give_memfds(PromoteInput& input);
   void prepare_lazy(const PromoteInput& input, PromotedReplica& promoted);
+  // Numbers, in their processes, of the directories that were kept.
+  std::map<int32_t, int> give_directories();
   void restore_state(const GroupImage& image);
   void complete_all();
   void leave_stubs();
   void let_go(const GroupImage& image);
+  void detach_all();
+  [[nodiscard]] bool locks_waited_for() const;
 
   ProcessTree& tree_;
   SharedObjects& objects_;
+  struct KeptDirectory {
+    std::string path;
+    UniqueFd fd;
+  };
+  std::map<int32_t, KeptDirectory> directories_;       // by pid
   std::map<int32_t, std::vector<PageRange>> moved_;    // by pid
   std::map<int32_t, std::vector<QueuedLock>> queued_;  // by pid
   std::vector<std::unique_ptr<Assistant>> assistants_;
+  std::vector<std::pair<int32_t, bool>> kept_;  // pids not let go yet, and whether they are stopped
+  std::optional<LockDeadline> lock_deadline_;
 };
 
 }  // namespace replpage

@@ -26,13 +26,18 @@ size_t ascending_prefix(std::span<const PageRun> runs) {
 
 class StubReplica final : public Replica {
  public:
+  void see_primary(UniqueFd proc) override { proc_ = std::move(proc); }
+
   void shape(const GroupImage& image) override {
     if (image.processes.empty()) throw FormatError("an image has no processes");
     // Objects that vanish are kept by the mappings that the tree still has until it is shaped.
     objects_.shape(image.shared_objects);
     tree_.shape(image);
     for (const ProcessImage& process : image.processes) {
-      tree_.at(process.pid).shape_memory(process, objects_);
+      const pid_t host_pid = process.threads.empty() ? 0 : process.threads.front().host_tid;
+      const PrimaryFiles files(proc_.get(), host_pid);
+      tree_.at(process.pid).shape_memory(process, {objects_, files});
+      promotion_.keep_directory(process, files);
     }
   }
 
@@ -64,6 +69,7 @@ class StubReplica final : public Replica {
   }
 
  private:
+  UniqueFd proc_;  // shows the primary
   SharedObjects objects_;
   ProcessTree tree_;
   Promotion promotion_{tree_, objects_};

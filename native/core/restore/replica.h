@@ -73,6 +73,10 @@ class Replica {
   static std::unique_ptr<Replica> create();
   virtual ~Replica() = default;
 
+  // A directory descriptor of a /proc that shows the primary, opened before the keeper's own was
+  // mounted: for mapped files that have no path any more. Without it they cannot be replicated.
+  virtual void see_primary(UniqueFd proc) = 0;
+
   // Builds processes, threads and address spaces of the image, or brings them from the last image
   // to this one: processes and threads appear and vanish, mappings are added, changed and removed.
   virtual void shape(const GroupImage& image) = 0;

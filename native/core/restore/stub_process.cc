@@ -286,7 +286,7 @@ void StubProcess::shape_threads(const ProcessImage& image) {
   for (const int32_t tid : created) threads_.emplace(tid, RemoteThread::adopt(tid));
 }
 
-void StubProcess::shape_memory(const ProcessImage& image, const SharedObjects& objects) {
+void StubProcess::shape_memory(const ProcessImage& image, const MappedSources& sources) {
   AddressGaps gaps;
   bool in_the_way = false;
   const PageRange stub = stub_range();
@@ -300,7 +300,7 @@ void StubProcess::shape_memory(const ProcessImage& image, const SharedObjects& o
     for (const MappingImage& special : memory_.special()) gaps.occupy(special.range());
     move_stub(find_stub_place(gaps, pid_));
   }
-  memory_.shape(*this, image.mappings, stub_range(), objects);
+  memory_.shape(*this, image.mappings, stub_range(), sources);
 }
 
 int StubProcess::end(const SyscallBatch& last) {

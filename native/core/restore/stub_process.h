@@ -9,7 +9,6 @@
 #include "core/restore/address_space.h"
 #include "core/restore/remote_thread.h"
 #include "core/restore/replica.h"
-#include "core/restore/shared_objects.h"
 #include "core/restore/stub.h"
 
 namespace replpage {
@@ -43,7 +42,7 @@ class StubProcess final : public ReplicaProcess {
 
   // Ends and creates threads until they are those of the image.
   void shape_threads(const ProcessImage& image);
-  void shape_memory(const ProcessImage& image, const SharedObjects& objects);
+  void shape_memory(const ProcessImage& image, const MappedSources& sources);
 
   // Ends the process by the batch, which its leader executes last, and reaps it as its tracer.
   int end(const SyscallBatch& last);

@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
@@ -109,6 +110,8 @@ void add_scheduling(const Scheduling& scheduling, SyscallBatch& batch) {
                                         .runtime_ns = scheduling.runtime_ns,
                                         .deadline_ns = scheduling.deadline_ns,
                                         .period_ns = scheduling.period_ns};
+  // By itself: sched_setattr(2) sets it with the ordinary policies only.
+  batch.add("nice", SYS_setpriority, {int{PRIO_PROCESS}, 0, scheduling.nice}, false);
   batch.add("scheduling policy", SYS_sched_setattr,
             {0, BatchArgument::data(batch.put_value(attributes)), 0}, false);
   if (scheduling.io_priority != 0) {
