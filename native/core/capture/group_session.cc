@@ -10,6 +10,7 @@
 
 #include "core/base/caller_rights.h"
 #include "core/base/clock.h"
+#include "core/base/descriptor_room.h"
 #include "core/base/sys_error.h"
 #include "core/capture/keeper_process.h"
 #include "core/capture/page_stream.h"
@@ -377,6 +378,7 @@ bool GroupSession::commit(GroupImage& image, EpochStats& stats) {
     PageRunList list = runs_->fitted(image);
     staged_runs = staging_->put(list);
     staged_image = staging_->put(image);
+    make_descriptor_room(2 * image.open_files.size());  // for a death: see hand_over()
   }
   return on_tracer([&] {
     if (death_) {
