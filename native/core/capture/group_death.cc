@@ -177,7 +177,7 @@ void GroupSession::handle_death() {
 
 void GroupSession::promote_exactly() {
   GroupImage image = capture_->capture_state(
-      {.slow_state = true, .inject = death_->planned, .with_content = false, .refusals = nullptr});
+      {.last = true, .inject = death_->planned, .with_content = false, .refusals = nullptr});
   image.epoch = epoch_ + 1;
   image.generation = options_.generation;
   std::vector<UniqueFd> open_files = capture_->take_descriptors(image);

@@ -155,6 +155,7 @@ KernelMemory::KernelMemory(const BtfTypes& types) {
       ::mmap(nullptr, page_ceil(sizeof(Area)), PROT_READ | PROT_WRITE, MAP_SHARED, map_.get(), 0);
   if (area == MAP_FAILED) throw SysError::from_errno("map a BPF map");
   area_ = static_cast<Area*>(area);
+  (void)::madvise(area, page_ceil(sizeof(Area)), MADV_DONTFORK);  // ours alone
 }
 
 KernelMemory::~KernelMemory() {
