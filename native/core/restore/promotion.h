@@ -10,6 +10,7 @@
 #include "core/restore/lazy_memory.h"
 #include "core/restore/process_tree.h"
 #include "core/restore/replica.h"
+#include "core/restore/thread_state.h"
 
 namespace replpage {
 
@@ -25,6 +26,7 @@ class Promotion {
  private:
   void give_memfds(PromoteInput& input);
   void prepare_lazy(const PromoteInput& input, PromotedReplica& promoted);
+  void hurry(const GroupImage& image);
   void restore_state(const GroupImage& image);
   void complete_all();
   void leave_stubs();
@@ -32,6 +34,7 @@ class Promotion {
 
   ProcessTree& tree_;
   SharedObjects& objects_;
+  SetPolicy scheduling_ = SetPolicy::kByItself;
   std::map<int32_t, std::vector<PageRange>> moved_;    // by pid
   std::map<int32_t, std::vector<QueuedLock>> queued_;  // by pid
   std::vector<std::unique_ptr<Assistant>> assistants_;
