@@ -18,6 +18,7 @@
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/base/urgency.h"
 #include "keeper/control_server.h"
 #include "keeper/holder_link.h"
 #include "keeper/lazy_service.h"
@@ -107,6 +108,7 @@ class ReplicaKeeper {
 
   // Until the group has ended. Throws what makes the replica useless before it runs.
   void run() {
+    urgent_ = run_before_others();  // a death is to be answered at once
     while (!finished()) wait_and_handle();
   }
 
@@ -149,6 +151,7 @@ class ReplicaKeeper {
   std::unique_ptr<FaultServer> faults_;
 
   State state_ = State::kStandby;
+  bool urgent_ = false;
   pid_t root_ = 0, root_host_pid_ = 0;
   bool root_exited_ = false;
   int root_status_ = 0;
@@ -216,17 +219,23 @@ void ReplicaKeeper::tell(MessageType type, T message) {
 
 void ReplicaKeeper::handle(ReceivedMessage message) {
   switch (message.type) {
-    case MessageType::kBuild:
+    case MessageType::kBuild: {
+      const RunsAsOthers leisurely(urgent_);
       standby_->build(decode<ImageMessage>(message.body));
       translate_root();
       return tell(MessageType::kBuilt, Bytes{});
-    case MessageType::kPages:
+    }
+    case MessageType::kPages: {
+      const RunsAsOthers leisurely(urgent_);
       standby_->apply_pages(decode<PagesMessage>(message.body));
       return tell(MessageType::kPagesDone, Bytes{});
+    }
     case MessageType::kStage:
       return standby_->stage(decode<PagesMessage>(message.body));
-    case MessageType::kCommit:
+    case MessageType::kCommit: {
+      const RunsAsOthers leisurely(urgent_);
       return tell(MessageType::kCommitted, standby_->commit(decode<ImageMessage>(message.body)));
+    }
     case MessageType::kDropStaged:
       return standby_->drop_staged();
     case MessageType::kDescriptors:
@@ -260,8 +269,10 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
   root_ = promoted.root;
   tell(MessageType::kPromoted, PromotedMessage{.epoch = message.epoch,
                                                .promote_us = now_us() - started,
+                                               .ran_us = promoted.ran_us,
                                                .pid = root_,
                                                .host_pid = root_host_pid_});
+  run_as_others();
   // The group cannot do without its init, which is small.
   protect_from_oom_killer();
   handle_lazy_news();

@@ -22,6 +22,7 @@
 #include "core/image/interrupted_call.h"
 #include "core/image/kernel_reader.h"
 #include "core/image/process_capture.h"
+#include "core/memory/memory_map.h"
 #include "test/state_victim.h"
 #include "test/test.h"
 
@@ -295,6 +296,39 @@ TEST(a_change_of_what_changes_seldom_is_seen_at_once) {
   next_epoch();
   CHECK_EQUAL(image.threads[0].credentials.groups.size(), 1u);
   CHECK_EQUAL(image.process_group, victim.pid());
+}
+
+// Many mappings, so that the kernel's tree of them has several levels.
+void victim_with_many_mappings(const std::function<void()>& ready) {
+  constexpr size_t kPages = 3000;
+  auto* area = static_cast<uint8_t*>(::mmap(nullptr, kPages * kPageSize, PROT_READ | PROT_WRITE,
+                                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  const int advices[] = {MADV_DONTFORK, MADV_DONTDUMP, MADV_WIPEONFORK, MADV_RANDOM,
+                         MADV_NOHUGEPAGE};
+  for (size_t page = 0; page < kPages; ++page) {
+    uint8_t* at = area + page * kPageSize;
+    if (page % 7 == 0) ::munmap(at, kPageSize);
+    if (page % 7 == 3) ::madvise(at, kPageSize, advices[page % std::size(advices)]);
+    if (page % 7 == 5) ::mlock2(at, kPageSize, page % 2 == 0 ? MLOCK_ONFAULT : 0);
+  }
+  const int key = ::pkey_alloc(0, 0);
+  if (key > 0) ::pkey_mprotect(area + kPageSize, kPageSize, PROT_READ, key);
+  ready();
+  for (;;) ::pause();
+}
+
+TEST(the_kernel_reader_and_smaps_agree_on_mappings) {
+  if (KernelReader::instance() == nullptr) SKIP("the kernel does not let us read its memory");
+  StateVictim victim(victim_with_many_mappings);
+  victim.stop();
+  const auto bits = KernelReader::instance()->read_mappings(victim.pid());
+  if (!bits) SKIP("the kernel keeps its mappings in another way");
+  CHECK(bits->size() > 1000);
+  const auto read = read_memory_map(victim.pid(), *bits, true);
+  const auto told = read_memory_map(victim.pid(), {}, true, nullptr);
+  CHECK(read && told && *read == *told);
+  const std::vector<VmBits> fewer(bits->begin() + 1, bits->end());
+  CHECK(!read_memory_map(victim.pid(), fewer, false));
 }
 
 TEST(an_interrupted_sleep_keeps_its_number_without_a_previous_image) {

@@ -32,6 +32,7 @@ class CaptureCancelled : public std::runtime_error {
 // How much a capture of kernel state reads.
 struct StateDetail {
   bool slow_state = false;   // what seldom changes: credentials, limits, scheduling, VmFlags
+  bool last = false;         // the same exactly, but as quickly as can be: nobody runs meanwhile
   bool inject = false;       // may run system calls in the primary
   bool with_content = true;  // queues of pipes and sockets: not needed when they are handed over
   Refusals* refusals = nullptr;
@@ -96,6 +97,9 @@ class GroupCapture {
   std::vector<const TracedProcess*> parents_first() const;
   std::optional<ProcessImage> capture_member(Member& member, const TracedProcess& process,
                                              const StateDetail& detail);
+  std::optional<std::vector<MappingImage>> read_mappings(pid_t host_pid,
+                                                         const ProcessImage* previous,
+                                                         const StateDetail& detail);
   void fill_parents(GroupImage& image) const;
   // While the process runs, a mapping may be gone since the map was read: it is left out then.
   enum class WhenGone : uint8_t { kThrow, kDrop };

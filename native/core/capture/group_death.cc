@@ -177,7 +177,7 @@ void GroupSession::handle_death() {
 }
 
 void GroupSession::promote_exactly() {
-  GroupImage image = capture_->capture_state({.slow_state = true,
+  GroupImage image = capture_->capture_state({.last = true,
                                               .inject = death_->planned,
                                               .with_content = false,
                                               .refusals = nullptr,
@@ -292,11 +292,11 @@ void GroupSession::send_descriptors(const std::vector<UniqueFd>& open_files,
 
 void GroupSession::on_promoted(const PromotedMessage& message) {
   if (phase_ != Phase::kDying) return;
-  const uint64_t now = now_us();
+  const uint64_t ran = std::max(message.ran_us, decided_us_);
   promotion_.pid = message.pid;
   promotion_.host_pid = message.host_pid;
-  promotion_.decision_to_run_us = now - decided_us_;
-  promotion_.death_to_run_us = now - death_->seen_us;
+  promotion_.decision_to_run_us = ran - decided_us_;
+  promotion_.death_to_run_us = ran - death_->seen_us;
   set_phase(Phase::kPromoted);
   events_.on_promoted(promotion_);
   if (planned_) planned_->set_value(promotion_);

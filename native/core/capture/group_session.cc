@@ -1,7 +1,6 @@
 #include "core/capture/group_session.h"
 
 #include <fcntl.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <chrono>
@@ -10,7 +9,9 @@
 
 #include "core/base/caller_rights.h"
 #include "core/base/clock.h"
+#include "core/base/descriptor_room.h"
 #include "core/base/sys_error.h"
+#include "core/base/urgency.h"
 #include "core/capture/keeper_process.h"
 #include "core/capture/page_stream.h"
 #include "core/image/kernel_reader.h"
@@ -63,13 +64,6 @@ uint32_t thread_count(const GroupImage& image) {
   return static_cast<uint32_t>(threads);
 }
 
-// While the primary stands still nothing may run in its tracer's stead, and every signal of the
-// primary waits for this thread. Without the right (CAP_SYS_NICE) it runs as others do.
-void run_before_others() {
-  const sched_param lowest{.sched_priority = 1};
-  ::sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &lowest);
-}
-
 }  // namespace
 
 GroupSession::GroupSession(GroupOptions options, GroupEvents& events)
@@ -92,6 +86,8 @@ GroupSession::~GroupSession() {
 }
 
 void GroupSession::trace() {
+  // While the primary stands still nothing may run in its tracer's stead, and every signal of the
+  // primary waits for this thread.
   run_before_others();
   tree_ = std::make_unique<TraceTree>(static_cast<TraceObserver&>(*this));
   capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker, options_.stdio_path);
@@ -391,6 +387,7 @@ bool GroupSession::commit(GroupImage& image, EpochStats& stats) {
     PageRunList list = runs_->fitted(image);
     staged_runs = staging_->put(list);
     staged_image = staging_->put(image);
+    make_descriptor_room(2 * image.open_files.size());  // for a death: see hand_over()
   }
   return on_tracer([&] {
     if (death_) {

@@ -152,12 +152,13 @@ struct CommittedMessage {
 
 struct PromotedMessage {
   uint64_t epoch = 0, promote_us = 0;
-  int32_t pid = 0;  // as the program sees it
+  uint64_t ran_us = 0;  // when all was let run, by CLOCK_MONOTONIC, which is that of the machine
+  int32_t pid = 0;      // as the program sees it
   int32_t host_pid =
       0;  // as the daemon sees it (SCM_CREDENTIALS or NSpid, filled by the receiver if 0)
   template <class A>
   void visit(A& a) {
-    a(epoch, promote_us, pid, host_pid);
+    a(epoch, promote_us, ran_us, pid, host_pid);
   }
 };
 

@@ -49,6 +49,7 @@ SharedArea::SharedArea(size_t bytes) : bytes_(page_ceil(bytes)) {
   if (!map_.valid()) throw SysError::from_errno("create a BPF map");
   data_ = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, map_.get(), 0);
   if (data_ == MAP_FAILED) throw SysError::from_errno("map a BPF map");
+  (void)::madvise(data_, bytes_, MADV_DONTFORK);  // ours alone
 }
 
 SharedArea::~SharedArea() { ::munmap(data_, bytes_); }

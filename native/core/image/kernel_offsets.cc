@@ -6,7 +6,7 @@ namespace replpage {
 namespace {
 
 constexpr uint32_t kNameBytes = 16, kLimitsBytes = 16 * 16, kCpuTimersBytes = 2 * 16,
-                   kGroupsBytes = 4 * 8, kPathBytes = 16;
+                   kVectorBytes = 40 * 8, kGroupsBytes = 4 * 8, kPathBytes = 16;
 
 // Looks members of one structure up, and keeps the end of the last one.
 class Lookup {
@@ -76,6 +76,7 @@ void KernelOffsets::find_memory(const BtfTypes& types) {
   memory.arg_end = mm_struct("arg_end");
   memory.env_start = mm_struct("env_start");
   memory.env_end = mm_struct("env_end");
+  memory.vector = mm_struct("saved_auxv", kVectorBytes);
   memory.default_flags = mm_struct("def_flags");
   memory.membarrier = mm_struct("membarrier_state");
   memory.flags = mm_struct("flags");

@@ -18,7 +18,7 @@ struct KernelOffsets {
   struct {
     uint32_t bytes = 0;
     uint32_t start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start,
-        arg_end, env_start, env_end, default_flags, membarrier, flags, executable;
+        arg_end, env_start, env_end, vector, default_flags, membarrier, flags, executable;
   } memory{};
   struct {
     uint32_t bytes = 0;

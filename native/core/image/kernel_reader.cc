@@ -22,6 +22,7 @@ namespace {
 constexpr size_t kSignals = 64;
 constexpr size_t kNameBytes = 16;
 constexpr size_t kPosixTimersMax = 4096;
+constexpr uint32_t kVectorBytes = 40 * sizeof(uint64_t);  // the auxiliary vector's part in use
 constexpr uint32_t kActionsBytes = kSignals * sizeof(SignalAction);
 constexpr int32_t kStackAutoDisarm = INT32_MIN;  // SS_AUTODISARM, bit 31
 
@@ -169,8 +170,11 @@ void read_signals(std::span<const uint8_t> bytes, const KernelOffsets& at, Proce
 KernelReader* KernelReader::instance() {
   static const std::unique_ptr<KernelReader> reader = []() -> std::unique_ptr<KernelReader> {
     try {
-      std::unique_ptr<KernelReader> made(new KernelReader(BtfTypes::load()));
-      return made->finds_own_task() ? std::move(made) : nullptr;
+      const BtfTypes types = BtfTypes::load();
+      std::unique_ptr<KernelReader> made(new KernelReader(types));
+      if (!made->finds_own_task()) return nullptr;
+      made->find_mappings(types);
+      return made;
     } catch (const SysError&) {
       return nullptr;  // not allowed or not known here: what it reads is asked for by injection
     } catch (const FormatError&) {
@@ -205,6 +209,25 @@ bool KernelReader::finds_own_task() {
   return self.name == name && self.clear_child_tid == tid_address &&
          self.altstack.sp == reinterpret_cast<uint64_t>(stack.ss_sp) &&
          process.dumpable == ::prctl(PR_GET_DUMPABLE) && process.actions.size() == kSignals;
+}
+
+void KernelReader::find_mappings(const BtfTypes& types) {
+  const std::lock_guard lock(mutex_);
+  try {
+    auto mappings = std::make_unique<const KernelMappings>(types);
+    const auto pointers = read_pointers(::getpid());
+    if (pointers && mappings->understands_own(memory_, pointers->memory)) {
+      mappings_ = std::move(mappings);
+    }
+  } catch (const SysError&) {  // another kernel's mappings
+  }
+}
+
+std::optional<std::vector<VmBits>> KernelReader::read_mappings(pid_t host_pid) {
+  const std::lock_guard lock(mutex_);
+  const auto pointers = mappings_ ? read_pointers(host_pid) : std::nullopt;
+  if (!pointers) return std::nullopt;
+  return mappings_->read(memory_, pointers->memory);
 }
 
 bool KernelReader::read_thread(pid_t host_tid, ThreadImage& image) {
@@ -276,6 +299,7 @@ bool KernelReader::read_process(pid_t host_pid, ProcessImage& image) {
   mark.add(memory_.result(signals), at_->signals.groups, kGroupsBytes);
   mark.add(memory_.result(memory), at_->memory.executable, sizeof(uint64_t));
   mark.add(memory_.result(memory), at_->memory.flags, sizeof(uint64_t));
+  mark.add(memory_.result(memory), at_->memory.vector, kVectorBytes);
   image.change_mark = mark.value() ^ (uint64_t{pointers->personality} << 1);
   return true;
 }

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/image/dropped_signals.h"
+#include "core/image/kernel_mappings.h"
 #include "core/image/kernel_memory.h"
 #include "core/image/process_image.h"
 
@@ -38,6 +39,10 @@ class KernelReader {
   // Numbers, clocks and values of the POSIX timers, ascending. nullopt when the process is gone.
   std::optional<std::vector<PosixTimer>> read_posix_timers(pid_t host_pid);
 
+  // Flags of all mappings of a stopped process, ascending. nullopt when it is gone, or when this
+  // kernel does not let us know: /proc/PID/smaps tells as well, but walks the page tables.
+  std::optional<std::vector<VmBits>> read_mappings(pid_t host_pid);
+
   // Whether operations of SysV semaphores are to be undone when the process ends (SEM_UNDO of
   // semop(2)). Any thread shares the list, so having one tells nothing yet. False when it is gone.
   bool has_semaphore_undos(pid_t host_pid);
@@ -53,6 +58,7 @@ class KernelReader {
   };
   explicit KernelReader(const BtfTypes& types);
   bool finds_own_task();
+  void find_mappings(const BtfTypes& types);
   std::optional<Pointers> read_pointers(pid_t host_pid);
   std::optional<uint64_t> read_pointer(uint64_t address);
   std::optional<PosixTimer> read_posix_timer(pid_t host_pid, uint64_t address);
@@ -60,6 +66,7 @@ class KernelReader {
   std::mutex mutex_;
   std::unique_ptr<const KernelOffsets> at_;
   KernelMemory memory_;
+  std::unique_ptr<const KernelMappings> mappings_;  // null where they cannot be read
   std::unique_ptr<const DroppedSignals> dropped_;
 };
 

@@ -34,8 +34,6 @@ bool read_scheduling(pid_t tid, Scheduling& scheduling) {
   // sched_getattr tells it with the ordinary policies only. The system call gives 20 - nice.
   const long priority = ::syscall(SYS_getpriority, PRIO_PROCESS, tid);
   if (priority < 0) return !gone("getpriority", tid);
-  const long io_priority = ::syscall(SYS_ioprio_get, kIoprioWhoProcess, tid);
-  if (io_priority < 0) return !gone("ioprio_get", tid);
   uint8_t affinity[kAffinityBytes];
   const long size = ::syscall(SYS_sched_getaffinity, tid, sizeof affinity, affinity);
   if (size < 0) return !gone("sched_getaffinity", tid);
@@ -48,9 +46,17 @@ bool read_scheduling(pid_t tid, Scheduling& scheduling) {
                 .runtime_ns = attributes.runtime_ns,
                 .deadline_ns = attributes.deadline_ns,
                 .period_ns = attributes.period_ns,
-                .io_priority = static_cast<int32_t>(io_priority),
+                .io_priority = scheduling.io_priority,
                 .timer_slack_ns = std::strtoull(slack->c_str(), nullptr, 10),
                 .affinity = Bytes(affinity, affinity + size)};
+  return true;
+}
+
+// Nothing tells that it has changed.
+bool read_io_priority(pid_t tid, Scheduling& scheduling) {
+  const long io_priority = ::syscall(SYS_ioprio_get, kIoprioWhoProcess, tid);
+  if (io_priority < 0) return !gone("ioprio_get", tid);
+  scheduling.io_priority = static_cast<int32_t>(io_priority);
   return true;
 }
 
@@ -123,6 +129,7 @@ std::optional<ThreadImage> capture_thread(const ThreadCaptureInput& input) {
   const bool slow = input.slow_state || input.previous == nullptr ||
                     image.change_mark != input.previous->change_mark;
   if (slow && !read_slow_state(input.host_tid, image)) return std::nullopt;
+  if (!read_io_priority(input.host_tid, image.scheduling)) return std::nullopt;
   settle_interrupted_call(input.host_tid, input.previous, image);
   return image;
 }

@@ -40,6 +40,24 @@ std::string_view without_deleted(std::string_view name) {
 }
 
 constexpr MapRefusal kHugeTlb = {"huge page mapping", "hugetlb memory is not supported"};
+struct FlagEntry {
+  std::string_view code;  // of VmFlags in smaps
+  uint64_t bit;
+  uint32_t flag;
+};
+constexpr std::array<FlagEntry, 12> kFlags = {{{"gd", kVmGrowsDown, kGrowsDown},
+                                               {"hg", kVmHugePage, kHugePage},
+                                               {"nh", kVmNoHugePage, kNoHugePage},
+                                               {"dc", kVmDontCopy, kDontFork},
+                                               {"dd", kVmDontDump, kDontDump},
+                                               {"wf", kVmWipeOnFork, kWipeOnFork},
+                                               {"lo", kVmLocked, kLocked},
+                                               {"mg", kVmMergeable, kMergeable},
+                                               {"nr", kVmNoReserve, kNoReserve},
+                                               {"sr", kVmSequential, kSequential},
+                                               {"rr", kVmRandom, kRandom},
+                                               {"lf", kVmLockOnFault, kLockOnFault}}};
+
 constexpr MapRefusal kSpecial = {"special mapping", "this mapping of the kernel is not supported"};
 
 // Mappings of files that live on no visible mount.
@@ -168,35 +186,37 @@ std::optional<MapRefusal> classify_mapping(const MapLine& line, const KernelMoun
   return std::nullopt;
 }
 
-std::optional<MapRefusal> apply_vm_flags(std::string_view codes, MappingImage& image) {
-  using Entry = std::pair<std::string_view, uint32_t>;
-  static constexpr std::array<Entry, 12> kFlags = {{{"gd", kGrowsDown},
-                                                    {"hg", kHugePage},
-                                                    {"nh", kNoHugePage},
-                                                    {"dc", kDontFork},
-                                                    {"dd", kDontDump},
-                                                    {"wf", kWipeOnFork},
-                                                    {"lo", kLocked},
-                                                    {"mg", kMergeable},
-                                                    {"nr", kNoReserve},
-                                                    {"sr", kSequential},
-                                                    {"rr", kRandom},
-                                                    {"lf", kLockOnFault}}};
+std::optional<MapRefusal> apply_vm_bits(uint64_t flags, MappingImage& image) {
   const bool vvar = image.kind == MappingKind::kVvar;
+  for (const FlagEntry& entry : kFlags) {
+    const bool dump = entry.bit == kVmDontDump;
+    if ((flags & entry.bit) != 0 && !(vvar && dump)) image.flags |= entry.flag;
+  }
+  image.protection_key = static_cast<int32_t>(flags >> kVmKeyShift & 15);
+  if ((flags & kVmHugeTlb) != 0) return kHugeTlb;
+  if ((flags & (kVmPfnMap | kVmIo)) != 0 && !vvar) {
+    return MapRefusal{"device mapping", "memory of a device cannot be replicated"};
+  }
+  return std::nullopt;
+}
+
+std::optional<MapRefusal> apply_vm_flags(std::string_view codes, MappingImage& image) {
+  uint64_t bits = 0;
   std::optional<MapRefusal> refusal;
   for (size_t at = codes.find_first_not_of(' '); at + 1 < codes.size(); at += 3) {
     const std::string_view code = codes.substr(at, 2);
-    for (const auto& [name, flag] : kFlags) {
-      if (code == name && !(vvar && flag == kDontDump)) image.flags |= flag;
+    for (const FlagEntry& entry : kFlags) {
+      if (code == entry.code) bits |= entry.bit;
     }
-    if (code == "ht") refusal = kHugeTlb;
+    if (code == "ht") bits |= kVmHugeTlb;
+    if (code == "pf" || code == "io") bits |= kVmIo;
     if (code == "ss") refusal = {"shadow stack", "user shadow stacks are not supported"};
     if (code == "gu") refusal = {"guard region", "MADV_GUARD_INSTALL is not supported"};
-    if ((code == "pf" || code == "io") && !vvar) {
-      refusal = {"device mapping", "memory of a device cannot be replicated"};
-    }
   }
-  return refusal;
+  const int32_t key = image.protection_key;  // has a line of its own
+  const auto other = apply_vm_bits(bits, image);
+  image.protection_key = key;
+  return other ? other : refusal;
 }
 
 }  // namespace replpage

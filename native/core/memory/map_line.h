@@ -36,6 +36,35 @@ struct KernelMounts {
 std::optional<MapRefusal> classify_mapping(const MapLine& line, const KernelMounts& mounts,
                                            MappingImage& image);
 
+// Bits of the kernel's vm_area_struct.vm_flags that keep their place (include/linux/mm.h).
+enum VmFlagBits : uint64_t {
+  kVmGrowsDown = 0x100,
+  kVmPfnMap = 0x400,
+  kVmLocked = 0x2000,
+  kVmIo = 0x4000,
+  kVmSequential = 0x8000,
+  kVmRandom = 0x10000,
+  kVmDontCopy = 0x20000,
+  kVmLockOnFault = 0x80000,
+  kVmNoReserve = 0x200000,
+  kVmHugeTlb = 0x400000,
+  kVmWipeOnFork = 0x2000000,
+  kVmDontDump = 0x4000000,
+  kVmHugePage = 0x20000000,
+  kVmNoHugePage = 0x40000000,
+  kVmMergeable = 0x80000000,
+};
+inline constexpr int kVmKeyShift = 32;  // of the protection key, four bits
+
+// A line's mapping as the kernel itself has it.
+struct VmBits {
+  uint64_t start = 0, end = 0;
+  uint64_t flags = 0;  // VmFlagBits
+};
+
+// Adds what the kernel's flags say, the protection key too.
+std::optional<MapRefusal> apply_vm_bits(uint64_t flags, MappingImage& image);
+
 // Adds what a "VmFlags: rd wr ..." line of /proc/PID/smaps says (the codes after the colon).
 std::optional<MapRefusal> apply_vm_flags(std::string_view codes, MappingImage& image);
 

@@ -38,8 +38,17 @@ const KernelMounts& kernel_mounts() {
 // Builds the list line by line. `known` is walked along with it, since both ascend.
 class MapReader {
  public:
-  MapReader(pid_t pid, const std::vector<MappingImage>& known, bool with_flags, Refusals* refusals)
-      : pid_(pid), known_(known), with_flags_(with_flags), refusals_(refusals) {}
+  enum class Flags : uint8_t { kKnown, kAttributeLines, kBits };
+  MapReader(pid_t pid, Flags flags, Refusals* refusals)
+      : pid_(pid),
+        flags_(flags),
+        look_at_files_(flags == Flags::kAttributeLines),
+        refusals_(refusals) {}
+  void set_known(std::span<const MappingImage> known) { known_ = known; }
+  void set_bits(std::span<const VmBits> bits, bool look_at_files) {
+    bits_ = bits;
+    look_at_files_ = look_at_files;
+  }
 
   void read(std::string_view text) {
     for (size_t at = 0; at < text.size();) {
@@ -52,12 +61,14 @@ class MapReader {
   }
 
   std::vector<MappingImage> take() { return std::move(mappings_); }
+  // False when a line has no bits.
+  [[nodiscard]] bool has_all_flags() const { return has_all_flags_; }
 
  private:
   void take_line(std::string_view text) {
     // Attribute lines of smaps begin with a capital letter, mappings with a hexadecimal digit.
     if (text.empty()) return;
-    if (with_flags_ && text.front() >= 'A' && text.front() <= 'Z') {
+    if (flags_ == Flags::kAttributeLines && text.front() >= 'A' && text.front() <= 'Z') {
       take_attribute(text);
       return;
     }
@@ -67,11 +78,9 @@ class MapReader {
     current_ = MappingImage();
     open_ = true;
     refusal_ = classify_mapping(*line, kernel_mounts(), current_);
-    if (with_flags_) {
-      check_regular_file();
-    } else {
-      take_known_attributes();
-    }
+    if (flags_ == Flags::kKnown) take_known_attributes();
+    if (flags_ == Flags::kBits) take_bits();
+    if (look_at_files_) check_regular_file();
   }
 
   void take_attribute(std::string_view text) {
@@ -94,6 +103,18 @@ class MapReader {
     if (before.start >= current_.end || before.kind != current_.kind) return;
     current_.flags |= before.flags;
     current_.protection_key = before.protection_key;
+  }
+
+  void take_bits() {
+    if (current_.kind == MappingKind::kVsyscall) return;  // belongs to no process
+    while (!bits_.empty() && bits_.front().start < current_.start) bits_ = bits_.subspan(1);
+    if (bits_.empty() || bits_.front().start != current_.start ||
+        bits_.front().end != current_.end) {
+      has_all_flags_ = false;
+      return;
+    }
+    const auto refusal = apply_vm_bits(bits_.front().flags, current_);
+    if (!refusal_) refusal_ = refusal;
   }
 
   // A device node need not be below /dev.
@@ -146,8 +167,11 @@ class MapReader {
   }
 
   pid_t pid_;
-  const std::vector<MappingImage>& known_;
-  bool with_flags_;
+  std::span<const MappingImage> known_;
+  std::span<const VmBits> bits_;
+  Flags flags_;
+  bool look_at_files_;
+  bool has_all_flags_ = true;
   Refusals* refusals_;
   size_t next_known_ = 0;
   bool open_ = false;
@@ -156,20 +180,38 @@ class MapReader {
   std::vector<MappingImage> mappings_;
 };
 
-}  // namespace
-
-std::optional<std::vector<MappingImage>> read_memory_map(pid_t pid,
-                                                         const std::vector<MappingImage>& known,
-                                                         bool with_flags, Refusals* refusals) {
-  const char* name = with_flags ? "smaps" : "maps";
+std::optional<std::string> read_map_file(pid_t pid, const char* name) {
   auto text = read_proc(thread_file(pid, pid, name));
   if (!text || text->empty()) {  // the first thread has ended, or the whole process
     const auto tid = memory_thread(pid);
     if (tid) text = read_proc(thread_file(pid, *tid, name));
     if (!tid || !text || text->empty()) return std::nullopt;
   }
-  MapReader reader(pid, known, with_flags, refusals);
+  return text;
+}
+
+}  // namespace
+
+std::optional<std::vector<MappingImage>> read_memory_map(pid_t pid,
+                                                         const std::vector<MappingImage>& known,
+                                                         bool with_flags, Refusals* refusals) {
+  const auto text = read_map_file(pid, with_flags ? "smaps" : "maps");
+  if (!text) return std::nullopt;
+  using Flags = MapReader::Flags;
+  MapReader reader(pid, with_flags ? Flags::kAttributeLines : Flags::kKnown, refusals);
+  reader.set_known(known);
   reader.read(*text);
+  return reader.take();
+}
+
+std::optional<std::vector<MappingImage>> read_memory_map(pid_t pid, std::span<const VmBits> bits,
+                                                         bool look_at_files) {
+  const auto text = read_map_file(pid, "maps");
+  if (!text) return std::nullopt;
+  MapReader reader(pid, MapReader::Flags::kBits, nullptr);
+  reader.set_bits(bits, look_at_files);
+  reader.read(*text);
+  if (!reader.has_all_flags()) return std::nullopt;
   return reader.take();
 }
 

@@ -4,10 +4,12 @@
 #include <sys/types.h>
 
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "core/image/mapping_image.h"
 #include "core/image/refusal.h"
+#include "core/memory/map_line.h"
 
 namespace replpage {
 
@@ -19,5 +21,11 @@ namespace replpage {
 std::optional<std::vector<MappingImage>> read_memory_map(pid_t pid,
                                                          const std::vector<MappingImage>& known,
                                                          bool with_flags, Refusals* refusals);
+
+// The same with all flags, which the kernel's bits of every line tell, ascending. nullopt also when
+// the bits are those of other mappings. For a process that is stopped. With `look_at_files`, files
+// are looked at as smaps makes one do it: a device has other names than those in /dev.
+std::optional<std::vector<MappingImage>> read_memory_map(pid_t pid, std::span<const VmBits> bits,
+                                                         bool look_at_files);
 
 }  // namespace replpage

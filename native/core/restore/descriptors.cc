@@ -50,6 +50,13 @@ struct flock lock_range(const FileLock& lock) {
   return range;
 }
 
+size_t descriptor_room(const GroupImage& image, uint32_t table) {
+  constexpr size_t kSpare = 64;
+  const auto& descriptors = image.file_tables.at(table).descriptors;
+  const size_t numbers = descriptors.empty() ? 0 : static_cast<size_t>(descriptors.back().fd) + 1;
+  return numbers + 2 * image.open_files.size() + kSpare;
+}
+
 void check_descriptor_image(const GroupImage& image) {
   const size_t files = image.open_files.size();
   for (const ProcessImage& process : image.processes) {

@@ -29,6 +29,10 @@ struct flock lock_range(const FileLock& lock);
 std::vector<QueuedLock> install_descriptors(const PromoteInput& input,
                                             std::span<ReplicaProcess* const> processes);
 
+// How many descriptors a process with the table may have at once while its descriptors are
+// installed: its own numbers, and the files to be named above them.
+size_t descriptor_room(const GroupImage& image, uint32_t table);
+
 // Throws FormatError when the image names open files, tables or lengths that it does not have.
 void check_descriptor_image(const GroupImage& image);
 

@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "core/base/sys_error.h"
+#include "core/restore/descriptors.h"
 #include "core/restore/process_state.h"
 
 namespace replpage {
@@ -72,6 +73,7 @@ void ProcessTree::shape(const GroupImage& image) {
   create_zombies();
   join_groups();
   split_file_tables();
+  make_descriptor_room();
   for (const ProcessImage& process : image.processes) at(process.pid).shape_threads(process);
 }
 
@@ -289,7 +291,18 @@ void ProcessTree::split_file_tables() {
     SyscallBatch batch;
     batch.add("unshare the file table", SYS_unshare, {CLONE_FILES});
     member.process->run(batch);
+    member.process->forget_descriptor_room();
     member.shares_files = false;
+  }
+}
+
+void ProcessTree::make_descriptor_room() {
+  for (uint32_t table = 0; table < image_->file_tables.size(); ++table) {
+    const auto first =
+        std::find_if(image_->processes.begin(), image_->processes.end(),
+                     [table](const ProcessImage& process) { return process.file_table == table; });
+    if (first == image_->processes.end()) continue;
+    at(first->pid).make_descriptor_room(descriptor_room(*image_, table));
   }
 }
 

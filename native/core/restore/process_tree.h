@@ -51,6 +51,7 @@ class ProcessTree {
   void set_subreapers();
   [[nodiscard]] bool shares_files(const ProcessImage& image) const;
   void split_file_tables();
+  void make_descriptor_room();
 
   const GroupImage* image_ = nullptr;                  // while shape() runs
   std::map<int32_t, const ProcessImage*> wanted_;      // of image_

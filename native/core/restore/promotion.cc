@@ -9,8 +9,8 @@
 
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
+#include "core/base/urgency.h"
 #include "core/restore/process_state.h"
-#include "core/restore/thread_state.h"
 
 namespace replpage {
 namespace {
@@ -85,10 +85,12 @@ PromotedReplica Promotion::run(PromoteInput input,
     queued_[queued.pid].push_back(queued);
   }
   objects_.seal();
+  hurry(image);
   restore_state(image);
   leave_stubs();
   let_go(image);
-  promoted.took_us = now_us() - started;
+  promoted.ran_us = now_us();
+  promoted.took_us = promoted.ran_us - started;
   return promoted;
 }
 
@@ -139,6 +141,17 @@ void Promotion::prepare_lazy(const PromoteInput& input, PromotedReplica& promote
   }
 }
 
+// Until they are the program's, its threads run before others, as the keeper does.
+void Promotion::hurry(const GroupImage& image) {
+  scheduling_ = SetPolicy::kByItself;
+  for (const ProcessImage& process : image.processes) {
+    for (const ThreadImage& thread : process.threads) {
+      if (!run_before_others(thread.tid)) return;
+      scheduling_ = SetPolicy::kLater;
+    }
+  }
+}
+
 void Promotion::complete_all() {
   for (StubProcess* process : tree_.processes()) process->complete();
 }
@@ -159,7 +172,7 @@ void Promotion::restore_state(const GroupImage& image) {
     for (const ThreadImage& thread : process.threads) {
       if (thread.tid == process.pid) continue;
       SyscallBatch batch;
-      add_thread_state(process, thread, batch);
+      add_thread_state(process, thread, scheduling_, batch);
       tree_.at(process.pid).begin(thread.tid, std::move(batch));
     }
   }
@@ -167,7 +180,7 @@ void Promotion::restore_state(const GroupImage& image) {
   for (const ProcessImage& process : image.processes) {
     SyscallBatch last;
     for (const ThreadImage& thread : process.threads) {
-      if (thread.tid == process.pid) add_thread_state(process, thread, last);
+      if (thread.tid == process.pid) add_thread_state(process, thread, scheduling_, last);
     }
     add_final_state(process, last);
     tree_.at(process.pid).begin(process.pid, std::move(last));
@@ -204,6 +217,11 @@ void Promotion::let_go(const GroupImage& image) {
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) apply_registers(thread.tid, thread);
     kept_.emplace_back(process.pid, process.stopped);
+  }
+  for (const ProcessImage& process : image.processes) {
+    for (const ThreadImage& thread : process.threads) {
+      if (scheduling_ == SetPolicy::kLater) apply_policy(thread.tid, thread.scheduling);
+    }
   }
   // A program that runs without a lock it believes to have could release it before it is had, or
   // see it taken by one of its own: the group waits until the dying process has let go of it.

@@ -15,6 +15,7 @@
 #include "core/restore/primary_files.h"
 #include "core/restore/process_tree.h"
 #include "core/restore/replica.h"
+#include "core/restore/thread_state.h"
 
 namespace replpage {
 
@@ -51,6 +52,7 @@ class Promotion {
   void prepare_lazy(const PromoteInput& input, PromotedReplica& promoted);
   // Numbers, in their processes, of the directories that were kept.
   std::map<int32_t, int> give_directories();
+  void hurry(const GroupImage& image);
   void restore_state(const GroupImage& image);
   void complete_all();
   void leave_stubs();
@@ -64,6 +66,7 @@ class Promotion {
     std::string path;
     UniqueFd fd;
   };
+  SetPolicy scheduling_ = SetPolicy::kByItself;
   std::map<int32_t, KeptDirectory> directories_;       // by pid
   std::map<int32_t, std::vector<PageRange>> moved_;    // by pid
   std::map<int32_t, std::vector<QueuedLock>> queued_;  // by pid

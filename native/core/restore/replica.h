@@ -53,6 +53,7 @@ struct PromotedReplica {
   pid_t root = 0;  // in the keeper's PID namespace
   std::vector<LazyProcess> lazy;
   uint64_t took_us = 0;
+  uint64_t ran_us = 0;  // when all was let run (now_us())
 };
 
 // One process of a replica, as descriptor and state restoring see it.

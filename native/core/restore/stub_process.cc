@@ -9,6 +9,8 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
+#include <bit>
 #include <cstddef>
 
 #include "core/base/procfs.h"
@@ -254,6 +256,21 @@ std::vector<int> StubProcess::receive(std::span<const int> descriptors, int lowe
   numbers.reserve(taken.size());
   for (const size_t index : taken) numbers.push_back(static_cast<int>(result.results[index]));
   return numbers;
+}
+
+void StubProcess::make_descriptor_room(size_t descriptors) {
+  if (descriptors <= descriptor_room_) return;
+  constexpr size_t kLeast = 256;  // a fresh table has room for 64
+  const size_t room = std::bit_ceil(std::max(descriptors, kLeast));
+  SyscallBatch batch;
+  const size_t low = batch.add("make a descriptor", SYS_epoll_create1, {0});
+  // Beyond the limit for descriptors this fails, and promotion raises the limit and waits.
+  const size_t high = batch.add("widen the descriptor table", SYS_fcntl,
+                                {BatchArgument::result_of(low), F_DUPFD, room - 1}, false);
+  batch.add("close", SYS_close, {BatchArgument::result_of(high)}, false);
+  batch.add("close", SYS_close, {BatchArgument::result_of(low)});
+  run(batch);
+  descriptor_room_ = room;
 }
 
 void StubProcess::shape_threads(const ProcessImage& image) {

@@ -40,6 +40,13 @@ class StubProcess final : public ReplicaProcess {
   void begin(int32_t tid, SyscallBatch batch);
   void complete();
 
+  // Makes the descriptor table as large as promotion will need it. Once threads share the table,
+  // the kernel waits for all CPUs to let go of the smaller one (5-20 ms, expand_fdtable in
+  // fs/file.c).
+  void make_descriptor_room(size_t descriptors);
+  // The process has got a table of its own, as small as can be.
+  void forget_descriptor_room() { descriptor_room_ = 0; }
+
   // Ends and creates threads until they are those of the image.
   void shape_threads(const ProcessImage& image);
   void shape_memory(const ProcessImage& image, const MappedSources& sources);
@@ -80,6 +87,7 @@ class StubProcess final : public ReplicaProcess {
   std::map<int32_t, RemoteThread> threads_;
   AddressSpace memory_;
   UniqueFd memory_file_;
+  size_t descriptor_room_ = 0;
 };
 
 }  // namespace replpage

@@ -50,7 +50,7 @@ void TableInstaller::install() {
   sort_watches();
   find_lowest();
   const RaisedFileLimit limit(process_.pid(),
-                              static_cast<rlim_t>(lowest_) + 2 * image_.open_files.size() + 64);
+                              static_cast<rlim_t>(lowest_) + descriptor_room(image_, table_));
   receive_files();
   SyscallBatch batch;
   add_removals(batch);

@@ -97,23 +97,28 @@ void add_credentials(const Credentials& credentials, SyscallBatch& batch) {
 }
 
 // Affinity comes before the policy: SCHED_DEADLINE threads may not change it.
-void add_scheduling(const Scheduling& scheduling, SyscallBatch& batch) {
+SchedulingAttributes attributes_of(const Scheduling& scheduling) {
+  return {.policy = scheduling.policy,
+          .flags = scheduling.flags,
+          .nice = scheduling.nice,
+          .priority = scheduling.priority,
+          .runtime_ns = scheduling.runtime_ns,
+          .deadline_ns = scheduling.deadline_ns,
+          .period_ns = scheduling.period_ns};
+}
+
+void add_scheduling(const Scheduling& scheduling, SetPolicy policy, SyscallBatch& batch) {
   if (!scheduling.affinity.empty()) {
     batch.add("CPU affinity", SYS_sched_setaffinity,
               {0, scheduling.affinity.size(), BatchArgument::data(batch.put(scheduling.affinity))},
               false);
   }
-  const SchedulingAttributes attributes{.policy = scheduling.policy,
-                                        .flags = scheduling.flags,
-                                        .nice = scheduling.nice,
-                                        .priority = scheduling.priority,
-                                        .runtime_ns = scheduling.runtime_ns,
-                                        .deadline_ns = scheduling.deadline_ns,
-                                        .period_ns = scheduling.period_ns};
   // By itself: sched_setattr(2) sets it with the ordinary policies only.
   batch.add("nice", SYS_setpriority, {int{PRIO_PROCESS}, 0, scheduling.nice}, false);
-  batch.add("scheduling policy", SYS_sched_setattr,
-            {0, BatchArgument::data(batch.put_value(attributes)), 0}, false);
+  if (policy == SetPolicy::kByItself) {
+    batch.add("scheduling policy", SYS_sched_setattr,
+              {0, BatchArgument::data(batch.put_value(attributes_of(scheduling))), 0}, false);
+  }
   if (scheduling.io_priority != 0) {
     batch.add("I/O priority", SYS_ioprio_set, {kIoprioWhoProcess, 0, scheduling.io_priority},
               false);
@@ -139,7 +144,8 @@ void set_registers(pid_t tid, unsigned set, const void* data, size_t size, const
 
 }  // namespace
 
-void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SyscallBatch& batch) {
+void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetPolicy policy,
+                      SyscallBatch& batch) {
   batch.add("thread name", SYS_prctl,
             {PR_SET_NAME, BatchArgument::data(batch.put_text(thread.name))});
   batch.add("tid address", SYS_set_tid_address, {thread.clear_child_tid});
@@ -153,11 +159,19 @@ void add_thread_state(const ProcessImage& process, const ThreadImage& thread, Sy
     batch.add("rseq", SYS_rseq,
               {thread.rseq.pointer, thread.rseq.size, thread.rseq.flags, thread.rseq.signature});
   }
-  add_scheduling(thread.scheduling, batch);
+  add_scheduling(thread.scheduling, policy, batch);
   add_pending(process, thread, batch);
   add_credentials(thread.credentials, batch);
   // After the credentials, whose change clears it (commit_creds in kernel/cred.c).
   batch.add("parent-death signal", SYS_prctl, {PR_SET_PDEATHSIG, thread.parent_death_signal});
+}
+
+void apply_policy(pid_t tid, const Scheduling& scheduling) {
+  const SchedulingAttributes wanted = attributes_of(scheduling);
+  if (::syscall(SYS_sched_setattr, tid, &wanted, 0) == 0) return;
+  const SchedulingAttributes ordinary;
+  if (::syscall(SYS_sched_setattr, tid, &ordinary, 0) == 0) return;
+  throw SysError::from_errno("set the scheduling policy", on_pid(tid));
 }
 
 void apply_registers(pid_t tid, const ThreadImage& thread) {
