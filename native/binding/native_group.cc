@@ -162,14 +162,4 @@ void NativeGroup::on_unprotected(const std::string& reason) {
   });
 }
 
-void NativeGroup::on_lagging(uint64_t abandoned, const std::string& reason) {
-  emit([=](Napi::Env env) {
-    Napi::Object event = Napi::Object::New(env);
-    event.Set("type", "lagging");
-    event.Set("abandoned", static_cast<double>(abandoned));
-    event.Set("reason", reason);
-    return event;
-  });
-}
-
 }  // namespace replpage::binding

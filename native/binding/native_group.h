@@ -38,7 +38,6 @@ class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEve
   void on_drained(uint64_t pages, uint64_t took_us) override;
   void on_ended(const std::string& reason, int signal, int status) override;
   void on_unprotected(const std::string& reason) override;
-  void on_lagging(uint64_t abandoned, const std::string& reason) override;
 
   std::string control_socket_;
   Napi::ThreadSafeFunction to_main_;

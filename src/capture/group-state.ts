@@ -40,7 +40,7 @@ export interface GroupCore {
   readonly abandonedRun: number;
   readonly abandonedTotal: number;
   readonly committedTotal: number;
-  /** Set by a crash, until its promotion is reported. */
+  /** Set by a crash or an exit, until its promotion is reported. */
   readonly crashed: boolean;
   readonly crashes: number;
   readonly retries: number;
@@ -57,7 +57,6 @@ export type GroupEvent =
   | { readonly type: 'startFailed'; readonly reason: string }
   | { readonly type: 'committed'; readonly epoch: number }
   | { readonly type: 'abandoned'; readonly reason: string }
-  | { readonly type: 'lagging'; readonly abandoned: number; readonly reason: string }
   | { readonly type: 'died'; readonly cause: DeathCause; readonly reason: string }
   | { readonly type: 'promoteAsked' }
   | { readonly type: 'promoted'; readonly report: PromotionReport }
@@ -151,7 +150,6 @@ export function step(group: GroupCore, event: GroupEvent): Step {
       return stepStart(group, event);
     case 'committed':
     case 'abandoned':
-    case 'lagging':
       return stepEpoch(group, event);
     case 'died':
     case 'promoteAsked':
@@ -229,7 +227,7 @@ function stepStart(
 
 function stepEpoch(
   group: GroupCore,
-  event: Extract<GroupEvent, { type: 'committed' | 'abandoned' | 'lagging' }>,
+  event: Extract<GroupEvent, { type: 'committed' | 'abandoned' }>,
 ): Step {
   const { kind } = group.phase;
   if (kind !== 'protected' && kind !== 'lagging') return stay(group);
@@ -244,9 +242,8 @@ function stepEpoch(
     const caughtUp = note('caught up', `after ${group.abandonedRun} abandoned epochs`);
     return { group: next, effects: kind === 'lagging' ? [caughtUp] : [] };
   }
-  const abandonedRun =
-    event.type === 'lagging' ? Math.max(event.abandoned, laggingAfter) : group.abandonedRun + 1;
-  const abandonedTotal = group.abandonedTotal + (event.type === 'abandoned' ? 1 : 0);
+  const abandonedRun = group.abandonedRun + 1;
+  const abandonedTotal = group.abandonedTotal + 1;
   const counted = { ...group, abandonedRun, abandonedTotal };
   if (abandonedRun < laggingAfter) return stay(counted);
   const lagging: GroupCore = { ...counted, phase: { kind: 'lagging', reason: event.reason } };
@@ -262,7 +259,9 @@ function stepPromotion(group: GroupCore, event: PromotionEvent): Step {
   const { kind } = group.phase;
   switch (event.type) {
     case 'died': {
-      const dying = { ...group, crashed: event.cause === 'crash' };
+      // Either may happen again at once, so both are answered a few times only.
+      const crashed = event.cause === 'crash' || event.cause === 'exit';
+      const dying = { ...group, crashed };
       const effects = [note('died', event.reason)];
       // Before the first epoch there is nothing to promote; `ended` follows.
       if (kind !== 'protected' && kind !== 'lagging') return { group: dying, effects };

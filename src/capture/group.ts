@@ -256,7 +256,6 @@ export class Group {
         return this.#apply({ type: 'ended', reason: nameSignals(event.reason) });
       case 'unprotected':
         return this.#apply({ type: 'lost', reason: nameSignals(event.reason) });
-      case 'lagging':
       case 'drained':
         return this.#apply(event);
       default:

@@ -161,11 +161,13 @@ export class Daemon {
     const primaryAlive = isAlive(facts) && facts.startTime === record.startTime;
     const decision = recover(record, { sameBoot, primaryAlive, keepers });
     const group = new Group(spec, this.#host(), decision.core);
-    this.#table.add(group, record.startTime);
     const { hostPid, generation } = decision.core;
+    const promoted = hostPid !== core.hostPid;
+    const { startTime } = promoted ? (readProcess(hostPid) ?? record) : record;
+    this.#table.add(group, startTime);
     const why = `host pid ${hostPid}, generation ${generation}`;
     this.#log.info({ group: spec.name, decision: decision.kind, why }, 'group taken up');
-    if (hostPid !== core.hostPid) {
+    if (promoted) {
       const pid = readProcess(hostPid)?.ownPid ?? hostPid;
       const { epoch } = decision.core;
       announce(spec, { pid, hostPid, generation, epoch, exact: false }, this.#log);

@@ -50,7 +50,8 @@ const protectDefaults = {
 export class ReplicaTable implements DaemonControl {
   readonly #options: TableOptions;
   readonly #groups = new Map<string, Group>();
-  readonly #startTimes = new Map<Group, string>();
+  /** Of each group's process, read once: its pid may be another's later. */
+  readonly #startTimes = new Map<Group, { readonly hostPid: number; readonly startTime: string }>();
   readonly #startedMs: number;
 
   constructor(options: TableOptions) {
@@ -61,7 +62,7 @@ export class ReplicaTable implements DaemonControl {
   /** Takes in a group that a restarted daemon found. */
   add(group: Group, startTime: string): void {
     this.#groups.set(group.spec.name, group);
-    this.#startTimes.set(group, startTime);
+    this.#startTimes.set(group, { hostPid: group.core.hostPid, startTime });
   }
 
   get groups(): readonly Group[] {
@@ -73,9 +74,17 @@ export class ReplicaTable implements DaemonControl {
     const promised = this.groups.filter(({ core }) => !isFirstStart(core));
     return promised.map((group) => {
       const { core, spec } = group;
-      const startTime = readProcess(core.hostPid)?.startTime ?? this.#startTimes.get(group) ?? '';
-      return { spec, core, startTime };
+      return { spec, core, startTime: this.#startTimeOf(group) };
     });
+  }
+
+  #startTimeOf(group: Group): string {
+    const { hostPid } = group.core;
+    const known = this.#startTimes.get(group);
+    if (known?.hostPid === hostPid) return known.startTime;
+    const startTime = readProcess(hostPid)?.startTime ?? '';
+    this.#startTimes.set(group, { hostPid, startTime });
+    return startTime;
   }
 
   status(caller: Caller): StatusReport {

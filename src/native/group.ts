@@ -98,7 +98,7 @@ export type NativeGroupEvent =
       readonly status?: number;
     }
   | { readonly type: 'unprotected'; readonly reason: string }
-  | { readonly type: 'lagging'; readonly abandoned: number; readonly reason: string };
+;
 
 export interface NativeGroup {
   start(): Promise<StartReport>;

@@ -41,12 +41,6 @@ bool knows_object(const GroupImage& image, uint32_t id) {
                      [id](const SharedObjectImage& object) { return object.id == id; });
 }
 
-bool lies_in(const PageRun& run, const std::vector<LazyRange>& lazy) {
-  return std::any_of(lazy.begin(), lazy.end(), [&run](const LazyRange& range) {
-    return range.pid == run.pid && run.address >= range.start && run.address < range.end;
-  });
-}
-
 }  // namespace
 
 void EpochRuns::add(const PageRun& run) {
@@ -63,7 +57,7 @@ void EpochRuns::clear() {
   data_pages_ = 0;
 }
 
-PageRunList EpochRuns::fitted(const GroupImage& image, const std::vector<LazyRange>& lazy) const {
+PageRunList EpochRuns::fitted(const GroupImage& image) const {
   std::map<int32_t, const std::vector<MappingImage>*> mappings;
   for (const ProcessImage& process : image.processes) mappings[process.pid] = &process.mappings;
   PageRunList list;
@@ -74,7 +68,7 @@ PageRunList EpochRuns::fitted(const GroupImage& image, const std::vector<LazyRan
       continue;
     }
     const auto of = mappings.find(run.pid);
-    if (of != mappings.end() && !lies_in(run, lazy)) clip(run, *of->second, list.runs);
+    if (of != mappings.end()) clip(run, *of->second, list.runs);
   }
   return list;
 }
@@ -87,10 +81,14 @@ std::vector<LazyRange> EpochRuns::as_lazy(const GroupImage& image) const {
   for (const PageRun& run : runs_) {
     const auto of = mappings.find(run.pid);
     if (run.pid == 0 || of == mappings.end()) continue;
-    const MappingImage* mapping = first_ending_after(*of->second, run.address);
-    if (mapping == nullptr || mapping->kind != MappingKind::kAnonymous) continue;
-    if (!seen.emplace(run.pid, mapping->start).second) continue;
-    lazy.push_back({run.pid, mapping->start, mapping->end});
+    const MappingImage* last = of->second->data() + of->second->size();
+    for (const MappingImage* mapping = first_ending_after(*of->second, run.address);
+         mapping != nullptr && mapping != last && mapping->start < run.address + run.length;
+         ++mapping) {
+      if (mapping->kind != MappingKind::kAnonymous) continue;
+      if (!seen.emplace(run.pid, mapping->start).second) continue;
+      lazy.push_back({run.pid, mapping->start, mapping->end});
+    }
   }
   return lazy;
 }

@@ -26,9 +26,9 @@ class EpochRuns final : public PageSink {
   void clear();
 
   // What of the runs still fits `image`: parts of mappings, processes and objects that are gone
-  // since they were copied are left out, and so is what lies in a lazy range.
-  [[nodiscard]] PageRunList fitted(const GroupImage& image,
-                                   const std::vector<LazyRange>& lazy = {}) const;
+  // since they were copied are left out. Where memory is to be read lazily, the keeper forgets what
+  // it was given.
+  [[nodiscard]] PageRunList fitted(const GroupImage& image) const;
 
   // The private mappings of `image` that any run touches, whole, to be read lazily instead.
   [[nodiscard]] std::vector<LazyRange> as_lazy(const GroupImage& image) const;

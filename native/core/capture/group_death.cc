@@ -90,9 +90,8 @@ void GroupSession::on_exec(const TracedProcess& /*process*/) {}
 
 ExitDecision GroupSession::on_exit_stop(const TracedProcess& process, const TracedThread& thread) {
   if (death_) {
-    // A planned promotion kills the old processes itself when it is done.
-    return phase_ == Phase::kPromoted || phase_ == Phase::kDone ? ExitDecision::kRelease
-                                                                : ExitDecision::kHold;
+    // Until the replica has everything its pages are read from here, whoever kills what is left.
+    return phase_ == Phase::kDone ? ExitDecision::kRelease : ExitDecision::kHold;
   }
   if (phase_ != Phase::kProtected) return ExitDecision::kRelease;
   const DeathCause cause = cause_of(thread.exit_code);
@@ -118,6 +117,8 @@ void GroupSession::begin_death(DeathCause cause, int wait_status) {
                  .status = WIFEXITED(wait_status) ? WEXITSTATUS(wait_status) : 0,
                  .seen_us = now_us(),
                  .planned = false,
+                 .killed = false,
+                 .promote_at_us = 0,
                  .handled = false};
   tree_->wake();
 }
@@ -150,33 +151,61 @@ void GroupSession::on_process_gone(pid_t pid, int wait_status) {
 void GroupSession::handle_death() {
   death_->handled = true;
   set_phase(Phase::kDying);
+  decided_us_ = now_us();
   // The worker leaves a copy within one chunk; what it had not copied stays marked.
   capture_->cancel();
   const std::lock_guard lock(worker_mutex_);
-  decided_us_ = now_us();
   try {
-    bool whole = death_->planned;
-    if (!death_->planned) {
-      events_.on_died(death_->cause, death_->signal, death_->status);
-      // Threads that nobody followed are gone with their registers, and what does not stand still
-      // cannot be read: then the last epoch is the newest whole state.
-      whole = options_.attach_always &&
-              tree_->freeze_around_death(options_.pid, kDeathDeadlineUs).frozen &&
-              tree_->follows_all_threads(options_.pid);
-    }
-    if (death_->cause != DeathCause::kCrash && whole) {
-      promote_exactly();
-    } else if (death_->cause != DeathCause::kCrash || options_.retries_left > 0) {
-      promote_last_epoch();
-    } else {
-      end("crashed by signal " + std::to_string(death_->signal) + " with no retries left");
-    }
+    answer_death();
   } catch (const std::exception& error) {
-    on_keeper_lost(std::string("the last epoch was not taken: ") + error.what());
+    give_up(std::string("it was not promoted: ") + error.what());
   }
 }
 
-void GroupSession::promote_exactly() {
+void GroupSession::answer_death() {
+  if (death_->planned) return hand_over(capture_last_epoch());
+  events_.on_died(death_->cause, death_->signal, death_->status);
+  // Threads that nobody followed are gone with their registers, and what does not stand still
+  // cannot be read: then the last epoch is the newest whole state.
+  const bool whole = options_.attach_always &&
+                     tree_->freeze_around_death(options_.pid, kDeathDeadlineUs).frozen &&
+                     tree_->follows_all_threads(options_.pid);
+  const bool by_itself = death_->cause == DeathCause::kCrash || death_->cause == DeathCause::kExit;
+  if (by_itself && options_.retries_left == 0) {
+    return end(describe_death() + " with no retries left");
+  }
+  if (by_itself && options_.crash_delay_us > 0) {
+    death_->promote_at_us = now_us() + options_.crash_delay_us;
+    return;
+  }
+  if (by_itself || !whole) return promote_last_epoch();
+  std::optional<HandOver> last;
+  try {
+    last = capture_last_epoch();
+  } catch (const std::exception&) {
+    // The memory is gone already (the OOM reaper), or something new cannot be replicated.
+    return promote_last_epoch();
+  }
+  hand_over(std::move(*last));
+}
+
+std::string GroupSession::describe_death() const {
+  return death_->signal != 0 ? "ended by signal " + std::to_string(death_->signal)
+                             : "exited with status " + std::to_string(death_->status);
+}
+
+// The time before another try to run what crashed has passed.
+void GroupSession::promote_after_delay() {
+  death_->promote_at_us = 0;
+  const std::lock_guard lock(worker_mutex_);
+  try {
+    promote_last_epoch();
+  } catch (const std::exception& error) {
+    give_up(std::string("it was not promoted: ") + error.what());
+  }
+}
+
+GroupSession::HandOver GroupSession::capture_last_epoch() {
   GroupImage image = capture_->capture_state({.last = true,
                                               .inject = death_->planned,
                                               .with_content = false,
@@ -190,7 +219,7 @@ void GroupSession::promote_exactly() {
   if (runs_->data_pages() > kLastPagesCopiedMax) lazy = runs_->as_lazy(image);
   const auto dense = capture_->copy_last(image, *runs_, kLastPagesCopiedMax);
   lazy.insert(lazy.end(), dense.begin(), dense.end());
-  hand_over(image, open_files, lazy, true);
+  return {std::move(image), std::move(open_files), std::move(lazy), true};
 }
 
 void GroupSession::restore_dropped_signals(GroupImage& image) const {
@@ -204,24 +233,30 @@ void GroupSession::restore_dropped_signals(GroupImage& image) const {
 }
 
 void GroupSession::promote_last_epoch() {
-  // Every thread of the group stands at its exit stop: nobody waits for this thread.
-  if (death_->cause == DeathCause::kCrash) {
-    std::this_thread::sleep_for(std::chrono::microseconds(options_.crash_delay_us));
-  }
   runs_->clear();
-  std::vector<UniqueFd> open_files(last_image_.open_files.size());
-  if (options_.attach_always) open_files = match_open_files();
-  hand_over(last_image_, open_files, {}, false);
+  hand_over({last_image_, match_open_files(), {}, false});
 }
 
+// Open files of the dead process that may stand for those of the last epoch. Where they are not to
+// be had the replica opens files anew.
 std::vector<UniqueFd> GroupSession::match_open_files() {
+  std::vector<UniqueFd> matched(last_image_.open_files.size());
+  if (!options_.attach_always) return matched;
+  try {
+    take_matching_files(matched);
+  } catch (const SysError&) {
+    for (UniqueFd& file : matched) file.reset();
+  }
+  return matched;
+}
+
+void GroupSession::take_matching_files(std::vector<UniqueFd>& matched) {
   const GroupImage now = capture_->capture_state({.slow_state = false,
                                                   .inject = false,
                                                   .with_content = false,
                                                   .refusals = nullptr,
                                                   .unseen_ends = false});
   std::vector<UniqueFd> taken = capture_->take_descriptors(now);
-  std::vector<UniqueFd> matched(last_image_.open_files.size());
   for (size_t table = 0; table < last_image_.file_tables.size(); ++table) {
     for (const DescriptorImage& descriptor : last_image_.file_tables[table].descriptors) {
       uint32_t position = 0;
@@ -233,12 +268,11 @@ std::vector<UniqueFd> GroupSession::match_open_files() {
       }
     }
   }
-  return matched;
 }
 
-void GroupSession::hand_over(GroupImage& image, const std::vector<UniqueFd>& open_files,
-                             const std::vector<LazyRange>& lazy, bool exact) {
-  PageRunList runs = runs_->fitted(image, lazy);
+void GroupSession::hand_over(HandOver last) {
+  auto& [image, open_files, lazy, exact] = last;
+  PageRunList runs = runs_->fitted(image);
   LazyRangeList lazy_list{lazy};
   promotion_ = {.epoch = image.epoch,
                 .pid = 0,
@@ -252,11 +286,19 @@ void GroupSession::hand_over(GroupImage& image, const std::vector<UniqueFd>& ope
   }
   send_descriptors(open_files, lazy);
   keeper_->send(MessageType::kStage, PagesMessage{image.epoch, staging_->put(runs)});
+  if (death_->planned) kill_primary();
   keeper_->send(MessageType::kPromote, PromoteMessage{.epoch = image.epoch,
                                                       .image = staging_->put(image),
                                                       .exact = exact,
                                                       .keep_files = options_.keep_files,
                                                       .lazy = staging_->put(lazy_list)});
+}
+
+// From here on no instruction of the primary can run, whatever becomes of us: never two running. It
+// stands at its exit stops until the replica has all pages.
+void GroupSession::kill_primary() {
+  death_->killed = true;
+  for (const auto& [pid, process] : tree_->processes()) ::kill(pid, SIGKILL);
 }
 
 void GroupSession::send_descriptors(const std::vector<UniqueFd>& open_files,
@@ -310,6 +352,10 @@ void GroupSession::on_drained(const DrainedMessage& message) {
 }
 
 void GroupSession::on_keeper_lost(const std::string& reason) {
+  give_up(phase_ == Phase::kDying ? "promotion failed: " + reason : reason);
+}
+
+void GroupSession::give_up(const std::string& reason) {
   switch (phase_) {
     case Phase::kDone:
       return;
@@ -320,7 +366,7 @@ void GroupSession::on_keeper_lost(const std::string& reason) {
       events_.on_unprotected(reason);
       return;
     case Phase::kDying:
-      if (death_->planned) {
+      if (death_->planned && !death_->killed) {
         set_phase(Phase::kDone);
         tree_->detach();
         events_.on_unprotected(reason);
@@ -328,7 +374,9 @@ void GroupSession::on_keeper_lost(const std::string& reason) {
         planned_.reset();
         return;
       }
-      end("promotion failed: " + reason);
+      if (planned_) planned_->set_exception(std::make_exception_ptr(KeeperLost(reason)));
+      planned_.reset();
+      end(reason);
       return;
     case Phase::kPromoted:
       end("the promoted process was lost before it was drained: " + reason);

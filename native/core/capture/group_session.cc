@@ -31,9 +31,9 @@ constexpr uint64_t kRetryNs = 2'000'000;
 
 constexpr uint64_t kSlowStatePeriodUs = 1'000'000;
 
-uint64_t process_cpu_us() {
+uint64_t clock_us(clockid_t clock) {
   timespec time{};
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  clock_gettime(clock, &time);
   return static_cast<uint64_t>(time.tv_sec) * 1'000'000u +
          static_cast<uint64_t>(time.tv_nsec) / 1000;
 }
@@ -93,18 +93,36 @@ void GroupSession::trace() {
   capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker, options_.stdio_path);
   wakeable_ = tree_.get();
   while (!quit_) {
-    if (tree_->processes().empty()) {
-      tracer_jobs_.wait();
-    } else {
-      tree_->wait_events();
+    try {
+      trace_once();
+    } catch (const std::exception& error) {  // one group's trouble must not end the daemon
+      give_up(std::string("tracing failed: ") + error.what());
     }
-    tracer_jobs_.run_pending();
-    if (death_ && !death_->handled) handle_death();
   }
   wakeable_ = nullptr;
   tree_->detach();
   capture_.reset();
   tree_.reset();
+}
+
+void GroupSession::trace_once() {
+  const uint64_t promote_at_us = death_ ? death_->promote_at_us : 0;
+  if (tree_->processes().empty() && promote_at_us == 0) {
+    tracer_jobs_.wait();
+  } else {
+    tree_->wait_events(promote_at_us * 1000);
+  }
+  tracer_jobs_.run_pending();
+  {
+    const std::lock_guard lock(counters_mutex_);
+    counters_ = tree_->counters();
+  }
+  if (!death_) return;
+  if (!death_->handled) {
+    handle_death();
+  } else if (death_->promote_at_us != 0 && now_us() >= death_->promote_at_us) {
+    promote_after_delay();
+  }
 }
 
 StartReport GroupSession::start() {
@@ -232,15 +250,20 @@ uint64_t GroupSession::copy_initially(GroupImage& image) {
 
 EpochStats GroupSession::epoch() {
   EpochStats stats;
-  if (!try_epoch(stats)) {
-    const uint64_t abandoned = ++abandoned_;
-    if (phase_ == Phase::kProtected) events_.on_lagging(abandoned, stats.reason);
-  }
+  const uint64_t cpu_before = cpu_us();
+  try_epoch(stats);
+  stats.cpu_us = cpu_us() - cpu_before;
   return stats;
 }
 
+// Of the two threads that work for this group.
+uint64_t GroupSession::cpu_us() {
+  clockid_t tracer = 0;
+  const bool known = pthread_getcpuclockid(tracer_.native_handle(), &tracer) == 0;
+  return clock_us(CLOCK_THREAD_CPUTIME_ID) + (known ? clock_us(tracer) : 0);
+}
+
 bool GroupSession::try_epoch(EpochStats& stats) {
-  const uint64_t cpu_before = process_cpu_us();
   stats.abandoned = true;
   try {
     admit_newcomers();
@@ -263,7 +286,6 @@ bool GroupSession::try_epoch(EpochStats& stats) {
   stats.resident_bytes = committed.resident_bytes;
   stats.epoch = committed.epoch;
   stats.abandoned = false;
-  stats.cpu_us = process_cpu_us() - cpu_before;
   return true;
 }
 
@@ -323,8 +345,8 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
                                        .unseen_ends = !options_.attach_always});
       round = capture_->copy_frozen(image, *runs_);
     });
-    if (!stats.reason.empty()) return false;
     stats.pause_us = now_us() - began;
+    if (!stats.reason.empty()) return false;
     stats.copy_us += stats.pause_us;
     stats.dirty_pages += round.data_pages;
     stats.zero_pages += round.zero_pages;
@@ -345,7 +367,7 @@ FreezeResult GroupSession::stop_group(uint64_t deadline_us) {
 // nothing: a thread does not stop, or stands where it can neither be read nor asked.
 std::string GroupSession::while_stopped(uint64_t deadline_us, const std::function<void()>& work) {
   FreezeResult frozen = stop_group(deadline_us);
-  if (death_) return frozen.reason;
+  if (death_) return "the primary is dying";
   const RunAgain run_again([this] {
     // Thaws, or detaches where the group is only attached for captures.
     if (options_.attach_always) {
@@ -416,6 +438,8 @@ PromotionReport GroupSession::promote() {
                    .status = 0,
                    .seen_us = now_us(),
                    .planned = true,
+                   .killed = false,
+                   .promote_at_us = 0,
                    .handled = false};
     return planned_.emplace().get_future();
   });
@@ -424,6 +448,10 @@ PromotionReport GroupSession::promote() {
 
 void GroupSession::stop() {
   on_tracer([this] {
+    if (phase_ == Phase::kDying && death_->promote_at_us != 0) {
+      death_->promote_at_us = 0;
+      return end(describe_death() + ", and was not to be promoted any more");
+    }
     if (phase_ == Phase::kDying || phase_ == Phase::kPromoted) return;
     set_phase(Phase::kDone);
     if (tree_) tree_->detach();
@@ -434,7 +462,8 @@ void GroupSession::stop() {
 }
 
 TraceCounters GroupSession::trace_counters() {
-  return on_tracer([this] { return tree_->counters(); });
+  const std::lock_guard lock(counters_mutex_);
+  return counters_;
 }
 
 }  // namespace replpage

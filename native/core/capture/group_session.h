@@ -63,7 +63,16 @@ class GroupSession final : private TraceObserver {
     int signal = 0, status = 0;
     uint64_t seen_us = 0;
     bool planned = false;
+    bool killed = false;         // planned: the primary cannot run any more
+    uint64_t promote_at_us = 0;  // waits until then; 0: does not wait
     bool handled = false;
+  };
+  // What the keeper needs to let the replica run.
+  struct HandOver {
+    GroupImage image;
+    std::vector<UniqueFd> open_files;
+    std::vector<LazyRange> lazy;
+    bool exact = false;
   };
 
   // TraceObserver, on the tracer thread.
@@ -75,6 +84,7 @@ class GroupSession final : private TraceObserver {
 
   // Tracer thread: life.
   void trace();
+  void trace_once();
   GroupImage freeze_first();
   bool freeze_and_copy(GroupImage& image, EpochStats& stats);
   bool slow_state_due();
@@ -85,17 +95,22 @@ class GroupSession final : private TraceObserver {
   void begin_death(DeathCause cause, int wait_status);
   void on_unseen_end(std::optional<int> wait_status);
   void handle_death();
-  void promote_exactly();
+  void answer_death();
+  void promote_after_delay();
+  [[nodiscard]] std::string describe_death() const;
+  HandOver capture_last_epoch();
   void restore_dropped_signals(GroupImage& image) const;
   void promote_last_epoch();
   std::vector<UniqueFd> match_open_files();
-  void hand_over(GroupImage& image, const std::vector<UniqueFd>& open_files,
-                 const std::vector<LazyRange>& lazy, bool exact);
+  void take_matching_files(std::vector<UniqueFd>& matched);
+  void hand_over(HandOver last);
+  void kill_primary();
   void send_descriptors(const std::vector<UniqueFd>& open_files,
                         const std::vector<LazyRange>& lazy);
   void on_promoted(const PromotedMessage& message);
   void on_drained(const DrainedMessage& message);
   void on_keeper_lost(const std::string& reason);
+  void give_up(const std::string& reason);
   void empty_robust_lists();
   void let_go();
   void end(const std::string& reason);
@@ -107,6 +122,7 @@ class GroupSession final : private TraceObserver {
   void watch_exit();
   uint64_t copy_initially(GroupImage& image);
   void admit_newcomers();
+  uint64_t cpu_us();
   uint32_t precopy(EpochStats& stats);
   bool try_epoch(EpochStats& stats);
   bool commit(GroupImage& image, EpochStats& stats);
@@ -119,7 +135,6 @@ class GroupSession final : private TraceObserver {
   GroupEvents& events_;
   std::atomic<Phase> phase_ = Phase::kStarting;
   std::atomic<bool> root_gone_ = false;
-  std::atomic<uint64_t> abandoned_ = 0;
 
   // Tracer thread only.
   std::unique_ptr<TraceTree> tree_;
@@ -142,6 +157,8 @@ class GroupSession final : private TraceObserver {
 
   std::atomic<bool> quit_ = false;
   std::atomic<TraceTree*> wakeable_ = nullptr;
+  std::mutex counters_mutex_;
+  TraceCounters counters_;  // as the tracer thread last published them
   JobQueue tracer_jobs_;
   std::thread tracer_;
   std::unique_ptr<ExitWatch> exit_watch_;  // only where nobody is attached between epochs

@@ -88,7 +88,6 @@ class GroupEvents {
   virtual void on_drained(uint64_t pages, uint64_t took_us) = 0;
   virtual void on_ended(const std::string& reason, int signal, int status) = 0;
   virtual void on_unprotected(const std::string& reason) = 0;
-  virtual void on_lagging(uint64_t abandoned, const std::string& reason) = 0;
 };
 
 }  // namespace replpage
