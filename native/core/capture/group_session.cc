@@ -422,7 +422,11 @@ void GroupSession::stop() {
   on_tracer([this] {
     if (phase_ == Phase::kDying || phase_ == Phase::kPromoted) return;
     set_phase(Phase::kDone);
-    if (tree_) tree_->detach();
+    if (!tree_) return;
+    tree_->detach();
+    // Gives the userfaultfds back: with one still registered the next protection of the process
+    // would take its memory for tracked by its own.
+    capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker);
   });
   for (Phase phase = phase_; phase != Phase::kDone; phase = phase_) phase_.wait(phase);
   exit_watch_.reset();

@@ -62,9 +62,10 @@ class UffdWpTracker : public DirtyTracker {
   WriteProtectUffd uffd_;
   PageRanges copied_file_pages_;  // of file-backed private mappings: no longer the file's
   PageRanges dense_;              // nearly full anonymous memory
-  PageRanges appeared_;           // private, tracked since the last look
-  PageRanges appeared_shared_;    // shared, tracked and not looked at yet
-  PageRanges never_written_;      // shared mappings that cannot be made writable
+  bool tracked_before_ = false;
+  PageRanges appeared_;         // private, tracked since the last look
+  PageRanges appeared_shared_;  // shared, tracked and not looked at yet
+  PageRanges never_written_;    // shared mappings that cannot be made writable
 };
 
 }  // namespace replpage
