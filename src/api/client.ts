@@ -119,6 +119,11 @@ export class ApiClient {
         advice: 'use sudo, or be a member of the group replpage',
       });
     }
+    if (hasCode(error, 'EPIPE') || hasCode(error, 'ECONNRESET')) {
+      return new ReplicationError('ERR_LIMIT', `the daemon at ${this.socketPath} hung up`, {
+        advice: 'it has ended, or has too many clients: try again',
+      });
+    }
     return error;
   }
 }

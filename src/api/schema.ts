@@ -158,7 +158,10 @@ type Check<T> = (value: unknown) => value is T;
 const isText =
   (lengthMax: number): Check<string> =>
   (value): value is string =>
-    typeof value === 'string' && value.length > 0 && value.length <= lengthMax;
+    typeof value === 'string' &&
+    value.length > 0 &&
+    value.length <= lengthMax &&
+    !value.includes('\0');
 const isBetween =
   (low: number, high: number): Check<number> =>
   (value): value is number =>
@@ -172,7 +175,7 @@ const isOneOf =
   (value): value is T =>
     allowed.some((one) => one === value);
 const isAbsolutePath: Check<string> = (value): value is string =>
-  isText(pathLengthMax)(value) && value.startsWith('/') && !value.includes('\0');
+  isText(pathLengthMax)(value) && value.startsWith('/');
 
 /** Every key that a ProtectRequest may have, what it must be, and the words for that. */
 const protectFields: {
@@ -196,7 +199,10 @@ const protectFields: {
     'an absolute path, or null',
   ],
   pidfile: [isAbsolutePath, 'an absolute path'],
-  onPromote: [isText(commandLengthMax), `a command of up to ${commandLengthMax} characters`],
+  onPromote: [
+    isText(commandLengthMax),
+    `a command of up to ${commandLengthMax} characters without a zero byte`,
+  ],
 };
 
 /** Throws ERR_BAD_REQUEST that names the field. */

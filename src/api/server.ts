@@ -82,10 +82,10 @@ async function answer(
   response: ServerResponse,
 ): Promise<void> {
   const caller = options.credentials(socketFd(incoming.socket));
-  const url = new URL(incoming.url ?? '/', 'http://replpage');
+  const { url, parts } = parseTarget(incoming.url ?? '/');
   const request = { caller, url, incoming, response };
   const { control } = options;
-  const [version, ...path] = url.pathname.split('/').slice(1).map(decodeURIComponent);
+  const [version, ...path] = parts;
   const route = `${incoming.method} ${path[0] ?? ''}`;
   if (version !== 'v1') throw noRoute(url);
   if (route === 'GET status' && path.length === 1) {
@@ -104,6 +104,15 @@ async function answer(
     return sendJson(response, 200, await act(control, caller, name, path[2]));
   }
   throw noRoute(url);
+}
+
+function parseTarget(target: string): { url: URL; parts: string[] } {
+  try {
+    const url = new URL(target, 'http://replpage');
+    return { url, parts: url.pathname.split('/').slice(1).map(decodeURIComponent) };
+  } catch {
+    throw new ReplicationError('ERR_BAD_REQUEST', `"${target}" is no address`);
+  }
 }
 
 function act(

@@ -57,6 +57,8 @@ export type GroupEvent =
   | { readonly type: 'startFailed'; readonly reason: string }
   | { readonly type: 'committed'; readonly epoch: number }
   | { readonly type: 'abandoned'; readonly reason: string }
+  /** An epoch was begun and is not over after a long time. */
+  | { readonly type: 'late'; readonly reason: string }
   | { readonly type: 'died'; readonly cause: DeathCause; readonly reason: string }
   | { readonly type: 'promoteAsked' }
   | { readonly type: 'promoted'; readonly report: PromotionReport }
@@ -150,6 +152,7 @@ export function step(group: GroupCore, event: GroupEvent): Step {
       return stepStart(group, event);
     case 'committed':
     case 'abandoned':
+    case 'late':
       return stepEpoch(group, event);
     case 'died':
     case 'promoteAsked':
@@ -225,9 +228,15 @@ function stepStart(
   };
 }
 
+const countAbandoned = (group: GroupCore): GroupCore => ({
+  ...group,
+  abandonedRun: group.abandonedRun + 1,
+  abandonedTotal: group.abandonedTotal + 1,
+});
+
 function stepEpoch(
   group: GroupCore,
-  event: Extract<GroupEvent, { type: 'committed' | 'abandoned' }>,
+  event: Extract<GroupEvent, { type: 'committed' | 'abandoned' | 'late' }>,
 ): Step {
   const { kind } = group.phase;
   if (kind !== 'protected' && kind !== 'lagging') return stay(group);
@@ -242,10 +251,8 @@ function stepEpoch(
     const caughtUp = note('caught up', `after ${group.abandonedRun} abandoned epochs`);
     return { group: next, effects: kind === 'lagging' ? [caughtUp] : [] };
   }
-  const abandonedRun = group.abandonedRun + 1;
-  const abandonedTotal = group.abandonedTotal + 1;
-  const counted = { ...group, abandonedRun, abandonedTotal };
-  if (abandonedRun < laggingAfter) return stay(counted);
+  const counted = event.type === 'late' ? group : countAbandoned(group);
+  if (event.type === 'abandoned' && counted.abandonedRun < laggingAfter) return stay(counted);
   const lagging: GroupCore = { ...counted, phase: { kind: 'lagging', reason: event.reason } };
   return { group: lagging, effects: kind === 'lagging' ? [] : [note('lagging', event.reason)] };
 }

@@ -33,6 +33,8 @@ const epochErrorsMax = 3;
 /** Of what was refused, in the reason of a state; `protect` itself tells all. */
 const refusalsTold = 3;
 const promotedPollMs = 500;
+/** An epoch that takes longer than this shows as lagging, so that a hung keeper does. */
+const epochOverdueMs = 5000;
 /** Looks at a keeper that has no page left to fetch, before the native side is not waited for. */
 const drainedPollsMax = 10;
 
@@ -274,7 +276,7 @@ export class Group {
       const elapsedMs = clock.nowMs() - startedMs;
       startedMs = clock.nowMs();
       try {
-        const stats = await native.epoch();
+        const stats = await this.#epochOrLagging(native, generation);
         if (!this.#isTakingEpochs(generation)) return;
         this.#epochDone(stats, startedMs, elapsedMs);
         errors = 0;
@@ -284,6 +286,19 @@ export class Group {
         this.#apply({ type: 'abandoned', reason: describe(error) });
         if (errors >= epochErrorsMax) this.#apply({ type: 'lost', reason: describe(error) });
       }
+    }
+  }
+
+  async #epochOrLagging(native: NativeGroup, generation: number): Promise<EpochStats> {
+    // Real time, since it is about something real that hangs.
+    const overdue = setTimeout(() => {
+      const reason = `the epoch takes longer than ${epochOverdueMs / 1000} s`;
+      if (this.#isTakingEpochs(generation)) this.#apply({ type: 'late', reason });
+    }, epochOverdueMs);
+    try {
+      return await native.epoch();
+    } finally {
+      clearTimeout(overdue);
     }
   }
 

@@ -83,12 +83,20 @@ export class Daemon {
     this.#server.closeAllConnections();
     const letGo = Promise.allSettled(this.#table.groups.map((group) => group.shutdown()));
     const waiting = new AbortController();
-    await Promise.race([letGo, systemClock.sleep(shutdownMs, waiting.signal)]);
+    const inTime = await Promise.race([
+      letGo.then(() => true),
+      systemClock.sleep(shutdownMs, waiting.signal).then(() => false),
+    ]);
     waiting.abort();
     await this.#writing;
     await rm(this.#config.socketPath, { force: true });
     await this.#lock?.close();
     this.#log.info({}, 'daemon ended');
+    if (inTime) return;
+    // A native thread that hangs would keep us, and the processes traced, for ever. Our death
+    // harms none of them, at whatever instant it comes.
+    process.stderr.write('replpage: some processes were not let go in time: ending hard\n');
+    process.kill(process.pid, 'SIGKILL');
   }
 
   #host(): GroupHost {

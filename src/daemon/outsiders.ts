@@ -68,7 +68,8 @@ function run(
 ): Promise<void> {
   const [file = '', ...args] = withRights(command, owner);
   const path = process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin';
-  return new Promise((resolve) => {
+  return new Promise<void>((resolve) => {
+    // Throws, or gives a child without streams, where the machine or the arguments allow none.
     const child = spawn(file, args, {
       cwd: '/',
       env: { PATH: path, ...env },
@@ -93,6 +94,9 @@ function run(
     };
     child.on('error', (error) => done({ reason: describe(error) }));
     child.on('close', (status, signal) => done({ status, signal }));
+  }).catch((error: unknown) => {
+    // Nobody's hook may end the daemon.
+    log.warn({ reason: describe(error) }, 'outsider could not be told');
   });
 }
 

@@ -2,6 +2,7 @@
  * The node's replica table: which groups exist, and what a caller may do with them. This is what
  * stands behind the API; it checks rights, then hands over to the group.
  */
+import { readdirSync } from 'node:fs';
 import type { Caller, DaemonControl } from '../api/server.js';
 import type {
   EventRecord,
@@ -22,6 +23,7 @@ import type { EventRing } from './event-ring.js';
 import { groupBrief, groupStatus } from './group-status.js';
 import { makeOutputFile } from './outsiders.js';
 import { readProcess, supplementaryGroups, type ProcessFacts } from './process-facts.js';
+import { parseKeeperName } from './recover.js';
 import type { GroupRecord } from './state-file.js';
 import { checkTarget, warningsFor } from './target-check.js';
 
@@ -124,7 +126,7 @@ export class ReplicaTable implements DaemonControl {
         advice: 'unprotect groups that have ended',
       });
     }
-    const generation = (previous?.core.generation ?? 0) + 1;
+    const generation = this.#freeGeneration(name, previous);
     const spec = newSpec(name, caller, request, config);
     const group = new Group(spec, host, newGroup(facts.pid, generation, spec.retries));
     this.add(group, facts.startTime);
@@ -257,6 +259,17 @@ export class ReplicaTable implements DaemonControl {
       const name = i === 1 ? base : `${base}-${i}`;
       if (isFree(name)) return name;
     }
+  }
+
+  /**
+   * A keeper may still run what an earlier group of that name has promoted: its socket and its
+   * control group carry a generation that is never given again.
+   */
+  #freeGeneration(name: string, previous: Group | undefined): number {
+    const taken = readdirSync(this.#options.config.keepersDir).map(parseKeeperName);
+    const ofName = taken.filter((keeper) => keeper?.name === name);
+    const used = ofName.map((keeper) => keeper?.generation ?? 0);
+    return Math.max(previous?.core.generation ?? 0, ...used) + 1;
   }
 
   /** The group of that name that is over and gives way, if any. Throws ERR_GROUP_EXISTS. */

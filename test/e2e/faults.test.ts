@@ -107,7 +107,7 @@ for (const part of parts) {
   t.test(`the ${part} is killed: the primary runs on unprotected`, { skip }, (t) =>
     onStage(t, `${part}-killed`, async (stage) => {
       await stage.startDaemon();
-      const victim = await startVictim(stage, 'memory_model');
+      const victim = await startVictim(stage, 'memory_load', '8', '2', '200');
       await stage.protect(victim.pid, 'main');
       const found = await partsOf(stage, 'main');
       const pid = found.get(part);
@@ -121,6 +121,12 @@ for (const part of parts) {
       t.equal(await statusField(victim.pid, 'TracerPid'), '0', 'nobody traces it any more');
       const again = await stage.protect(victim.pid, 'main');
       t.equal(again.state, 'protected', 'it can be protected again');
+      // Twice: what one protection leaves behind must not blind the next.
+      await stage.command('unprotect', 'main');
+      const third = await stage.protect(victim.pid, 'main');
+      sendSignal(third.hostPid, 'SIGKILL');
+      await stage.waitForPromotion('main', third.generation);
+      await victim.waitForRounds(20);
     }),
   );
 }

@@ -202,6 +202,8 @@ t.test('what is malformed is refused with a reason', async (t) => {
     ['DELETE', '/v1/groups/web', undefined, /there is no/],
     ['POST', '/v1/groups/web/explode', undefined, /no action/],
     ['POST', '/v1/groups/..%2Fweb/promote', undefined, /no name of a group/],
+    ['GET', '/v1/groups/%E0%A4%A', undefined, /no address/],
+    ['GET', '//', undefined, /no address/],
     ['GET', '/v1/events?after=-1', undefined, /after must be/],
     ['POST', '/v1/groups', 'nonsense', /not JSON/],
     ['POST', '/v1/groups', '[]', /not an object/],
@@ -248,7 +250,7 @@ t.test('a request to protect is checked field by field', (t) => {
     tracker: ['damon'],
     stdio: ['relative', '/with\0nul', 7, ''],
     pidfile: [null, 'relative'],
-    onPromote: ['', 'x'.repeat(9000)],
+    onPromote: ['', 'x'.repeat(9000), 'a\0b'],
     __proto__x: [1],
     toString: [1],
   };

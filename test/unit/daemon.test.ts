@@ -309,6 +309,10 @@ t.test('outsiders are told: pid file and hook', async (t) => {
   announce({ ...spec, pidfile: '/nowhere/at/all.pid' }, told, log);
   await waitFor('the failure', () => lines.length === 1);
   t.match(lines[0], { reason: /ENOENT/ });
+  lines.length = 0;
+  announce({ ...spec, onPromote: 'no\0command' }, told, log);
+  await waitFor('the refused command', () => lines.length === 1);
+  t.match(lines[0], { reason: /null bytes/ });
 });
 
 const asRoot = me.uid === 0 ? {} : { skip: 'needs root' };

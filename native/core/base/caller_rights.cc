@@ -44,8 +44,12 @@ UniqueFd open_with_rights(const std::string& path, int flags, int mode,
     take_groups(rights);
     ::syscall(SYS_setfsgid, rights.gid);
     ::syscall(SYS_setfsuid, rights.uid);
-    opened.reset(::open(path.c_str(), flags | O_CLOEXEC, mode));
+    // A FIFO that nobody reads, or a line that is down, would keep us waiting for ever.
+    opened.reset(::open(path.c_str(), flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK, mode));
     if (!opened.valid()) throw SysError::from_errno("open", on_path(path));
+    if ((flags & O_NONBLOCK) == 0 && ::fcntl(opened.get(), F_SETFL, flags & ~O_NONBLOCK) != 0) {
+      throw SysError::from_errno("fcntl", on_path(path));
+    }
   });
   return opened;
 }

@@ -17,7 +17,8 @@ struct CallerRights {
 };
 
 // Opens a file with O_CLOEXEC as that user: file system ids of a thread made for it
-// (setfsuid(2)), so that no other thread ever has them. Throws SysError naming the path.
+// (setfsuid(2)), so that no other thread ever has them. Never waits: a FIFO without a reader is an
+// error (ENXIO). Throws SysError naming the path.
 UniqueFd open_with_rights(const std::string& path, int flags, int mode, const CallerRights& rights);
 
 // Whether that user may attach to the process: the kernel itself decides, by the check that

@@ -131,7 +131,7 @@ StartReport GroupSession::start() {
     KernelReader::instance();  // takes a while the first time, so not while anything stands still
     GroupImage image = on_tracer([this] { return freeze_first(); });
     auto keeper = start_keeper();
-    connect(std::move(keeper.channel));
+    connect(keeper);
     const uint64_t copied = copy_initially(image);
     EpochStats first;
     const uint64_t patience_ends = now_us() + kStartPatienceUs;
@@ -204,10 +204,10 @@ void GroupSession::watch_exit() {
   });
 }
 
-void GroupSession::connect(Channel channel) {
+void GroupSession::connect(KeeperProcess& keeper) {
   const auto on_tracer_soon = [this](auto work) { tracer_jobs_.post(std::move(work)); };
   keeper_ = std::make_unique<KeeperLink>(
-      std::move(channel),
+      std::move(keeper.channel), std::move(keeper.pidfd),
       KeeperLink::News{
           .promoted = [=,
                        this](PromotedMessage m) { on_tracer_soon([=, this] { on_promoted(m); }); },
@@ -454,7 +454,11 @@ void GroupSession::stop() {
     }
     if (phase_ == Phase::kDying || phase_ == Phase::kPromoted) return;
     set_phase(Phase::kDone);
-    if (tree_) tree_->detach();
+    if (!tree_) return;
+    tree_->detach();
+    // Gives the userfaultfds back: with one still registered the next protection of the process
+    // would take its memory for tracked by its own.
+    capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker);
   });
   for (Phase phase = phase_; phase != Phase::kDone; phase = phase_) phase_.wait(phase);
   exit_watch_.reset();

@@ -118,7 +118,7 @@ class GroupSession final : private TraceObserver {
 
   // Worker thread.
   KeeperProcess start_keeper();
-  void connect(Channel channel);
+  void connect(KeeperProcess& keeper);
   void watch_exit();
   uint64_t copy_initially(GroupImage& image);
   void admit_newcomers();

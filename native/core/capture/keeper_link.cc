@@ -1,11 +1,31 @@
 #include "core/capture/keeper_link.h"
 
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+
+#include "core/base/clock.h"
 
 namespace replpage {
+namespace {
 
-KeeperLink::KeeperLink(Channel channel, News news)
-    : channel_(std::move(channel)), news_(std::move(news)), reader_([this] { read_messages(); }) {}
+// How often the reader looks whether a promotion is overdue.
+constexpr uint64_t kLookMs = 1000;
+
+uint64_t now_ms() { return now_us() / 1000; }
+
+}  // namespace
+
+KeeperLink::KeeperLink(Channel channel, UniqueFd keeper, News news, uint64_t answer_ms)
+    : channel_(std::move(channel)),
+      keeper_(std::move(keeper)),
+      news_(std::move(news)),
+      answer_ms_(answer_ms),
+      reader_([this] { read_messages(); }) {}
 
 KeeperLink::~KeeperLink() {
   // shutdown wakes the reader; closing alone would not.
@@ -14,6 +34,7 @@ KeeperLink::~KeeperLink() {
 }
 
 void KeeperLink::send_encoded(MessageType type, Bytes body, std::span<const int> descriptors) {
+  if (type == MessageType::kPromote) promote_due_ms_ = now_ms() + answer_ms_;
   try {
     channel_.send(type, std::move(body), descriptors);
   } catch (const SysError& error) {
@@ -29,7 +50,13 @@ void KeeperLink::send_empty(MessageType type) {
 
 Bytes KeeperLink::wait_reply(MessageType type) {
   std::unique_lock lock(mutex_);
-  arrived_.wait(lock, [this] { return lost_ || !replies_.empty(); });
+  const bool answered = arrived_.wait_for(lock, std::chrono::milliseconds(answer_ms_),
+                                          [this] { return lost_ || !replies_.empty(); });
+  if (!answered) {
+    lock.unlock();
+    give_up_keeper();
+    lock.lock();
+  }
   if (replies_.empty()) throw KeeperLost(lost_reason_);
   ReceivedMessage reply = std::move(replies_.front());
   replies_.pop_front();
@@ -39,7 +66,14 @@ Bytes KeeperLink::wait_reply(MessageType type) {
 
 void KeeperLink::read_messages() {
   try {
-    while (auto message = channel_.receive()) deliver(std::move(*message));
+    const int wait_ms = static_cast<int>(std::min(kLookMs, answer_ms_));
+    while (!channel_.closed()) {
+      if (auto message = channel_.receive(wait_ms)) {
+        deliver(std::move(*message));
+      } else if (now_ms() > promote_due_ms_) {
+        give_up_keeper();
+      }
+    }
     lose("keeper is gone");
   } catch (const std::exception& error) {
     lose(std::string("keeper's answer was not understood: ") + error.what());
@@ -49,6 +83,7 @@ void KeeperLink::read_messages() {
 void KeeperLink::deliver(ReceivedMessage message) {
   switch (message.type) {
     case MessageType::kPromoted:
+      promote_due_ms_ = UINT64_MAX;
       news_.promoted(decode<PromotedMessage>(message.body));
       return;
     case MessageType::kDrained:
@@ -63,6 +98,12 @@ void KeeperLink::deliver(ReceivedMessage message) {
       arrived_.notify_all();
     }
   }
+}
+
+void KeeperLink::give_up_keeper() {
+  promote_due_ms_ = UINT64_MAX;
+  if (keeper_.valid()) ::syscall(SYS_pidfd_send_signal, keeper_.get(), SIGKILL, nullptr, 0);
+  lose("the keeper did not answer for " + std::to_string(answer_ms_ / 1000) + " s");
 }
 
 void KeeperLink::lose(const std::string& reason) {

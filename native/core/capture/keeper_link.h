@@ -1,6 +1,7 @@
 // The tracer's connection to its keeper: requests with replies, and news that come by themselves.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -8,6 +9,7 @@
 #include <string>
 #include <thread>
 
+#include "core/base/unique_fd.h"
 #include "core/capture/keeper_lost.h"
 #include "core/channel/channel.h"
 
@@ -22,7 +24,10 @@ class KeeperLink {
     std::function<void(std::string reason)> lost;  // once, at the latest when the channel closes
   };
 
-  KeeperLink(Channel channel, News news);
+  // `keeper` is a pidfd of the process at the other end. It is killed, and with it its replica,
+  // when it answers nothing for `answer_ms` milliseconds: a group must not wait for ever for a
+  // keeper that hangs, and one that goes on later must not find a promotion to carry out.
+  KeeperLink(Channel channel, UniqueFd keeper, News news, uint64_t answer_ms = kAnswerMs);
   // Hangs up. A keeper that was not promoted ends its replica then.
   ~KeeperLink();
   KeeperLink(const KeeperLink&) = delete;
@@ -44,13 +49,19 @@ class KeeperLink {
   }
 
  private:
+  static constexpr uint64_t kAnswerMs = 60'000;
+
   void send_encoded(MessageType type, Bytes body, std::span<const int> descriptors);
   void read_messages();
   void deliver(ReceivedMessage message);
   void lose(const std::string& reason);
+  void give_up_keeper();
 
   Channel channel_;
+  UniqueFd keeper_;
   News news_;
+  uint64_t answer_ms_;
+  std::atomic<uint64_t> promote_due_ms_ = UINT64_MAX;  // until the keeper tells of a promotion
   std::mutex send_mutex_;
   std::mutex mutex_;
   std::condition_variable arrived_;

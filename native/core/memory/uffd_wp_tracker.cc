@@ -148,8 +148,11 @@ void UffdWpTracker::for_each_group(std::span<const MappingImage> mappings, Visit
 
 void UffdWpTracker::track(std::span<const MappingImage> mappings) {
   never_written_.clear();
+  // Before the first time nothing is ours: what shows as tracked is by a userfaultfd of somebody
+  // else, and registering it again says so (EBUSY).
+  const bool first = !std::exchange(tracked_before_, true);
   for_each_group(mappings, [&](const Group& group) {
-    const PageRanges untracked = untracked_in(group.hull());
+    const PageRanges untracked = first ? PageRanges{group.hull()} : untracked_in(group.hull());
     if (untracked.empty()) return;
     const PageRanges mapped = ranges_of(group.mappings);
     for (const PageRange& range : intersect_ranges(mapped, untracked)) register_private(range);

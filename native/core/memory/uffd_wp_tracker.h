@@ -62,6 +62,7 @@ class UffdWpTracker : public DirtyTracker {
   WriteProtectUffd uffd_;
   PageRanges copied_file_pages_;  // of file-backed private mappings: no longer the file's
   bool has_looked_ = false;
+  bool tracked_before_ = false;
   PageRanges dense_;            // nearly full anonymous memory
   PageRanges appeared_;         // private, tracked since the last look
   PageRanges appeared_shared_;  // shared, tracked and not looked at yet
