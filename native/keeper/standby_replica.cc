@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "core/base/clock.h"
+#include "core/base/descriptor_room.h"
 #include "core/base/sys_error.h"
 #include "core/image/group_check.h"
 
@@ -57,6 +58,8 @@ CommittedMessage StandbyReplica::commit(const ImageMessage& message) {
   write_staged();
   epoch_ = message.epoch;
   committed_ = true;
+  // The holder shares our table; the files of a death must not wait for a larger one.
+  make_descriptor_room(2 * image_->open_files.size());
   return {.epoch = epoch_,
           .apply_us = now_us() - started,
           .resident_bytes = replica_->resident_bytes()};

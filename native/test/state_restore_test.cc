@@ -70,7 +70,7 @@ void become(ProcessImage wanted) {
   SyscallBatch batch;
   add_build_state(wanted, batch);
   add_process_state(wanted, -1, batch);
-  add_thread_state(wanted, wanted.threads[0], SetPolicy::kByItself, batch);
+  add_thread_state(wanted, wanted.threads[0], SetScheduling::kByItself, batch);
   add_final_state(wanted, batch);
   run_here(batch);
 }

@@ -1,7 +1,5 @@
 #include "core/base/urgency.h"
 
-#include <sched.h>
-
 namespace replpage {
 
 bool run_before_others(pid_t tid) {
@@ -12,6 +10,23 @@ bool run_before_others(pid_t tid) {
 void run_as_others() {
   const sched_param none{.sched_priority = 0};
   (void)::sched_setscheduler(0, SCHED_OTHER, &none);
+}
+
+OnOneCpu::OnOneCpu() {
+  const int cpu = ::sched_getcpu();
+  if (cpu < 0 || cpu >= CPU_SETSIZE || ::sched_getaffinity(0, sizeof before_, &before_) != 0) {
+    return;
+  }
+  CPU_SET(static_cast<size_t>(cpu), &one_);
+  pinned_ = ::sched_setaffinity(0, sizeof one_, &one_) == 0;
+}
+
+OnOneCpu::~OnOneCpu() {
+  if (pinned_) (void)::sched_setaffinity(0, sizeof before_, &before_);
+}
+
+bool OnOneCpu::take(pid_t tid) const {
+  return pinned_ && ::sched_setaffinity(tid, sizeof one_, &one_) == 0;
 }
 
 }  // namespace replpage

@@ -75,6 +75,8 @@ PromotedReplica Promotion::run(PromoteInput input,
   if (!input.exact && !input.keep_files) check_files_unchanged(image);
   PromotedReplica promoted;
   promoted.root = image.processes.front().pid;
+  const OnOneCpu cpu;
+  hurry(image, cpu);
   give_memfds(input);
   prepare_lazy(input, promoted);
   if (before_run) before_run(promoted);
@@ -85,7 +87,6 @@ PromotedReplica Promotion::run(PromoteInput input,
     queued_[queued.pid].push_back(queued);
   }
   objects_.seal();
-  hurry(image);
   restore_state(image);
   leave_stubs();
   let_go(image);
@@ -142,12 +143,16 @@ void Promotion::prepare_lazy(const PromoteInput& input, PromotedReplica& promote
 }
 
 // Until they are the program's, its threads run before others, as the keeper does.
-void Promotion::hurry(const GroupImage& image) {
-  scheduling_ = SetPolicy::kByItself;
+void Promotion::hurry(const GroupImage& image, const OnOneCpu& cpu) {
+  constexpr size_t kTogetherMax = 16;  // more do better side by side
+  size_t threads = 0;
+  for (const ProcessImage& process : image.processes) threads += process.threads.size();
+  scheduling_ = SetScheduling::kByItself;
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) {
       if (!run_before_others(thread.tid)) return;
-      scheduling_ = SetPolicy::kLater;
+      scheduling_ = SetScheduling::kLater;
+      if (threads <= kTogetherMax) (void)cpu.take(thread.tid);
     }
   }
 }
@@ -220,7 +225,7 @@ void Promotion::let_go(const GroupImage& image) {
   }
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) {
-      if (scheduling_ == SetPolicy::kLater) apply_policy(thread.tid, thread.scheduling);
+      if (scheduling_ == SetScheduling::kLater) apply_scheduling(thread.tid, thread.scheduling);
     }
   }
   // A program that runs without a lock it believes to have could release it before it is had, or

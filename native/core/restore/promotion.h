@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/urgency.h"
 #include "core/restore/assistant.h"
 #include "core/restore/lazy_memory.h"
 #include "core/restore/primary_files.h"
@@ -52,7 +53,7 @@ class Promotion {
   void prepare_lazy(const PromoteInput& input, PromotedReplica& promoted);
   // Numbers, in their processes, of the directories that were kept.
   std::map<int32_t, int> give_directories();
-  void hurry(const GroupImage& image);
+  void hurry(const GroupImage& image, const OnOneCpu& cpu);
   void restore_state(const GroupImage& image);
   void complete_all();
   void leave_stubs();
@@ -66,8 +67,8 @@ class Promotion {
     std::string path;
     UniqueFd fd;
   };
-  SetPolicy scheduling_ = SetPolicy::kByItself;
   std::map<int32_t, KeptDirectory> directories_;       // by pid
+  SetScheduling scheduling_ = SetScheduling::kByItself;
   std::map<int32_t, std::vector<PageRange>> moved_;    // by pid
   std::map<int32_t, std::vector<QueuedLock>> queued_;  // by pid
   std::vector<std::unique_ptr<Assistant>> assistants_;

@@ -112,6 +112,7 @@ std::unique_ptr<StubProcess> StubProcess::spawn(pid_t pid) {
   std::unique_ptr<StubProcess> process(
       new StubProcess(pid, std::move(stub), RemoteThread::seize(pid), own_special_mappings()));
   process->leave_keeper_memory();
+  (void)syscall_instruction_in_vdso(0);  // takes a while the first time, so not at promotion
   return process;
 }
 

@@ -107,15 +107,15 @@ SchedulingAttributes attributes_of(const Scheduling& scheduling) {
           .period_ns = scheduling.period_ns};
 }
 
-void add_scheduling(const Scheduling& scheduling, SetPolicy policy, SyscallBatch& batch) {
-  if (!scheduling.affinity.empty()) {
+void add_scheduling(const Scheduling& scheduling, SetScheduling when, SyscallBatch& batch) {
+  if (when == SetScheduling::kByItself && !scheduling.affinity.empty()) {
     batch.add("CPU affinity", SYS_sched_setaffinity,
               {0, scheduling.affinity.size(), BatchArgument::data(batch.put(scheduling.affinity))},
               false);
   }
   // By itself: sched_setattr(2) sets it with the ordinary policies only.
   batch.add("nice", SYS_setpriority, {int{PRIO_PROCESS}, 0, scheduling.nice}, false);
-  if (policy == SetPolicy::kByItself) {
+  if (when == SetScheduling::kByItself) {
     batch.add("scheduling policy", SYS_sched_setattr,
               {0, BatchArgument::data(batch.put_value(attributes_of(scheduling))), 0}, false);
   }
@@ -144,7 +144,7 @@ void set_registers(pid_t tid, unsigned set, const void* data, size_t size, const
 
 }  // namespace
 
-void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetPolicy policy,
+void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetScheduling when,
                       SyscallBatch& batch) {
   batch.add("thread name", SYS_prctl,
             {PR_SET_NAME, BatchArgument::data(batch.put_text(thread.name))});
@@ -159,14 +159,21 @@ void add_thread_state(const ProcessImage& process, const ThreadImage& thread, Se
     batch.add("rseq", SYS_rseq,
               {thread.rseq.pointer, thread.rseq.size, thread.rseq.flags, thread.rseq.signature});
   }
-  add_scheduling(thread.scheduling, policy, batch);
+  add_scheduling(thread.scheduling, when, batch);
   add_pending(process, thread, batch);
   add_credentials(thread.credentials, batch);
   // After the credentials, whose change clears it (commit_creds in kernel/cred.c).
   batch.add("parent-death signal", SYS_prctl, {PR_SET_PDEATHSIG, thread.parent_death_signal});
 }
 
-void apply_policy(pid_t tid, const Scheduling& scheduling) {
+void apply_scheduling(pid_t tid, const Scheduling& scheduling) {
+  const Bytes& affinity = scheduling.affinity;
+  // Without any of its CPUs here it may use all.
+  if (!affinity.empty() &&
+      ::syscall(SYS_sched_setaffinity, tid, affinity.size(), affinity.data()) != 0) {
+    const Bytes all(affinity.size(), 0xFF);
+    (void)::syscall(SYS_sched_setaffinity, tid, all.size(), all.data());
+  }
   const SchedulingAttributes wanted = attributes_of(scheduling);
   if (::syscall(SYS_sched_setattr, tid, &wanted, 0) == 0) return;
   const SchedulingAttributes ordinary;

@@ -20,13 +20,14 @@ namespace replpage {
 // missing here); everything else must succeed. rseq and the robust list touch the thread's memory,
 // which has to be in place or served by then. The caller's own capabilities are taken as those
 // that the replica's thread has now.
-enum class SetPolicy : uint8_t { kByItself, kLater };
-void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetPolicy policy,
+enum class SetScheduling : uint8_t { kByItself, kLater };
+void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetScheduling when,
                       SyscallBatch& batch);
 
-// SetPolicy::kLater: gives a thread that was hurried its scheduling policy, by the caller's right
-// to hurry it. One that is not to be had here (a deadline's budget) is the ordinary one instead.
-void apply_policy(pid_t tid, const Scheduling& scheduling);
+// SetScheduling::kLater: gives a thread that was hurried its affinity and policy, by the caller's
+// right to hurry it. A policy that is not to be had here (a deadline's budget) is the ordinary one
+// instead.
+void apply_scheduling(pid_t tid, const Scheduling& scheduling);
 
 // Sets general registers, the XSAVE area and the signal mask of a thread that the caller traces and
 // that is in a signal-delivery-stop (the stub's breakpoint), so that an interrupted system call is
