@@ -67,7 +67,7 @@ class Promotion {
     std::string path;
     UniqueFd fd;
   };
-  std::map<int32_t, KeptDirectory> directories_;       // by pid
+  std::map<int32_t, KeptDirectory> directories_;  // by pid
   SetScheduling scheduling_ = SetScheduling::kByItself;
   std::map<int32_t, std::vector<PageRange>> moved_;    // by pid
   std::map<int32_t, std::vector<QueuedLock>> queued_;  // by pid
