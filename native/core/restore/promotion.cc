@@ -49,6 +49,16 @@ uint64_t find_syscall_instruction(StubProcess& process) {
   throw SysError("find a system call instruction", ENOTSUP, on_pid(process.pid()));
 }
 
+// A thread that ran before others comes back with the default, and only it can set another.
+bool has_own_timer_slack(const GroupImage& image) {
+  constexpr uint64_t kDefaultNs = 50'000;
+  return std::any_of(image.processes.begin(), image.processes.end(), [](const ProcessImage& p) {
+    return std::any_of(p.threads.begin(), p.threads.end(), [](const ThreadImage& thread) {
+      return thread.scheduling.timer_slack_ns != kDefaultNs;
+    });
+  });
+}
+
 }  // namespace
 
 // SIGCHLD comes when the time is over, too: it is what the keeper calls free_moved() for.
@@ -148,6 +158,7 @@ void Promotion::hurry(const GroupImage& image, const OnOneCpu& cpu) {
   size_t threads = 0;
   for (const ProcessImage& process : image.processes) threads += process.threads.size();
   scheduling_ = SetScheduling::kByItself;
+  if (has_own_timer_slack(image)) return;
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) {
       if (!run_before_others(thread.tid)) return;
