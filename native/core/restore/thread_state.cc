@@ -1,6 +1,7 @@
 #include "core/restore/thread_state.h"
 
 #include <elf.h>
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/futex.h>
 #include <linux/securebits.h>
@@ -10,10 +11,12 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <cstring>
 
 #include "core/base/sys_error.h"
+#include "core/base/unique_fd.h"
 #include "core/image/interrupted_call.h"
 #include "core/image/scheduling_attributes.h"
 
@@ -168,10 +171,18 @@ void add_thread_state(const ProcessImage& process, const ThreadImage& thread, Se
 
 void apply_policy(pid_t tid, const Scheduling& scheduling) {
   const SchedulingAttributes wanted = attributes_of(scheduling);
-  if (::syscall(SYS_sched_setattr, tid, &wanted, 0) == 0) return;
   const SchedulingAttributes ordinary;
-  if (::syscall(SYS_sched_setattr, tid, &ordinary, 0) == 0) return;
-  throw SysError::from_errno("set the scheduling policy", on_pid(tid));
+  if (::syscall(SYS_sched_setattr, tid, &wanted, 0) != 0 &&
+      ::syscall(SYS_sched_setattr, tid, &ordinary, 0) != 0) {
+    throw SysError::from_errno("set the scheduling policy", on_pid(tid));
+  }
+  // A real-time thread has no timer slack, and one that was hurried gets the default back.
+  constexpr uint64_t kDefaultSlackNs = 50'000;
+  if (scheduling.timer_slack_ns == kDefaultSlackNs) return;
+  const UniqueFd file(
+      ::open(("/proc/" + std::to_string(tid) + "/timerslack_ns").c_str(), O_WRONLY | O_CLOEXEC));
+  const std::string text = std::to_string(scheduling.timer_slack_ns);
+  if (file.valid()) (void)!::write(file.get(), text.data(), text.size());
 }
 
 void apply_registers(pid_t tid, const ThreadImage& thread) {
