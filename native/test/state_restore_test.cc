@@ -1,3 +1,4 @@
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/securebits.h>
 #include <signal.h>
@@ -58,6 +59,15 @@ void run_here(const SyscallBatch& batch) {
   }
 }
 
+// A descriptor of a directory that is no more, as the keeper takes it from the primary.
+int open_removed_directory() {
+  char path[] = "/tmp/replpage-removed-XXXXXX";
+  if (::mkdtemp(path) == nullptr) return -1;
+  const int fd = ::open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  ::rmdir(path);
+  return fd;
+}
+
 // A child that takes on the state of `wanted`, as far as this very address space allows: its rseq
 // area is registered already. Signals are blocked as in the stub.
 void become(ProcessImage wanted) {
@@ -69,7 +79,8 @@ void become(ProcessImage wanted) {
   ::sigprocmask(SIG_SETMASK, &all, nullptr);
   SyscallBatch batch;
   add_build_state(wanted, batch);
-  add_process_state(wanted, -1, batch);
+  const bool removed = is_removed(wanted.working_directory);
+  add_process_state(wanted, removed ? open_removed_directory() : -1, batch);
   add_thread_state(wanted, wanted.threads[0], SetScheduling::kByItself, batch);
   add_final_state(wanted, batch);
   run_here(batch);

@@ -90,7 +90,51 @@ void check_all_received(SharedBoard& board, Victim& victim, Sender& sender) {
   CHECK(board->value.load() >= board->order_next[0] - 1);
 }
 
+// Its handler of SIGSEGV runs until it is told to return.
+void crash_handling_victim(Board* board) {
+  counting_board = board;
+  struct sigaction action {};
+  action.sa_handler = [](int) {
+    counting_board->ready = 2;
+    while (counting_board->slots[0] == 0) ::usleep(200);
+  };
+  sigaction(SIGSEGV, &action, nullptr);
+  board->ready = 1;
+  while (board->stop == 0) {
+    if (board->slots[0] == 1) board->ready = 3;
+    ::usleep(200);
+  }
+}
+
 }  // namespace
+
+TEST(a_handler_of_a_crash_is_noticed_until_it_returns) {
+  SharedBoard board;
+  Victim victim([&] { crash_handling_victim(board.board); });
+  CHECK(wait_until([&] { return board->ready == 1; }));
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  const auto look = [&] {
+    CHECK(tree.freeze(100'000).frozen);
+    std::string found = tree.crash_being_handled();
+    tree.thaw();
+    return found;
+  };
+  const auto wait_for_ready = [&](uint64_t value) {
+    for (int i = 0; i < 1000 && board->ready != value; ++i) handle_for(tree, 1);
+    CHECK_EQUAL(board->ready.load(), value);
+  };
+  CHECK_EQUAL(look(), std::string());
+  ::kill(victim.pid, SIGSEGV);
+  wait_for_ready(2);
+  CHECK_EQUAL(look(), "thread " + std::to_string(victim.pid) + " handles signal 11");
+  board->slots[0] = 1;
+  wait_for_ready(3);
+  CHECK_EQUAL(look(), std::string());
+  tree.detach();
+  board->stop = 1;
+}
 
 TEST(signals_pass_while_the_tree_is_frozen_and_thawed) {
   SharedBoard board;

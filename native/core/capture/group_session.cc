@@ -334,7 +334,10 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
   return on_tracer([&] {
     const uint64_t began = now_us();
     CopyRound round;
+    std::string crash;
     stats.reason = while_stopped(options_.freeze_deadline_us, [&] {
+      crash = tree_->crash_being_handled();
+      if (!crash.empty()) return;
       // A process forked since the pre-copy has no tracker yet; an epoch without its memory would
       // be none.
       if (capture_->has_new()) capture_->admit_new();
@@ -345,6 +348,7 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
                                        .unseen_ends = !options_.attach_always});
       round = capture_->copy_frozen(image, *runs_);
     });
+    if (stats.reason.empty()) stats.reason = std::move(crash);
     stats.pause_us = now_us() - began;
     if (!stats.reason.empty()) return false;
     stats.copy_us += stats.pause_us;

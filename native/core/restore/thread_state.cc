@@ -10,6 +10,7 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -175,10 +176,11 @@ void apply_scheduling(pid_t tid, const Scheduling& scheduling) {
     (void)::syscall(SYS_sched_setaffinity, tid, all.size(), all.data());
   }
   const SchedulingAttributes wanted = attributes_of(scheduling);
-  if (::syscall(SYS_sched_setattr, tid, &wanted, 0) == 0) return;
   const SchedulingAttributes ordinary;
-  if (::syscall(SYS_sched_setattr, tid, &ordinary, 0) == 0) return;
-  throw SysError::from_errno("set the scheduling policy", on_pid(tid));
+  if (::syscall(SYS_sched_setattr, tid, &wanted, 0) != 0 &&
+      ::syscall(SYS_sched_setattr, tid, &ordinary, 0) != 0) {
+    throw SysError::from_errno("set the scheduling policy", on_pid(tid));
+  }
 }
 
 void apply_registers(pid_t tid, const ThreadImage& thread) {

@@ -62,6 +62,8 @@ bool TraceTree::follows_all_threads(pid_t pid) const {
   return churn == implementation_->churns.end() || !churn->second.loose;
 }
 
+std::string TraceTree::crash_being_handled() { return implementation_->crash_being_handled(); }
+
 TraceCounters TraceTree::counters() const { return implementation_->counters; }
 
 std::optional<long> TraceTree::inject(pid_t tid, long number, std::array<uint64_t, 6> arguments,

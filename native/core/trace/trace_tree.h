@@ -40,12 +40,20 @@ enum class StopKind : uint8_t {
   kExit,       // PTRACE_EVENT_EXIT: memory and descriptors are whole, no user code runs any more
 };
 
+// A signal that as a rule ends the process, delivered to a thread that has a handler for it.
+struct CrashSignal {
+  int signal = 0;  // 0: none
+  uint64_t since_ns = 0;
+  uint64_t stack = 0, code = 0;  // where the thread was
+};
+
 struct TracedThread {
   pid_t tid = 0;  // as the daemon sees it
   pid_t pid = 0;
   StopKind stop = StopKind::kRunning;
-  int signal = 0;           // kSignal, kGroupStop
-  int exit_code = 0;        // kExit: wait status that the kernel will report
+  int signal = 0;     // kSignal, kGroupStop
+  int exit_code = 0;  // kExit: wait status that the kernel will report
+  CrashSignal crash;
   bool vfork_wait = false;  // waits in vfork: cannot be stopped until its child execs or exits
 };
 
@@ -125,6 +133,11 @@ class TraceTree {
   // descendants of a root that was killed. Waits for `dying` to be wholly at exit stops too. Gives
   // children in vfork up to half the time to execute their program first.
   FreezeResult freeze_around_death(pid_t dying, uint64_t deadline_us);
+
+  // Frozen: says which thread of the root is in its handler of a crash (SIGSEGV, SIGABRT, ...), for
+  // half a minute at most; empty: none. As a rule such a handler reports and ends the process, so
+  // what is copied meanwhile would only crash again.
+  [[nodiscard]] std::string crash_being_handled();
 
   // Lets a held exit stop go.
   void release_exit(pid_t tid);

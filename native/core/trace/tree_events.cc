@@ -215,6 +215,7 @@ void TraceTree::Implementation::handle_stop(TracedThread& thread, ThreadMark& ma
       thread.stop = StopKind::kSignal;
       thread.signal = event.signal();
       ++counters.signals;
+      note_crash(thread);
       return settle(thread, mark);
     default:
       break;

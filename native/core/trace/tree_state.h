@@ -65,6 +65,8 @@ struct TraceTree::Implementation {
   void handle_exit_stop(TracedThread& thread);
   void handle_end(const ChildEvent& event);
   void handle_vanished(pid_t tid);
+  void note_crash(TracedThread& thread);
+  std::string crash_being_handled();
   void settle(TracedThread& thread, ThreadMark& mark);
   void greet(TracedThread& thread, ThreadMark& mark);
   void resume(TracedThread& thread, ThreadMark& mark);
