@@ -202,6 +202,52 @@ TEST(fast_thread_creation_is_not_followed_but_every_freeze_is_whole) {
   CHECK_EQUAL(victim.wait_end(), 5 << 8);
 }
 
+// A child that was not followed is found by a freeze, and stands still in it like all others.
+TEST(children_of_a_forking_process_are_found_by_freezes) {
+  SharedBoard board;
+  Victim victim([&] {
+    for (uint64_t round = 0; board->stop == 0; ++round) {
+      const pid_t child = ::fork();
+      if (child == 0) {
+        // Now and then one that lives on, with a child of its own.
+        if (round % 100 == 99 && ::fork() == 0) ::usleep(20'000);
+        if (round % 100 == 99) ::usleep(20'000);
+        ++board->count;
+        ::_exit(0);
+      }
+      int status = 0;
+      ::waitpid(child, &status, 0);
+      if (status != 0) ++board->errors;
+      ++board->value;
+    }
+  });
+  CHECK(wait_until([&] { return board->value > 3; }));
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  CHECK(tree.follows_all_children(victim.pid));
+  bool loose = false;
+  size_t others = 0;
+  for (int i = 0; i < 200; ++i) {
+    handle_for(tree, 7);
+    const FreezeResult result = tree.freeze(100'000);
+    if (!result.frozen) continue;
+    const uint64_t before = board->count + board->value;
+    ::usleep(300);
+    CHECK_EQUAL(before, board->count + board->value);
+    loose = loose || !tree.follows_all_children(victim.pid);
+    if (!tree.follows_all_children(victim.pid)) others += tree.processes().size() - 1;
+    CHECK(tree.follows_all_threads(victim.pid));
+    tree.thaw();
+  }
+  CHECK(loose);
+  CHECK(others > 0);
+  CHECK_EQUAL(board->errors.load(), 0u);
+  board->stop = 1;
+  handle_for(tree, 10'000);
+  CHECK(tree.processes().empty());
+}
+
 TEST(churn_under_freezes_goes_on_correctly) {
   SharedBoard board;
   Victim victim([&] {

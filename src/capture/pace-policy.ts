@@ -16,6 +16,8 @@ export interface EpochCost {
   readonly pauseUs: number;
   readonly cpuUs: number;
   readonly dirtyPages: number;
+  /** It took what it took and is to be taken once more. */
+  readonly abandoned: boolean;
   /** From the start of the epoch before to the start of this one. */
   readonly elapsedMs: number;
 }
@@ -43,7 +45,10 @@ export const intervalMsMin = 10;
  */
 const writeFaultUs = 1.5;
 
-/** One epoch's outlier moves the interval by at most these factors. */
+/** To write, copy and apply a page, in all. */
+const pageUs = 5;
+
+/** One epoch's outlier moves the interval by at most these factors; written pages are none. */
 const growthMax = 4;
 const shrinkMax = 2;
 const smoothing = 0.5;
@@ -74,17 +79,26 @@ export function nextPace(
   processors: number,
 ): Pace {
   const measuredUs = costUs(cost, processors);
-  const smoothUs =
-    pace.costUs === 0 ? measuredUs : pace.costUs + (measuredUs - pace.costUs) * smoothing;
-  const budgetMs = smoothUs / 1000 / targets.overhead;
+  const smoothUs = smoothCost(pace.costUs, measuredUs, cost.abandoned);
+  // What was spent is paid back before more is: a longer interval dirties more pages, so an epoch
+  // that cost too much says that the next one will too.
+  const budgetMs = Math.max(smoothUs, measuredUs) / 1000 / targets.overhead;
   const wanted = choose(targets, pace, cost.pauseUs, budgetMs);
+  const pagesMs = (cost.dirtyPages * pageUs) / 1000 / targets.overhead;
   const intervalMs = Math.min(
     Math.max(wanted.intervalMs, pace.intervalMs / shrinkMax),
-    pace.intervalMs * growthMax,
+    Math.max(pace.intervalMs * growthMax, pagesMs),
   );
   const overheadUsed = cost.elapsedMs > 0 ? measuredUs / 1000 / cost.elapsedMs : 0;
   const why = explain(targets, wanted.bound, { smoothUs, budgetMs, pauseUs: cost.pauseUs });
   return { intervalMs, bound: wanted.bound, why, costUs: smoothUs, overheadUsed };
+}
+
+/** An abandoned epoch tells nothing of what a whole one costs, unless it was more. */
+function smoothCost(beforeUs: number, measuredUs: number, abandoned: boolean): number {
+  if (beforeUs === 0) return measuredUs;
+  if (abandoned) return Math.max(beforeUs, measuredUs);
+  return beforeUs + (measuredUs - beforeUs) * smoothing;
 }
 
 function choose(

@@ -66,6 +66,22 @@ std::optional<std::vector<int>> numeric_entries(const std::string& path) {
   return numbers;
 }
 
+std::vector<pid_t> children_of(pid_t pid, pid_t tid) {
+  std::vector<pid_t> children;
+  const auto text =
+      read_proc("/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/children");
+  if (!text) return children;
+  const char* const end = text->data() + text->size();
+  for (const char* at = text->data(); at < end; ++at) {
+    pid_t child = 0;
+    const auto [next, bad] = std::from_chars(at, end, child);
+    if (bad != std::errc()) break;
+    children.push_back(child);
+    at = next;
+  }
+  return children;
+}
+
 std::optional<std::string_view> field_of(std::string_view text, std::string_view key) {
   for (size_t at = 0; at < text.size();) {
     size_t end = text.find('\n', at);

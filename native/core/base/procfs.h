@@ -1,6 +1,8 @@
 // Reads of /proc, whole and small.
 #pragma once
 
+#include <sys/types.h>
+
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,6 +20,9 @@ std::optional<std::string> read_link(const std::string& path);
 
 // Numeric entries of a directory such as /proc/PID/task or /proc/PID/fd, ascending. nullopt: gone.
 std::optional<std::vector<int>> numeric_entries(const std::string& path);
+
+// Children of one thread, zombies among them. Empty when it is gone. Throws SysError.
+std::vector<pid_t> children_of(pid_t pid, pid_t tid);
 
 // Value of "Key:\tvalue" in a status-like text, without surrounding blanks; nullopt when absent.
 std::optional<std::string_view> field_of(std::string_view text, std::string_view key);

@@ -2,13 +2,11 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <sstream>
 #include <thread>
 
 #include "core/base/clock.h"
@@ -19,52 +17,6 @@
 
 namespace replpage {
 namespace {
-
-// Fields of /proc/PID/stat behind the command's closing parenthesis (proc(5)).
-struct StatFields {
-  char state = '?';
-  pid_t parent = 0, process_group = 0, session = 0;
-  int exit_code = 0;  // as of wait(2), of a zombie
-  std::string name;
-};
-
-std::optional<StatFields> read_stat(pid_t pid) {
-  const auto text = read_proc("/proc/" + std::to_string(pid) + "/stat");
-  if (!text) return std::nullopt;
-  const size_t open = text->find('(');
-  const size_t close = text->rfind(')');
-  if (open == std::string::npos || close == std::string::npos) return std::nullopt;
-  StatFields fields;
-  fields.name = text->substr(open + 1, close - open - 1);
-  if (std::sscanf(text->c_str() + close + 1, " %c %d %d %d", &fields.state, &fields.parent,
-                  &fields.process_group, &fields.session) != 4) {
-    return std::nullopt;
-  }
-  fields.exit_code = std::atoi(text->c_str() + text->find_last_of(' ') + 1);  // the last field, 52
-  return fields;
-}
-
-// Ids as the group's own PID namespace has them: the last of each list in /proc/PID/status.
-struct InnermostIds {
-  int32_t pid = 0, process_group = 0, session = 0;
-};
-
-std::optional<int32_t> last_of(std::string_view status, std::string_view key) {
-  const auto list = field_of(status, key);
-  if (!list || list->empty()) return std::nullopt;
-  const size_t blank = list->find_last_of(" \t");
-  return std::stoi(std::string(blank == std::string_view::npos ? *list : list->substr(blank + 1)));
-}
-
-std::optional<InnermostIds> innermost_ids(pid_t host_pid) {
-  const auto status = read_proc("/proc/" + std::to_string(host_pid) + "/status");
-  if (!status) return std::nullopt;
-  const auto pid = last_of(*status, "NSpid");
-  if (!pid) return std::nullopt;
-  return InnermostIds{.pid = *pid,
-                      .process_group = last_of(*status, "NSpgid").value_or(*pid),
-                      .session = last_of(*status, "NSsid").value_or(*pid)};
-}
 
 // Threads that were let go from their exit stop are not the tree's any more but still have to tell
 // their joiners (the kernel clears a word in memory and wakes them). An image from before that
@@ -146,54 +98,6 @@ GroupCapture::GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker,
       descriptors_(DescriptorCapture::create()),
       shared_(SharedObjectCapture::create()) {}
 
-bool GroupCapture::has_new() const {
-  return std::any_of(tree_.processes().begin(), tree_.processes().end(), [this](const auto& entry) {
-    const auto member = members_.find(entry.first);
-    return member == members_.end() || !has_tracker(member->second);
-  });
-}
-
-// A tracker serves one address space: after an execve it knows nothing.
-bool GroupCapture::has_tracker(const Member& member) const {
-  const auto process = tree_.processes().find(member.host_pid);
-  // A kill on the way out of execve comes before the tracer hears of it.
-  return member.memory && process != tree_.processes().end() &&
-         process->second.executions == member.executions && member.memory->serves_process();
-}
-
-bool GroupCapture::admit_new() {
-  const std::lock_guard lock(memory_mutex_);
-  std::erase_if(members_, [this](const auto& m) { return !tree_.processes().contains(m.first); });
-  bool admitted = false;
-  for (const auto& [pid, process] : tree_.processes()) {
-    Member& member = members_[pid];
-    if (member.host_pid == pid && has_tracker(member)) continue;
-    const auto group_pid = pid_in_namespace(pid);
-    if (!group_pid) continue;
-    const pid_t thread = process.threads.begin()->first;
-    MemoryCapture::Injector injector{
-        .create_uffd =
-            [this, thread] {
-              constexpr uint64_t kUserModeOnly = 1;  // UFFD_USER_MODE_ONLY
-              return tree_.inject(thread, SYS_userfaultfd,
-                                  {O_CLOEXEC | O_NONBLOCK | kUserModeOnly, 0, 0, 0, 0, 0});
-            },
-        .close_remote =
-            [this, thread](int fd) {
-              tree_.inject(thread, SYS_close, {static_cast<uint64_t>(fd), 0, 0, 0, 0, 0});
-            }};
-    member = Member{.host_pid = pid,
-                    .group_pid = *group_pid,
-                    .executions = process.executions,
-                    .memory = MemoryCapture::create(pid, *group_pid, wanted_, injector),
-                    .tracked_pages = 0,
-                    .last = std::nullopt};
-    tracker_in_use_ = member.memory->tracker();
-    admitted = true;
-  }
-  return admitted;
-}
-
 std::vector<const TracedProcess*> GroupCapture::parents_first() const {
   std::vector<const TracedProcess*> order;
   const auto& all = tree_.processes();
@@ -201,8 +105,7 @@ std::vector<const TracedProcess*> GroupCapture::parents_first() const {
   if (root != all.end()) order.push_back(&root->second);
   std::map<pid_t, pid_t> parents;
   for (const auto& [pid, process] : all) {
-    const auto stat = read_stat(pid);
-    parents[pid] = stat ? stat->parent : 0;
+    parents[pid] = parent_of(pid);
   }
   const auto placed = [&order](pid_t pid) {
     return std::any_of(order.begin(), order.end(), [pid](auto* p) { return p->pid == pid; });
@@ -265,29 +168,18 @@ std::optional<std::vector<MappingImage>> GroupCapture::read_mappings(pid_t host_
 
 GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   GroupImage image;
+  forget_gone();
   for (const TracedProcess* process : parents_first()) {
-    const auto found = members_.find(process->pid);
-    if (found == members_.end()) {
-      const auto group_pid = pid_in_namespace(process->pid);
-      if (!group_pid) continue;
-      members_[process->pid] = Member{.host_pid = process->pid,
-                                      .group_pid = *group_pid,
-                                      .executions = process->executions,
-                                      .memory = nullptr,
-                                      .tracked_pages = 0,
-                                      .last = std::nullopt};
-    }
-    Member& member = members_[process->pid];
-    if (member.executions != process->executions) member.last.reset();
-    auto captured = capture_member(member, *process, detail);
+    Member* const member = known_member(*process);
+    if (member == nullptr) continue;
+    auto captured = capture_member(*member, *process, detail);
     if (!captured) continue;
     image.processes.push_back(*captured);
-    member.last = std::move(*captured);
+    member->last = std::move(*captured);
   }
   fill_parents(image);
   fill_shared_objects(image, WhenGone::kThrow);
-  if (detail.unseen_ends) find_zombies();
-  fill_zombies(image);
+  fill_zombies(image, detail.unseen_ends);
   DescriptorCaptureInput input = descriptor_input(image);
   input.refusals = detail.refusals;
   input.with_content = detail.with_content;
@@ -298,10 +190,9 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
 void GroupCapture::fill_parents(GroupImage& image) const {
   for (ProcessImage& process : image.processes) {
     const pid_t host = host_pid_of(process.pid);
-    const auto stat = read_stat(host);
     process.parent = 0;
-    if (!stat || host == tree_.root()) continue;
-    const auto parent = members_.find(stat->parent);
+    if (host == tree_.root()) continue;
+    const auto parent = members_.find(parent_of(host));
     if (parent != members_.end()) process.parent = parent->second.group_pid;
   }
 }
@@ -350,46 +241,6 @@ void GroupCapture::fill_shared_objects(GroupImage& image, WhenGone when_gone) {
   }
 }
 
-// Called when the last thread is let go, which may be before it is a zombie.
-void GroupCapture::note_gone(pid_t host_pid, int wait_status) {
-  const auto stat = read_stat(host_pid);
-  if (!stat) return;
-  const auto parent = members_.find(stat->parent);
-  const auto ids = innermost_ids(host_pid);
-  if (parent == members_.end() || !ids) return;
-  zombies_[host_pid] = {.pid = ids->pid,
-                        .parent = parent->second.group_pid,
-                        .process_group = ids->process_group,
-                        .session = ids->session,
-                        .wait_status = wait_status,
-                        .name = stat->name};
-}
-
-// Those that ended while nobody was attached.
-void GroupCapture::find_zombies() {
-  for (const auto& [pid, process] : tree_.processes()) {
-    const std::string tasks = "/proc/" + std::to_string(pid) + "/task/";
-    for (const auto& [tid, thread] : process.threads) {
-      const auto children = read_proc(tasks + std::to_string(tid) + "/children");
-      std::istringstream list(children.value_or(""));
-      for (pid_t child = 0; list >> child;) {
-        if (tree_.processes().contains(child) || zombies_.contains(child)) continue;
-        const auto stat = read_stat(child);
-        if (stat && stat->state == 'Z') note_gone(child, stat->exit_code);
-      }
-    }
-  }
-}
-
-void GroupCapture::fill_zombies(GroupImage& image) {
-  std::erase_if(zombies_, [this](const auto& entry) {
-    const auto stat = read_stat(entry.first);
-    const bool again_in_use = tree_.processes().contains(entry.first);
-    return !stat || again_in_use || !members_.contains(stat->parent);
-  });
-  for (const auto& [pid, zombie] : zombies_) image.zombies.push_back(zombie);
-}
-
 DescriptorCaptureInput GroupCapture::descriptor_input(const GroupImage& image) {
   DescriptorCaptureInput input;
   input.stream_path = stdio_path_;
@@ -404,20 +255,6 @@ std::vector<UniqueFd> GroupCapture::take_descriptors(const GroupImage& image) {
   return DescriptorCapture::take(descriptor_input(image), image);
 }
 
-GroupCapture::Member* GroupCapture::member_of(int32_t group_pid) {
-  for (auto& [pid, member] : members_) {
-    if (member.group_pid == group_pid) return &member;
-  }
-  return nullptr;
-}
-
-pid_t GroupCapture::host_pid_of(int32_t group_pid) const {
-  for (const auto& [pid, member] : members_) {
-    if (member.group_pid == group_pid) return pid;
-  }
-  return 0;
-}
-
 CopyRound GroupCapture::copy_all(const GroupImage& image, PageSink& sink) {
   CopyRound total;
   std::vector<SharedObjectCapture::ProcessView> views;
@@ -427,6 +264,8 @@ CopyRound GroupCapture::copy_all(const GroupImage& image, PageSink& sink) {
     accumulate(total, member->memory->copy_changed(process.mappings, sink));
     views.push_back({member->host_pid, &process, member->memory.get()});
   }
+  if (shared_unseen_.exchange(false)) shared_->copy_all_again();
+  has_shared_ = !image.shared_objects.empty();
   accumulate(total, shared_->copy_changed(views, image.shared_objects, sink));
   return total;
 }
@@ -456,6 +295,7 @@ CopyRound GroupCapture::copy_frozen(const GroupImage& image, PageSink& sink) {
   const std::lock_guard lock(memory_mutex_);
   track_all(image);
   const CopyRound round = copy_all(image, sink);
+  copy_young(image, sink);
   // Memory that went while everything stood still (the OOM reaper) makes no epoch.
   if (round.process_gone) throw SysError("copy the memory of a stopped group", ESRCH);
   return round;
@@ -497,18 +337,16 @@ std::vector<LazyRange> GroupCapture::copy_last(const GroupImage& image, PageSink
   for (const ProcessImage& process : image.processes) {
     Member* member = member_of(process.pid);
     if (member == nullptr) continue;
-    const bool tracked = has_tracker(*member);
-    views.push_back({member->host_pid, &process, tracked ? member->memory.get() : nullptr});
-    if (!tracked) {
-      // Born, or another program, since the last epoch: no page of it was ever copied. What it
-      // wrote into shared objects before its execve went with its page tables.
-      if (member->memory) shared_->copy_all_again();
+    views.push_back({member->host_pid, &process, member->memory.get()});
+    if (!member->memory) {
+      // Born, or another program, since the last epoch: no page of it was ever copied.
       shared_->note_exit(member->host_pid, nullptr);
       member->memory = MemoryCapture::create_for_last_copy(member->host_pid, member->group_pid);
     }
     const auto part = member->memory->copy_last(process.mappings, sink, copy_pages_max);
     lazy.insert(lazy.end(), part.begin(), part.end());
   }
+  if (shared_unseen_.exchange(false)) shared_->copy_all_again();
   shared_->copy_changed(views, image.shared_objects, sink);
   return lazy;
 }

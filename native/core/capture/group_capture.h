@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include <atomic>
+#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -44,10 +45,14 @@ class GroupCapture {
   // `stdio_path`: where standard output of a promoted group goes; empty: nowhere.
   GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker, std::string stdio_path = {});
 
-  // Tracer thread, tree frozen. Gives each process that has no tracker yet (new, or executed
-  // another program) one by injection. True when there was such a process.
+  // Tracer thread, tree frozen. Gives each process that needs a tracker and has none (new, or
+  // executed another program) one by injection, but for the small ones that no epoch has seen yet.
+  // True when there was such a process.
   bool admit_new();
   [[nodiscard]] bool has_new() const;
+  // Tracer thread, tree frozen, `image` of this very stop: the same for those that turned out too
+  // large to be copied without a tracker, or share memory.
+  void admit_grown(const GroupImage& image);
 
   // Tracer thread, tree frozen, `image` of this very stop: takes in mappings that are new, so that
   // they can be copied while the primary runs.
@@ -80,6 +85,10 @@ class GroupCapture {
 
   // A process of the group ended; remembered as a zombie while its parent has not waited for it.
   void note_gone(pid_t host_pid, int wait_status);
+  // Tracer thread. The last thread of a process stands at its exit stop, or a process executes
+  // another program: what it wrote to shared memory is lost sight of.
+  void note_exit(pid_t host_pid);
+  void note_execution(pid_t host_pid);
 
   [[nodiscard]] pid_t host_pid_of(int32_t group_pid) const;
   [[nodiscard]] std::optional<TrackerKind> tracker() const { return tracker_in_use_; }
@@ -94,6 +103,16 @@ class GroupCapture {
     std::optional<ProcessImage> last;
   };
 
+  // group_members.cc
+  static bool is_same(const Member& member, const TracedProcess& process);
+  [[nodiscard]] bool is_new(const TracedProcess& process) const;
+  static pid_t parent_of(pid_t host_pid);
+  void forget_gone();
+  Member* known_member(const TracedProcess& process);
+  void admit(Member& member, pid_t thread);
+  void copy_young(const GroupImage& image, PageSink& sink);
+  void add_zombie(GroupImage& image, pid_t host_pid, std::optional<int> wait_status);
+
   std::vector<const TracedProcess*> parents_first() const;
   std::optional<ProcessImage> capture_member(Member& member, const TracedProcess& process,
                                              const StateDetail& detail);
@@ -106,10 +125,8 @@ class GroupCapture {
   void fill_shared_objects(GroupImage& image, WhenGone when_gone);
   bool add_shared_object(GroupImage& image, const ProcessImage& process,
                          const MappingImage& mapping);
-  [[nodiscard]] bool has_tracker(const Member& member) const;
   uint32_t object_id(uint64_t device, uint64_t inode);
-  void find_zombies();
-  void fill_zombies(GroupImage& image);
+  void fill_zombies(GroupImage& image, bool unseen_ends);
   DescriptorCaptureInput descriptor_input(const GroupImage& image);
   Member* member_of(int32_t group_pid);
   void track_all(const GroupImage& image);
@@ -118,14 +135,16 @@ class GroupCapture {
   TraceTree& tree_;
   std::optional<TrackerKind> wanted_;
   std::optional<TrackerKind> tracker_in_use_;
-  std::map<pid_t, Member> members_;  // by host pid
-  std::map<pid_t, ZombieImage> zombies_;
+  std::map<pid_t, Member> members_;          // by host pid
+  std::deque<std::pair<pid_t, int>> ended_;  // host pid and wait status; may be waited for by now
   std::map<std::pair<uint64_t, uint64_t>, uint32_t> object_ids_;  // by device and inode
   std::string stdio_path_;
   std::unique_ptr<DescriptorCapture> descriptors_;
   std::unique_ptr<SharedObjectCapture> shared_;
   std::mutex memory_mutex_;  // guards the trackers between worker and tracer thread
   std::atomic<bool> cancelled_ = false;
+  std::atomic<bool> has_shared_ = false;     // the group had shared objects at the last copy
+  std::atomic<bool> shared_unseen_ = false;  // something may have written to them unseen
 };
 
 }  // namespace replpage

@@ -86,7 +86,10 @@ bool still_the_same(const OpenFileImage& then, const OpenFileImage& now) {
 
 void GroupSession::on_new_process(const TracedProcess& /*child*/) {}
 void GroupSession::on_new_thread(const TracedThread& /*thread*/) {}
-void GroupSession::on_exec(const TracedProcess& /*process*/) {}
+
+void GroupSession::on_exec(const TracedProcess& process) {
+  if (capture_) capture_->note_execution(process.pid);
+}
 
 ExitDecision GroupSession::on_exit_stop(const TracedProcess& process, const TracedThread& thread) {
   if (death_) {
@@ -99,6 +102,7 @@ ExitDecision GroupSession::on_exit_stop(const TracedProcess& process, const Trac
     // A child that was killed alone just dies, as its parent expects; one that was killed along
     // with the root (kill -9 -PGID) is part of the root's death.
     if (cause != DeathCause::kSigkill || !kill_is_pending(tree_->root())) {
+      if (process.threads.size() == 1) capture_->note_exit(process.pid);
       return ExitDecision::kRelease;
     }
   } else if (cause == DeathCause::kExit && process.threads.size() > 1) {

@@ -252,7 +252,7 @@ EpochStats GroupSession::epoch() {
   EpochStats stats;
   const uint64_t cpu_before = cpu_us();
   try_epoch(stats);
-  stats.cpu_us = cpu_us() - cpu_before;
+  stats.cpu_us += cpu_us() - cpu_before;  // beside what the keeper took
   return stats;
 }
 
@@ -286,6 +286,7 @@ bool GroupSession::try_epoch(EpochStats& stats) {
   stats.resident_bytes = committed.resident_bytes;
   stats.epoch = committed.epoch;
   stats.abandoned = false;
+  stats.cpu_us += committed.apply_us;
   return true;
 }
 
@@ -338,14 +339,15 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
     stats.reason = while_stopped(options_.freeze_deadline_us, [&] {
       crash = tree_->crash_being_handled();
       if (!crash.empty()) return;
-      // A process forked since the pre-copy has no tracker yet; an epoch without its memory would
-      // be none.
+      // A process forked since the pre-copy may have no tracker yet; an epoch without its memory
+      // would be none.
       if (capture_->has_new()) capture_->admit_new();
       image = capture_->capture_state({.slow_state = slow_state_due(),
                                        .inject = false,
                                        .with_content = true,
                                        .refusals = nullptr,
                                        .unseen_ends = !options_.attach_always});
+      capture_->admit_grown(image);
       round = capture_->copy_frozen(image, *runs_);
     });
     if (stats.reason.empty()) stats.reason = std::move(crash);

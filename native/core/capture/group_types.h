@@ -49,7 +49,7 @@ struct EpochStats {
   uint64_t pause_us = 0;   // from the first interrupt to the last continue
   uint64_t copy_us = 0;    // pre-copy and stop-and-copy
   uint64_t commit_us = 0;  // until the replica had applied it
-  uint64_t cpu_us = 0;     // of the group's own threads in this epoch
+  uint64_t cpu_us = 0;     // of the group's own threads, and of the keeper while it applied it
   uint64_t dirty_pages = 0, zero_pages = 0;
   uint64_t bytes = 0;
   uint32_t precopy_rounds = 0;

@@ -125,7 +125,8 @@ void append_ranges(PageRanges& ranges, std::span<const PageRange> more) {
 UffdWpTracker::UffdWpTracker(pid_t host_pid, pid_t tid, const MemoryCapture::Injector& injector)
     : pid_(host_pid), pages_(host_pid, tid), uffd_(host_pid, injector) {}
 
-UffdWpTracker::UffdWpTracker(pid_t host_pid, pid_t tid) : pid_(host_pid), pages_(host_pid, tid) {}
+UffdWpTracker::UffdWpTracker(pid_t host_pid, pid_t tid)
+    : pid_(host_pid), pages_(host_pid, tid), tracks_(false) {}
 
 template <class Visit>
 void UffdWpTracker::for_each_group(std::span<const MappingImage> mappings, Visit&& visit) {
@@ -336,9 +337,10 @@ void UffdWpTracker::peek_dense(PageRange range, PageRanges& written) {
 void UffdWpTracker::look_file_backed(const Group& group, bool arm, MemoryView& view) {
   const PageRanges mapped = looked_at(group, arm);
   PageRanges written;
+  // Without a userfaultfd of its own it may still share memory that another's has armed (vfork).
   pages_.collect(group.hull(),
                  {.inverted = 0,
-                  .required = kPageWritten,
+                  .required = tracks_ ? uint64_t{kPageWritten} : 0,
                   .any_of = kHasContent,
                   .returned = 0,
                   .write_protect = arm},

@@ -60,6 +60,7 @@ class UffdWpTracker : public DirtyTracker {
   pid_t pid_;
   PagemapScan pages_;
   WriteProtectUffd uffd_;
+  bool tracks_ = true;
   PageRanges copied_file_pages_;  // of file-backed private mappings: no longer the file's
   bool has_looked_ = false;
   bool tracked_before_ = false;

@@ -59,7 +59,12 @@ pid_t TraceTree::root() const { return implementation_->root; }
 
 bool TraceTree::follows_all_threads(pid_t pid) const {
   const auto churn = implementation_->churns.find(pid);
-  return churn == implementation_->churns.end() || !churn->second.loose;
+  return churn == implementation_->churns.end() || !churn->second.threads.loose;
+}
+
+bool TraceTree::follows_all_children(pid_t pid) const {
+  const auto churn = implementation_->churns.find(pid);
+  return churn == implementation_->churns.end() || !churn->second.children.loose;
 }
 
 std::string TraceTree::crash_being_handled() { return implementation_->crash_being_handled(); }

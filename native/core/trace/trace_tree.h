@@ -91,7 +91,8 @@ struct TraceCounters {
   uint64_t signals = 0, clones = 0, forks = 0, execs = 0, exits = 0, freezes = 0, abandoned = 0;
   // Injections that could not complete by themselves: no rt_sigreturn code in the process.
   uint64_t plain_injections = 0;
-  // How often a process began to create threads too fast to follow each; see follows_all_threads.
+  // How often a process began to create threads, or children, too fast to follow each; see
+  // follows_all_threads and follows_all_children.
   uint64_t loosened = 0;
   uint64_t seize_retries = 0;  // an execve was in the way
 };
@@ -150,6 +151,10 @@ class TraceTree {
   // one: every freeze still finds all of them, but when such a process is killed, threads that are
   // younger than the last freeze end unseen, so that only an earlier epoch is whole.
   [[nodiscard]] bool follows_all_threads(pid_t pid) const;
+  // The same for the children that a process makes. Every freeze, around a death too, finds those
+  // that live; of the others no on_process_gone tells. What a child made before it was found, and
+  // survives it, belongs to the group no more.
+  [[nodiscard]] bool follows_all_children(pid_t pid) const;
   [[nodiscard]] TraceCounters counters() const;
 
   // Runs one system call in a stopped thread (kInterrupt or kGroupStop) and waits for its result,

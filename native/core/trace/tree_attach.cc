@@ -36,18 +36,17 @@ bool is_dead(pid_t pid, pid_t tid) {
   return state == 'Z' || state == 'X';
 }
 
-std::vector<pid_t> children_of(pid_t pid, pid_t tid) {
-  std::vector<pid_t> children;
-  const auto text = read_proc(task_path(pid, tid, "children"));
-  if (!text) return children;
-  for (size_t at = 0; at < text->size();) {
-    size_t end = text->find(' ', at);
-    if (end == std::string::npos) end = text->size();
-    if (end > at) children.push_back(std::stoi(text->substr(at, end - at)));
-    at = end + 1;
-  }
-  return children;
-}
+// Threads attached in its life are new to the observer.
+class Adopting {
+ public:
+  explicit Adopting(bool& flag) : flag_(flag) { flag_ = true; }
+  ~Adopting() { flag_ = false; }
+  Adopting(const Adopting&) = delete;
+  Adopting& operator=(const Adopting&) = delete;
+
+ private:
+  bool& flag_;
+};
 
 }  // namespace
 
@@ -104,6 +103,7 @@ bool TraceTree::Implementation::seize_process(pid_t pid, pid_t parent) {
     for (const pid_t tid : *tids) {
       if (marks.contains(tid)) continue;
       auto [at, added] = processes.try_emplace(pid);
+      if (added && adopting) adopted.insert(pid);
       if (added) at->second = {.pid = pid, .parent = parent, .executions = 0, .threads = {}};
       again = seize_thread(at->second, tid) || again;
     }
@@ -148,17 +148,18 @@ bool TraceTree::Implementation::seize_children(pid_t pid) {
   return found;
 }
 
-// Attaches to what a process made while its threads were not followed. True when there was any.
-bool TraceTree::Implementation::adopt_strangers(pid_t pid) {
+// Attaches to threads that a process made while nobody followed. True when there was any.
+bool TraceTree::Implementation::adopt_threads(pid_t pid) {
   const auto at = processes.find(pid);
   if (at == processes.end()) return false;
-  struct Adopting {
-    bool& flag;
-    ~Adopting() { flag = false; }
-  } guard{adopting};
-  adopting = true;
-  const bool threads = seize_process(pid, at->second.parent);
-  return seize_children(pid) || threads;
+  const Adopting guard(adopting);
+  return seize_process(pid, at->second.parent);
+}
+
+// The same for its children.
+bool TraceTree::Implementation::adopt_children(pid_t pid) {
+  const Adopting guard(adopting);
+  return seize_children(pid);
 }
 
 void TraceTree::Implementation::detach_stopped(pid_t tid) noexcept {
@@ -186,6 +187,7 @@ void TraceTree::Implementation::detach() noexcept {
   unheld.clear();
   sites.clear();
   churns.clear();
+  adopted.clear();
   gone.clear();
   injection.reset();
   holding = false;

@@ -8,6 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
+#include "core/base/sys_error.h"
 #include "core/trace/interrupted_call.h"
 #include "core/trace/ptrace_call.h"
 #include "core/trace/tree_state.h"
@@ -18,7 +19,8 @@ namespace {
 // How often threads are looked at one by one while a signal stop is kept; see below.
 constexpr long kHeldSignalLookNs = 500'000;
 
-// More than about 200 new threads a second (each costs some 30 us and three stops while followed).
+// More than about 200 new threads, or children, a second. While followed each costs three or four
+// stops, of some 20 us where processors are awake and of 100 us and more where they are not.
 constexpr uint32_t kChurnBirths = 128;
 constexpr uint64_t kChurnWindowNs = 640'000'000;
 constexpr uint64_t kLooseNs = 500'000'000;  // doubled each time that it was too short
@@ -163,7 +165,7 @@ void TraceTree::Implementation::remove_thread(pid_t tid, int wait_status) {
   if (!process.threads.empty()) return;
   const auto churn = churns.find(pid);
   const bool others_live =
-      !detaching && churn != churns.end() && churn->second.loose && adopt_strangers(pid);
+      !detaching && churn != churns.end() && churn->second.threads.loose && adopt_threads(pid);
   if (!others_live) remove_process(pid, wait_status);
 }
 
@@ -176,6 +178,7 @@ void TraceTree::Implementation::remove_process(pid_t pid, int wait_status) {
   unheld.erase(pid);
   sites.erase(pid);
   churns.erase(pid);
+  adopted.erase(pid);
   gone.emplace_back(pid, wait_status);
 }
 
@@ -232,7 +235,7 @@ void TraceTree::Implementation::handle_birth(TracedThread& thread, int event) {
   if (child != 0 && unannounced.erase(child) == 0 && !marks.contains(child)) {
     announced[child] = thread.tid;
   }
-  if (event == PTRACE_EVENT_CLONE) note_churn(thread);
+  note_churn(thread, event);
   if (event != PTRACE_EVENT_VFORK) return;
   // Seen already, and either gone or past its execve: nobody waits for it any more.
   const auto process = processes.find(child);
@@ -243,10 +246,12 @@ void TraceTree::Implementation::handle_birth(TracedThread& thread, int event) {
   if (holding) freeze_failure = first_vfork_wait(dying);
 }
 
-// Threads that are born while nobody follows are not stopped, and cost nothing. A kill in that time
-// finds some of them without us: see follows_all_threads().
-void TraceTree::Implementation::note_churn(const TracedThread& maker) {
-  ThreadChurn& churn = churns[maker.pid];
+// Threads and children that are born while nobody follows are not stopped, and cost nothing. A kill
+// in that time finds some of the threads without us: see follows_all_threads(). Children outlive
+// it, and are found as long as their parent is known.
+void TraceTree::Implementation::note_churn(const TracedThread& maker, int event) {
+  Churn& both = churns[maker.pid];
+  BirthChurn& churn = event == PTRACE_EVENT_CLONE ? both.threads : both.children;
   const uint64_t now = now_ns();
   if (!churn.loose) {
     if (churn.births++ == 0) churn.window_ns = now;
@@ -262,8 +267,14 @@ void TraceTree::Implementation::note_churn(const TracedThread& maker) {
     ++churn.repeats;
     ++counters.loosened;
   }
-  ptrace_call(PTRACE_SETOPTIONS, maker.tid, 0,
-              static_cast<uintptr_t>(options & ~PTRACE_O_TRACECLONE));
+  ptrace_call(PTRACE_SETOPTIONS, maker.tid, 0, static_cast<uintptr_t>(options_for(both)));
+}
+
+long TraceTree::Implementation::options_for(const Churn& churn) const {
+  long followed = options;
+  if (churn.threads.loose) followed &= ~PTRACE_O_TRACECLONE;
+  if (churn.children.loose) followed &= ~(PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK);
+  return followed;
 }
 
 void TraceTree::Implementation::greet(TracedThread& thread, ThreadMark& mark) {
@@ -327,12 +338,25 @@ void TraceTree::Implementation::handle_exit_stop(TracedThread& thread) {
   if (!detaching && !unheld.contains(pid)) {
     decision = observer.on_exit_stop(processes[pid], *find(tid));
   }
+  if (!detaching && processes[pid].threads.size() == 1) adopt_orphans(pid);
   const TracedThread* after = find(tid);
   if (after == nullptr || after->stop != StopKind::kExit) return;
   if (decision == ExitDecision::kRelease) return let_exit(tid);
   ChildEvent taken;
   if (wait.consume(tid, taken) == Peeked::kEvent && taken.ended()) return handle_end(taken);
   marks[tid].consumed = true;
+}
+
+// Children whose parent is gone can be found no more.
+void TraceTree::Implementation::adopt_orphans(pid_t parent) {
+  const auto churn = churns.find(parent);
+  if (churn == churns.end() || !churn->second.children.loose) return;
+  try {
+    adopt_children(parent);
+  } catch (const SysError&) {
+    return;  // one that executes a program just now, or is traced by another, is left alone
+  }
+  if (holding) interrupt_all();
 }
 
 // Detaching instead of continuing spares the thread a second stop as a zombie of ours, and our

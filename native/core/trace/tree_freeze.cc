@@ -77,11 +77,17 @@ bool TraceTree::Implementation::look_at(pid_t tid, Blocking blocking) {
 }
 
 // With every known thread stopped, nothing new can come from them: what is found now and stops too
-// completes the tree.
+// completes the tree. One that is found may have made others before, or have been at it.
 bool TraceTree::Implementation::adopt_all_strangers() {
   bool found = false;
   for (const auto& [pid, churn] : churns) {
-    if (churn.loose && pid != dying) found |= adopt_strangers(pid);
+    if (churn.threads.loose && pid != dying) found |= adopt_threads(pid);
+    if (churn.children.loose) found |= adopt_children(pid);
+  }
+  const std::vector<pid_t> newcomers(adopted.begin(), adopted.end());
+  for (const pid_t pid : newcomers) {
+    found |= adopt_threads(pid);
+    found |= adopt_children(pid);
   }
   if (found) interrupt_all();
   return found;
@@ -90,15 +96,20 @@ bool TraceTree::Implementation::adopt_all_strangers() {
 // After a while, and only in a freeze, when every thread is known.
 void TraceTree::Implementation::follow_again() {
   const uint64_t now = now_ns();
-  for (auto& [pid, churn] : churns) {
-    if (!churn.loose || pid == dying || now < churn.loose_until_ns) continue;
-    const auto process = processes.find(pid);
-    if (process == processes.end()) continue;
-    for (const auto& [tid, thread] : process->second.threads) {
-      ptrace_call(PTRACE_SETOPTIONS, tid, 0, static_cast<uintptr_t>(options));
-    }
+  const auto is_due = [now](BirthChurn& churn) {
+    if (!churn.loose || now < churn.loose_until_ns) return false;
     churn.loose = false;
     churn.births = 0;
+    return true;
+  };
+  for (auto& [pid, churn] : churns) {
+    const auto process = processes.find(pid);
+    if (pid == dying || process == processes.end()) continue;
+    const bool threads_due = is_due(churn.threads);
+    if (!is_due(churn.children) && !threads_due) continue;
+    for (const auto& [tid, thread] : process->second.threads) {
+      ptrace_call(PTRACE_SETOPTIONS, tid, 0, static_cast<uintptr_t>(options_for(churn)));
+    }
   }
 }
 
@@ -187,6 +198,7 @@ FreezeResult TraceTree::Implementation::freeze(uint64_t deadline_us, pid_t aroun
   if (processes.empty()) result.reason = "no process is left";
   if (result.frozen) {
     unannounced.clear();  // every maker's event has been seen by now
+    adopted.clear();
     follow_again();
   } else {
     ++counters.abandoned;

@@ -30,14 +30,19 @@ struct InjectionState {
   uint64_t signal_mask = 0;
 };
 
-// How fast a process creates threads. Following each costs three stops, so a process that churns
-// through threads is left alone with them for a while; freezes find those that live.
-struct ThreadChurn {
+// How fast a process creates threads, or children. Following each costs three or more stops, so a
+// process that churns through them is left alone with them for a while; freezes find those that
+// live.
+struct BirthChurn {
   uint64_t window_ns = 0;  // start of the present count
   uint32_t births = 0;
   uint32_t repeats = 0;  // how often following was resumed in vain
-  bool loose = false;    // some threads may not be attached
+  bool loose = false;    // some may not be attached
   uint64_t loose_until_ns = 0;
+};
+
+struct Churn {
+  BirthChurn threads, children;
 };
 
 struct TraceTree::Implementation {
@@ -49,7 +54,8 @@ struct TraceTree::Implementation {
   bool seize_process(pid_t pid, pid_t parent);
   bool seize_thread(TracedProcess& process, pid_t tid);
   bool seize_children(pid_t pid);
-  bool adopt_strangers(pid_t pid);
+  bool adopt_threads(pid_t pid);
+  bool adopt_children(pid_t pid);
   void detach() noexcept;
   void detach_all(uint64_t deadline_ns);
   void detach_stopped(pid_t tid) noexcept;
@@ -60,9 +66,11 @@ struct TraceTree::Implementation {
   void handle(const ChildEvent& event);
   void handle_stop(TracedThread& thread, ThreadMark& mark, const ChildEvent& event);
   void handle_birth(TracedThread& thread, int event);
-  void note_churn(const TracedThread& maker);
+  void note_churn(const TracedThread& maker, int event);
+  long options_for(const Churn& churn) const;
   void handle_execution(pid_t tid);
   void handle_exit_stop(TracedThread& thread);
+  void adopt_orphans(pid_t parent);
   void handle_end(const ChildEvent& event);
   void handle_vanished(pid_t tid);
   void note_crash(TracedThread& thread);
@@ -112,7 +120,8 @@ struct TraceTree::Implementation {
   std::unordered_map<pid_t, pid_t> vfork_waits;  // child -> thread that waits for it
   std::unordered_set<pid_t> unheld;              // processes whose exit stops are not asked about
   std::unordered_map<pid_t, InjectionSite> sites;
-  std::unordered_map<pid_t, ThreadChurn> churns;
+  std::unordered_map<pid_t, Churn> churns;
+  std::unordered_set<pid_t> adopted;        // found late: may have made others before that
   std::vector<std::pair<pid_t, int>> gone;  // on_process_gone still to be called
   std::optional<InjectionState> injection;
   pid_t root = 0;
