@@ -143,7 +143,8 @@ std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
   }
   auto image = capture_process(input);
   if (!image) return std::nullopt;
-  auto mappings = read_mappings(process.pid, previous, detail);
+  const auto known = std::exchange(member.last_mappings, nullptr);
+  auto mappings = known ? std::optional(*known) : read_mappings(process.pid, previous, detail);
   if (!mappings) return std::nullopt;
   image->mappings = std::move(*mappings);
   return image;
@@ -329,6 +330,29 @@ uint64_t GroupCapture::count_dirty(const GroupImage& image, uint64_t limit) {
   return pages;
 }
 
+std::function<void()> GroupCapture::prepare_last_look() {
+  struct Look {
+    MemoryCapture* memory;
+    std::shared_ptr<const std::vector<MappingImage>> mappings;
+  };
+  std::vector<Look> looks;
+  for (auto& [pid, member] : members_) {
+    const auto process = tree_.processes().find(pid);
+    if (process == tree_.processes().end() || !member.last || !member.memory ||
+        !is_same(member, process->second)) {
+      continue;
+    }
+    auto mappings = read_mappings(pid, &*member.last, {.last = true});
+    if (!mappings) continue;
+    member.last_mappings = std::make_shared<const std::vector<MappingImage>>(std::move(*mappings));
+    looks.push_back({member.memory.get(), member.last_mappings});
+  }
+  return [this, looks = std::move(looks)] {
+    const std::lock_guard lock(memory_mutex_);
+    for (const Look& look : looks) look.memory->look_last(*look.mappings);
+  };
+}
+
 std::vector<LazyRange> GroupCapture::copy_last(const GroupImage& image, PageSink& sink,
                                                uint64_t copy_pages_max) {
   const std::lock_guard lock(memory_mutex_);
@@ -337,8 +361,9 @@ std::vector<LazyRange> GroupCapture::copy_last(const GroupImage& image, PageSink
   for (const ProcessImage& process : image.processes) {
     Member* member = member_of(process.pid);
     if (member == nullptr) continue;
-    views.push_back({member->host_pid, &process, member->memory.get()});
-    if (!member->memory) {
+    if (member->memory) {
+      views.push_back({member->host_pid, &process, member->memory.get()});
+    } else {
       // Born, or another program, since the last epoch: no page of it was ever copied.
       shared_->note_exit(member->host_pid, nullptr);
       member->memory = MemoryCapture::create_for_last_copy(member->host_pid, member->group_pid);

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -66,6 +67,11 @@ class GroupCapture {
   // Tracer thread, tree frozen: the pages that belong to `image`.
   CopyRound copy_frozen(const GroupImage& image, PageSink& sink);
 
+  // Tracer thread, tree dying. Reads the mappings for the capture with StateDetail::last and the
+  // copy_last() that come next, and returns what looks for written pages beside the capture, in any
+  // thread; it must have returned before copy_last(). Throws SysError when it cannot look.
+  std::function<void()> prepare_last_look();
+
   // Tracer thread, tree dying or frozen for good. See MemoryCapture::copy_last.
   std::vector<LazyRange> copy_last(const GroupImage& image, PageSink& sink,
                                    uint64_t copy_pages_max);
@@ -101,6 +107,7 @@ class GroupCapture {
     std::unique_ptr<MemoryCapture> memory;
     uint64_t tracked_pages = 0;  // size of the address space when its mappings were tracked
     std::optional<ProcessImage> last;
+    std::shared_ptr<const std::vector<MappingImage>> last_mappings;  // of prepare_last_look()
   };
 
   // group_members.cc

@@ -6,11 +6,13 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <future>
 #include <thread>
 
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/base/urgency.h"
 #include "core/capture/group_session.h"
 #include "core/image/kernel_reader.h"
 
@@ -209,7 +211,17 @@ void GroupSession::promote_after_delay() {
   }
 }
 
+// The look for written pages takes its time by the size of memory, and another CPU can take it:
+// what a dying process has written does not change any more. In one that is asked by injection it
+// may.
 GroupSession::HandOver GroupSession::capture_last_epoch() {
+  std::future<void> look;
+  if (!death_->planned) {
+    look = std::async(std::launch::async, [work = capture_->prepare_last_look()] {
+      run_before_others();
+      work();
+    });
+  }
   GroupImage image = capture_->capture_state({.last = true,
                                               .inject = death_->planned,
                                               .with_content = false,
@@ -219,6 +231,7 @@ GroupSession::HandOver GroupSession::capture_last_epoch() {
   image.epoch = epoch_ + 1;
   image.generation = options_.generation;
   std::vector<UniqueFd> open_files = capture_->take_descriptors(image);
+  if (look.valid()) look.get();
   std::vector<LazyRange> lazy;
   if (runs_->data_pages() > kLastPagesCopiedMax) lazy = runs_->as_lazy(image);
   const auto dense = capture_->copy_last(image, *runs_, kLastPagesCopiedMax);

@@ -464,7 +464,7 @@ void GroupSession::stop() {
     tree_->detach();
     // Gives the userfaultfds back: with one still registered the next protection of the process
     // would take its memory for tracked by its own.
-    capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker);
+    capture_ = std::make_unique<GroupCapture>(*tree_, options_.tracker, options_.stdio_path);
   });
   for (Phase phase = phase_; phase != Phase::kDone; phase = phase_) phase_.wait(phase);
   exit_watch_.reset();

@@ -84,6 +84,10 @@ class MemoryCapture {
   virtual std::vector<LazyRange> copy_last(const std::vector<MappingImage>& mappings,
                                            PageSink& sink, uint64_t copy_pages_max) = 0;
 
+  // Begins the last copy, from a process that does not run any more: what copy_last() with the same
+  // mappings would look for first. Any thread, which may be another one than calls that.
+  virtual void look_last(const std::vector<MappingImage>& /*mappings*/) {}
+
   // For SharedObjectCapture: pages of a shared mapping, within `parts` of it (ascending), that are
   // not known to be unchanged through this process since the last call. Begins anew.
   virtual std::vector<PageRange> look_shared(const MappingImage& mapping,

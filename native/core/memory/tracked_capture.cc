@@ -57,11 +57,17 @@ uint64_t TrackedCapture::count_dirty(const std::vector<MappingImage>& mappings, 
   return tracker_->count(mappings, limit);
 }
 
+void TrackedCapture::look_last(const std::vector<MappingImage>& mappings) {
+  MemoryView view;
+  tracker_->peek(mappings, view);
+  last_look_ = std::move(view);
+}
+
 std::vector<LazyRange> TrackedCapture::copy_last(const std::vector<MappingImage>& mappings,
                                                  PageSink& sink, uint64_t copy_pages_max) {
   CopyRound round;
-  MemoryView view;
-  tracker_->peek(mappings, view);
+  if (!last_look_) look_last(mappings);
+  const MemoryView view = *std::exchange(last_look_, std::nullopt);
   const PageRanges mapped = private_ranges(mappings);
   const bool everything = std::exchange(copy_all_, true);
   PageRanges gone = everything ? mapped : subtract_ranges(present_, view.present);

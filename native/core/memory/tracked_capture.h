@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 
 #include "core/memory/dirty_tracker.h"
 #include "core/memory/memory_capture.h"
@@ -30,6 +31,7 @@ class TrackedCapture : public MemoryCapture {
   uint64_t count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) override;
   std::vector<LazyRange> copy_last(const std::vector<MappingImage>& mappings, PageSink& sink,
                                    uint64_t copy_pages_max) override;
+  void look_last(const std::vector<MappingImage>& mappings) override;
   std::vector<PageRange> look_shared(const MappingImage& mapping,
                                      std::span<const PageRange> parts) override {
     return tracker_->look_shared(mapping, parts);
@@ -51,6 +53,7 @@ class TrackedCapture : public MemoryCapture {
   std::unique_ptr<DirtyTracker> tracker_;
   ProcessPageReader reader_;
   PageCopier copier_;
+  std::optional<MemoryView> last_look_;
   PageRanges present_;    // at the last look
   bool copy_all_ = true;  // nothing was copied yet, or the last round failed
 };

@@ -309,26 +309,28 @@ PageRanges UffdWpTracker::look_dense(std::span<const PageRange> dense, bool arm,
   return subtract_ranges(written, absent);
 }
 
-// Nobody waits for the details of a part that is mostly dirty: it counts as written whole.
+// Nobody waits for the details of a part that is mostly dirty: the rest of it counts as written.
+// Scans go on over what is clean, since many short ones cost several times as much.
 void UffdWpTracker::peek_dense(PageRange range, PageRanges& written) {
   constexpr uint64_t kPartBytes = 2u << 20;
   constexpr uint64_t kPartPagesMax = kPartBytes / kPageSize / 2;
   for (uint64_t at = range.start; at < range.end;) {
-    const PageRange part = {at, std::min(range.end, (at & ~(kPartBytes - 1)) + kPartBytes)};
-    const size_t before = written.size();
     uint64_t pages = 0;
+    uint64_t first = 0;
     pages_.scan(
-        part, dense_query(false),
+        {at, range.end}, dense_query(false),
         [&](const PageRegion& region) {
+          if (pages == 0) first = region.start;
           append_range(written, {region.start, region.end});
           pages += (region.end - region.start) / kPageSize;
+          at = region.end;
         },
         kPartPagesMax);
-    if (pages >= kPartPagesMax) {
-      written.resize(before);
-      append_range(written, part);
-    }
-    at = part.end;
+    if (pages < kPartPagesMax) return;
+    if (at - first > kPartBytes) continue;
+    const uint64_t end = std::min(range.end, (at + kPartBytes - 1) & ~(kPartBytes - 1));
+    if (at < end) append_range(written, {at, end});
+    at = end;
   }
 }
 
