@@ -182,7 +182,10 @@ int hold(Channel& channel) {
   KeeperSetup setup = take_configuration(std::move(*message));
   const std::string control = setup.configuration.control_socket;
   std::vector<std::string> notes;
-  CgroupPlace place(setup.configuration.name + "." + std::to_string(setup.configuration.generation),
+  // With our pid no group of that name that is left over, with limits of its own, is taken for it.
+  CgroupPlace place(setup.configuration.name + "." +
+                        std::to_string(setup.configuration.generation) + "." +
+                        std::to_string(::getpid()),
                     notes);
   avoid_oom_killer(notes);
   allow_many_descriptors();
