@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstring>
 #include <ctime>
+#include <memory>
 
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
@@ -71,13 +72,16 @@ ProcessImage image_of(pid_t pid) {
   return image;
 }
 
-TEST(a_signal_that_a_killed_thread_stood_at_is_first_and_later_ones_are_last) {
-  std::optional<DroppedSignals> dropped;
+std::unique_ptr<const DroppedSignals> watch() {
   try {
-    dropped.emplace(BtfTypes::load());
+    return std::make_unique<const DroppedSignals>(BtfTypes::load());
   } catch (const SysError& error) {
     throw testing::Skipped(error.what());
   }
+}
+
+TEST(a_signal_that_a_killed_thread_stood_at_is_first_and_later_ones_are_last) {
+  const auto dropped = watch();
   const uint64_t since = now_ns();
   const Sleeper child;
   child.queue(1);
@@ -102,12 +106,7 @@ TEST(a_signal_that_a_killed_thread_stood_at_is_first_and_later_ones_are_last) {
 }
 
 TEST(signals_of_living_processes_and_older_ones_are_not_noted) {
-  std::optional<DroppedSignals> dropped;
-  try {
-    dropped.emplace(BtfTypes::load());
-  } catch (const SysError& error) {
-    throw testing::Skipped(error.what());
-  }
+  const auto dropped = watch();
   const uint64_t since = now_ns();
   const Sleeper child;
   ::kill(child.pid(), SIGCHLD);  // ignored, since nobody handles it

@@ -8,6 +8,7 @@
  */
 import t, { type Test } from 'tap';
 import type { GroupStatus } from '../../src/api/schema.js';
+import { onStage } from '../support/on-stage.js';
 import { descendantsOf, isRunning, sendSignal } from '../support/processes.js';
 import { Recorder } from '../support/recorder.js';
 import { whyNoEngine } from '../support/repository.js';
@@ -21,7 +22,7 @@ import {
   startSqlite,
   type Server,
 } from '../support/servers.js';
-import { Stage } from '../support/stage.js';
+import type { Stage } from '../support/stage.js';
 import { Victim } from '../support/victim.js';
 import { waitFor } from '../support/wait-for.js';
 
@@ -34,19 +35,11 @@ const answersBetween = 200;
 const skipUnless = (name: string): string | false =>
   skip || (only !== undefined && !only.includes(name) && 'not asked for');
 
-/** Runs a test on a stage of its own, which it leaves clean. */
-async function onStage(t: Test, name: string, body: (stage: Stage) => Promise<void>) {
-  const stage = await Stage.make(name);
-  try {
+const onStageWithDaemon = (t: Test, name: string, body: (stage: Stage) => Promise<void>) =>
+  onStage(t, name, async (stage) => {
     await stage.startDaemon();
     await body(stage);
-  } catch (error) {
-    stage.keep();
-    t.comment(`its files are in ${stage.folder}`);
-    t.fail(error instanceof Error ? (error.stack ?? error.message) : String(error));
-  }
-  t.same(await stage.end(), [], 'nothing is left behind');
-}
+  });
 
 async function connectAll(server: Server): Promise<Recorder[]> {
   const numbers = Array.from({ length: clients }, (_, i) => i);
@@ -148,7 +141,7 @@ const simple = [
 
 for (const [name, start] of simple) {
   t.test(`${name} survives kills and a crash`, { skip: skipUnless(name) }, (t) =>
-    onStage(t, name, async (stage) => {
+    onStageWithDaemon(t, name, async (stage) => {
       const server = await start(stage);
       const group = await survivesKills(t, stage, server);
       await survivesCrash(t, stage, server, group, 'SIGSEGV');
@@ -165,7 +158,7 @@ t.test(
   'redis survives kills, also while it saves, and a crash',
   { skip: skipUnless('redis') },
   (t) =>
-    onStage(t, 'redis', async (stage) => {
+    onStageWithDaemon(t, 'redis', async (stage) => {
       const server = await startRedis(stage);
       const keys = redisMib * 900;
       await redisCommand(stage, server, 'DEBUG', 'POPULATE', String(keys), 'filled', '1000');
@@ -208,7 +201,7 @@ t.test(
 );
 
 t.test('sqlite3 goes on writing its database', { skip: skipUnless('sqlite3') }, (t) =>
-  onStage(t, 'sqlite', async (stage) => {
+  onStageWithDaemon(t, 'sqlite', async (stage) => {
     const rows = 60_000;
     const { pid, database } = await startSqlite(stage, rows);
     let group = await stage.protect(pid, 'main');
@@ -248,7 +241,7 @@ t.test('sqlite3 goes on writing its database', { skip: skipUnless('sqlite3') }, 
 );
 
 t.test('threads with AVX registers and futexes', { skip: skipUnless('avx') }, (t) =>
-  onStage(t, 'avx', async (stage) => {
+  onStageWithDaemon(t, 'avx', async (stage) => {
     const victim = await Victim.start(stage, 'avx_futex');
     if (typeof victim === 'string') {
       t.comment(victim);
@@ -267,7 +260,7 @@ t.test('threads with AVX registers and futexes', { skip: skipUnless('avx') }, (t
 );
 
 t.test('with --attach epochs a kill loses at most an epoch', { skip: skipUnless('epochs') }, (t) =>
-  onStage(t, 'epochs', async (stage) => {
+  onStageWithDaemon(t, 'epochs', async (stage) => {
     const server = await startRedis(stage);
     await redisCommand(stage, server, 'DEBUG', 'POPULATE', '20000', 'filled', '1000');
     let group = await stage.protect(server.pid, 'main', '--attach', 'epochs');

@@ -118,7 +118,7 @@ class GroupCapture {
   Member* known_member(const TracedProcess& process);
   void admit(Member& member, pid_t thread);
   void copy_young(const GroupImage& image, PageSink& sink);
-  void add_zombie(GroupImage& image, pid_t host_pid, std::optional<int> wait_status);
+  bool add_zombie(GroupImage& image, pid_t host_pid, std::optional<int> wait_status);
 
   std::vector<const TracedProcess*> parents_first() const;
   std::optional<ProcessImage> capture_member(Member& member, const TracedProcess& process,
@@ -142,8 +142,9 @@ class GroupCapture {
   TraceTree& tree_;
   std::optional<TrackerKind> wanted_;
   std::optional<TrackerKind> tracker_in_use_;
-  std::map<pid_t, Member> members_;          // by host pid
-  std::deque<std::pair<pid_t, int>> ended_;  // host pid and wait status; may be waited for by now
+  std::map<pid_t, Member> members_;  // by host pid
+  std::deque<std::pair<pid_t, std::optional<int>>>
+      ended_;  // host pid and wait status; may be waited for by now
   std::map<std::pair<uint64_t, uint64_t>, uint32_t> object_ids_;  // by device and inode
   std::string stdio_path_;
   std::unique_ptr<DescriptorCapture> descriptors_;

@@ -226,18 +226,19 @@ void GroupCapture::note_gone(pid_t host_pid, int wait_status) {
   if (read_stat(oldest.first)) ended_.push_back(oldest);
 }
 
-void GroupCapture::add_zombie(GroupImage& image, pid_t host_pid, std::optional<int> wait_status) {
+bool GroupCapture::add_zombie(GroupImage& image, pid_t host_pid, std::optional<int> wait_status) {
   const auto stat = read_stat(host_pid);
-  if (!stat || (stat->flags & kExiting) == 0 || tree_.processes().contains(host_pid)) return;
+  if (!stat || (stat->flags & kExiting) == 0 || tree_.processes().contains(host_pid)) return false;
   const auto parent = members_.find(stat->parent);
   const auto ids = innermost_ids(host_pid);
-  if (parent == members_.end() || !ids) return;
+  if (parent == members_.end() || !ids) return false;
   image.zombies.push_back({.pid = ids->pid,
                            .parent = parent->second.group_pid,
                            .process_group = ids->process_group,
                            .session = ids->session,
                            .wait_status = wait_status.value_or(stat->exit_code),
                            .name = stat->name});
+  return true;
 }
 
 // With `unseen_ends` all children are looked at, not only those that nobody followed.
@@ -254,7 +255,9 @@ void GroupCapture::fill_zombies(GroupImage& image, bool unseen_ends) {
     if (!followed && has_shared_) shared_unseen_ = true;
     for (const auto& [tid, thread] : process.threads) {
       for (const pid_t child : children_of(pid, tid)) {
-        if (told.insert(child).second) add_zombie(image, child, std::nullopt);
+        // Remembered: the next capture does not look at the children of those that are followed.
+        const bool found = told.insert(child).second && add_zombie(image, child, std::nullopt);
+        if (found) ended_.emplace_back(child, std::nullopt);
       }
     }
   }

@@ -341,7 +341,7 @@ bool GroupSession::freeze_and_copy(GroupImage& image, EpochStats& stats) {
       if (!crash.empty()) return;
       // A process forked since the pre-copy may have no tracker yet; an epoch without its memory
       // would be none.
-      if (capture_->has_new()) capture_->admit_new();
+      capture_->admit_new();
       image = capture_->capture_state({.slow_state = slow_state_due(),
                                        .inject = false,
                                        .with_content = true,
