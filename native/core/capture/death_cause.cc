@@ -1,0 +1,46 @@
+#include "core/capture/death_cause.h"
+
+#include <sys/wait.h>
+
+#include <csignal>
+
+#include "core/base/procfs.h"
+
+namespace replpage {
+
+DeathCause cause_of(int wait_status) {
+  if (!WIFSIGNALED(wait_status)) return DeathCause::kExit;
+  switch (WTERMSIG(wait_status)) {
+    case SIGKILL:
+      return DeathCause::kSigkill;
+    case SIGSEGV:
+    case SIGABRT:
+    case SIGBUS:
+    case SIGILL:
+    case SIGFPE:
+    case SIGSYS:
+    case SIGTRAP:
+      return DeathCause::kCrash;
+    default:
+      return DeathCause::kSignal;
+  }
+}
+
+std::string describe_end(int wait_status) {
+  return WIFSIGNALED(wait_status)
+             ? "ended by signal " + std::to_string(WTERMSIG(wait_status))
+             : "exited with status " + std::to_string(WEXITSTATUS(wait_status));
+}
+
+bool kill_is_pending(pid_t pid) {
+  const auto status = read_proc("/proc/" + std::to_string(pid) + "/status");
+  if (!status) return true;
+  constexpr uint64_t kKillBit = 1ull << (SIGKILL - 1);
+  for (const char* key : {"SigPnd", "ShdPnd"}) {
+    const auto mask = field_of(*status, key);
+    if (mask && (std::stoull(std::string(*mask), nullptr, 16) & kKillBit) != 0) return true;
+  }
+  return false;
+}
+
+}  // namespace replpage

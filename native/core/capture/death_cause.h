@@ -1,0 +1,31 @@
+// What a wait status says about an end.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+
+#include "core/capture/group_types.h"
+
+namespace replpage {
+
+DeathCause cause_of(int wait_status);
+
+// "ended by signal 11", "exited with status 1"
+std::string describe_end(int wait_status);
+
+// Whether a death of this cause is the program's own doing: as a rule it would come again.
+[[nodiscard]] inline bool is_own_doing(DeathCause cause) {
+  return cause == DeathCause::kCrash || cause == DeathCause::kExit;
+}
+
+// Whether the process was meant to end: the group ends with it, unless it was asked to go on.
+[[nodiscard]] inline bool is_wanted(DeathCause cause) {
+  return cause == DeathCause::kExit || cause == DeathCause::kSignal;
+}
+
+// Whether SIGKILL is on its way to a process, by its pending masks (proc(5)); true for one that is
+// gone.
+bool kill_is_pending(pid_t pid);
+
+}  // namespace replpage

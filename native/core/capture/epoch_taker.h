@@ -1,0 +1,42 @@
+// Takes epochs: pre-copy while the primary runs, stop-and-copy, commit.
+#pragma once
+
+#include <cstdint>
+
+#include "core/capture/group_context.h"
+#include "core/capture/group_freezer.h"
+#include "core/capture/tracer_thread.h"
+
+namespace replpage {
+
+class EpochTaker {
+ public:
+  EpochTaker(GroupContext& context, GroupFreezer& freezer, TracerThread& tracer)
+      : context_(context), freezer_(freezer), tracer_(tracer) {}
+
+  // `image`: mappings as the first copy last saw them.
+  void begin(GroupImage image) { running_image_ = std::move(image); }
+
+  // Worker thread. True when the replica holds one more epoch; else `stats.reason` says what stood
+  // in the way, and the replica is still at the last one. Throws KeeperLost, SysError.
+  bool take(EpochStats& stats);
+
+ private:
+  // Worker thread.
+  void admit_newcomers();
+  uint32_t precopy(EpochStats& stats);
+  bool freeze_and_copy(GroupImage& image, EpochStats& stats);
+  bool send(GroupImage& image, EpochStats& stats);
+  void wait_committed(EpochStats& stats);
+  // Tracer thread.
+  std::string stop_and_copy(GroupImage& image, CopyRound& round);
+  bool slow_state_due();
+
+  GroupContext& context_;
+  GroupFreezer& freezer_;
+  TracerThread& tracer_;
+  GroupImage running_image_;  // mappings as the pre-copy last saw them
+  uint64_t slow_state_us_ = 0;
+};
+
+}  // namespace replpage

@@ -1,0 +1,45 @@
+// The way to the first epoch: check, track, and copy everything once while the primary runs.
+#pragma once
+
+#include <cstdint>
+
+#include "core/capture/group_context.h"
+#include "core/capture/group_freezer.h"
+#include "core/capture/keeper_process.h"
+
+namespace replpage {
+
+// Starting is given several chances to find the primary in a state that can be read.
+inline constexpr uint64_t kStartPatienceUs = 10'000'000;
+// Starting and ending inject into every process, which takes longer than an epoch's freeze.
+inline constexpr uint64_t kStartDeadlineUs = 200'000;
+// A pre-copy stops when a freeze would copy no more than this many pages (about 1 ms), when it does
+// not get smaller any more, or after the last round.
+inline constexpr uint64_t kFrozenPagesWanted = 512;
+inline constexpr uint32_t kPrecopyRoundsMax = 4;
+
+class FirstCopy {
+ public:
+  FirstCopy(GroupContext& context, GroupFreezer& freezer) : context_(context), freezer_(freezer) {}
+
+  // Tracer thread: attaches, looks for what cannot be replicated, tracks all memory. Throws
+  // RefusedError, SysError, KeeperLost (the process does not stop).
+  GroupImage freeze();
+
+  // Worker thread. Throws SysError, KeeperLost.
+  KeeperProcess start_keeper();
+
+  // Worker thread: has the replica built and copies everything into it, in rounds, with `image`
+  // brought up to date by each. Returns how many bytes it sent. Throws KeeperLost,
+  // CaptureCancelled, SysError.
+  uint64_t copy(GroupImage& image);
+
+ private:
+  void build_replica(GroupImage& image);
+  uint64_t copy_round(const GroupImage& image, uint64_t copied, uint64_t total);
+
+  GroupContext& context_;
+  GroupFreezer& freezer_;
+};
+
+}  // namespace replpage

@@ -1,0 +1,55 @@
+// What the parts of one group's session share, and which thread may touch it.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+
+#include "core/capture/epoch_runs.h"
+#include "core/capture/group_capture.h"
+#include "core/capture/group_types.h"
+#include "core/capture/keeper_link.h"
+#include "core/capture/staging.h"
+#include "core/trace/trace_tree.h"
+
+namespace replpage {
+
+//   starting -- first commit --> protected -- root dies --> dying -- kPromoted --> promoted
+//   promoted -- kDrained --> done        protected -- keeper lost, stop() --> done
+enum class GroupPhase : uint8_t { kStarting, kProtected, kDying, kPromoted, kDone };
+
+struct GroupContext {
+  GroupContext(GroupOptions asked, GroupEvents& told)
+      : options(std::move(asked)),
+        events(told),
+        staging({.memory_bytes = options.staging_bytes_max,
+                 .spill_bytes_max = options.spill_bytes_max,
+                 .spill_directory = options.spill_directory}) {}
+
+  void set_phase(GroupPhase next) {
+    phase = next;
+    phase.notify_all();
+  }
+
+  const GroupOptions options;
+  GroupEvents& events;
+  std::atomic<GroupPhase> phase = GroupPhase::kStarting;
+  std::atomic<bool> root_gone = false;
+
+  // Tracer thread only.
+  TraceTree* tree = nullptr;
+  bool dying = false;     // the root's end was seen, or its promotion ordered: no epoch any more
+  GroupImage last_image;  // of the last epoch sent to the keeper
+
+  // The worker holds worker_mutex whenever it touches these outside of a tracer job; the tracer
+  // thread takes it when the primary dies.
+  std::mutex worker_mutex;
+  std::unique_ptr<GroupCapture> capture;
+  StagingArea staging;
+  EpochRuns runs{staging};
+  std::unique_ptr<KeeperLink> keeper;
+  uint64_t epoch = 0;
+};
+
+}  // namespace replpage

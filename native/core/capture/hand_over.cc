@@ -1,0 +1,88 @@
+#include "core/capture/hand_over.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <string>
+
+#include "core/base/procfs.h"
+#include "core/channel/messages.h"
+
+namespace replpage {
+namespace {
+
+// Open files, and the memories that lazy pages are read from, as many to a message as one takes.
+class DescriptorSender {
+ public:
+  explicit DescriptorSender(KeeperLink& keeper) : keeper_(keeper) {}
+
+  void add_file(uint32_t position, const UniqueFd& file) {
+    message_.positions.push_back(position);
+    add(file.get());
+  }
+
+  void add_memory(int32_t group_pid, const UniqueFd& memory) {
+    message_.memory_pids.push_back(group_pid);
+    add(memory.get());
+  }
+
+  void flush() {
+    if (descriptors_.empty()) return;
+    keeper_.send(MessageType::kDescriptors, message_, descriptors_);
+    message_ = {};
+    descriptors_.clear();
+  }
+
+ private:
+  void add(int descriptor) {
+    descriptors_.push_back(descriptor);
+    if (descriptors_.size() == kDescriptorsMax) flush();
+  }
+
+  KeeperLink& keeper_;
+  DescriptorsMessage message_;
+  std::vector<int> descriptors_;
+};
+
+std::vector<int32_t> processes_of(const std::vector<LazyRange>& lazy) {
+  std::vector<int32_t> pids;
+  for (const LazyRange& range : lazy) {
+    if (std::find(pids.begin(), pids.end(), range.pid) == pids.end()) pids.push_back(range.pid);
+  }
+  return pids;
+}
+
+void send_descriptors(GroupContext& context, const HandOver& last) {
+  DescriptorSender sender(*context.keeper);
+  for (uint32_t position = 0; position < last.open_files.size(); ++position) {
+    if (last.open_files[position].valid()) sender.add_file(position, last.open_files[position]);
+  }
+  sender.flush();
+  std::vector<UniqueFd> memories;  // until they are sent
+  for (const int32_t pid : processes_of(last.lazy)) {
+    const pid_t host = context.capture->host_pid_of(pid);
+    memories.push_back(open_path("/proc/" + std::to_string(host) + "/mem", O_RDONLY));
+    sender.add_memory(pid, memories.back());
+  }
+  sender.flush();
+}
+
+}  // namespace
+
+void send_hand_over(GroupContext& context, HandOver last,
+                    const std::function<void()>& before_order) {
+  PageRunList runs = context.runs.fitted(last.image);
+  LazyRangeList lazy{last.lazy};
+  send_descriptors(context, last);
+  context.keeper->send(MessageType::kStage,
+                       PagesMessage{last.image.epoch, context.staging.put(runs)});
+  before_order();
+  context.keeper->send(MessageType::kPromote,
+                       PromoteMessage{.epoch = last.image.epoch,
+                                      .image = context.staging.put(last.image),
+                                      .exact = last.exact,
+                                      .keep_files = context.options.keep_files,
+                                      .lazy = context.staging.put(lazy)});
+}
+
+}  // namespace replpage

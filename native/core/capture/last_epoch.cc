@@ -1,0 +1,131 @@
+#include "core/capture/last_epoch.h"
+
+#include <functional>
+#include <future>
+
+#include "core/base/sys_error.h"
+#include "core/base/urgency.h"
+#include "core/image/kernel_reader.h"
+
+namespace replpage {
+namespace {
+
+// Pages copied before the replica runs (about 4 ms); denser mappings are read lazily.
+constexpr uint64_t kLastPagesCopiedMax = 1500;
+// Signals are dropped from the kill on, which was some time before its first exit stop was seen.
+constexpr uint64_t kKillToStopUs = 2'000'000;
+
+void restore_dropped_signals(const GroupContext& context, uint64_t seen_us, GroupImage& image) {
+  const KernelReader* reader = KernelReader::instance();
+  if (reader == nullptr || reader->dropped_signals() == nullptr) return;
+  const uint64_t since_ns = (seen_us - kKillToStopUs) * 1000;
+  for (ProcessImage& process : image.processes) {
+    reader->dropped_signals()->restore(context.capture->host_pid_of(process.pid), since_ns,
+                                       process);
+  }
+}
+
+void number(const GroupContext& context, GroupImage& image) {
+  image.epoch = context.epoch + 1;
+  image.generation = context.options.generation;
+}
+
+// The pages written since the last epoch: few are copied, many are read lazily.
+std::vector<LazyRange> take_last_pages(GroupContext& context, const GroupImage& image) {
+  std::vector<LazyRange> lazy;
+  if (context.runs.data_pages() > kLastPagesCopiedMax) lazy = context.runs.as_lazy(image);
+  const auto dense = context.capture->copy_last(image, context.runs, kLastPagesCopiedMax);
+  lazy.insert(lazy.end(), dense.begin(), dense.end());
+  return lazy;
+}
+
+const OpenFileImage* file_at(const GroupImage& image, size_t table, int fd, uint32_t& position) {
+  if (table >= image.file_tables.size()) return nullptr;
+  for (const DescriptorImage& descriptor : image.file_tables[table].descriptors) {
+    if (descriptor.fd != fd) continue;
+    position = descriptor.open_file;
+    return &image.open_files.at(position);
+  }
+  return nullptr;
+}
+
+// Whether a file still open in a crashed process may stand for the one of an older epoch. An
+// established connection may not: its peer has seen what the epoch has not.
+bool still_the_same(const OpenFileImage& then, const OpenFileImage& now) {
+  return then.kind == now.kind && then.object == now.object && then.path == now.path &&
+         then.identity.device == now.identity.device && then.identity.inode == now.identity.inode &&
+         !then.socket.connected && !now.socket.connected;
+}
+
+void take_matching_files(GroupContext& context, std::vector<UniqueFd>& matched) {
+  const GroupImage& then = context.last_image;
+  const GroupImage now = context.capture->capture_state({.slow_state = false,
+                                                         .inject = false,
+                                                         .with_content = false,
+                                                         .refusals = nullptr,
+                                                         .unseen_ends = false});
+  std::vector<UniqueFd> taken = context.capture->take_descriptors(now);
+  for (size_t table = 0; table < then.file_tables.size(); ++table) {
+    for (const DescriptorImage& descriptor : then.file_tables[table].descriptors) {
+      uint32_t position = 0;
+      const OpenFileImage* current = file_at(now, table, descriptor.fd, position);
+      if (current == nullptr || matched[descriptor.open_file].valid()) continue;
+      if (still_the_same(then.open_files.at(descriptor.open_file), *current)) {
+        matched[descriptor.open_file] = std::move(taken.at(position));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+// The look for written pages takes its time by the size of memory, and another CPU can take it:
+// what a dying process has written does not change any more.
+HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
+  std::future<void> look =
+      std::async(std::launch::async, [work = context.capture->prepare_last_look()] {
+        run_before_others();
+        work();
+      });
+  GroupImage image =
+      context.capture->capture_state({.last = true,
+                                      .inject = false,
+                                      .with_content = false,
+                                      .refusals = nullptr,
+                                      .unseen_ends = !context.options.attach_always});
+  restore_dropped_signals(context, seen_us, image);
+  number(context, image);
+  std::vector<UniqueFd> open_files = context.capture->take_descriptors(image);
+  look.get();
+  std::vector<LazyRange> lazy = take_last_pages(context, image);
+  return {std::move(image), std::move(open_files), std::move(lazy), true};
+}
+
+// No look beside the capture here: system calls are injected, which write.
+HandOver capture_planned_epoch(GroupContext& context) {
+  GroupImage image =
+      context.capture->capture_state({.last = true,
+                                      .inject = true,
+                                      .with_content = false,
+                                      .refusals = nullptr,
+                                      .unseen_ends = !context.options.attach_always});
+  number(context, image);
+  std::vector<UniqueFd> open_files = context.capture->take_descriptors(image);
+  std::vector<LazyRange> lazy = take_last_pages(context, image);
+  return {std::move(image), std::move(open_files), std::move(lazy), true};
+}
+
+HandOver committed_epoch(GroupContext& context) {
+  context.runs.clear();
+  std::vector<UniqueFd> matched(context.last_image.open_files.size());
+  if (context.options.attach_always) {
+    try {
+      take_matching_files(context, matched);
+    } catch (const SysError&) {  // not to be had: the replica opens them anew
+      for (UniqueFd& file : matched) file.reset();
+    }
+  }
+  return {context.last_image, std::move(matched), {}, false};
+}
+
+}  // namespace replpage
