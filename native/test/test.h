@@ -1,6 +1,7 @@
 // A very small test harness: TEST(name) registers, CHECK reports, the runner prints TAP lines.
 #pragma once
 
+#include <functional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -23,6 +24,9 @@ struct Registration {
 
 // Prints a TAP comment line, for measurements.
 void note(const std::string& text);
+
+// Runs `work` when the test is over, however it ends, unless its process crashes.
+void at_end(std::function<void()> work);
 
 [[noreturn]] void fail(const char* file, int line, const std::string& what);
 

@@ -22,6 +22,11 @@ std::vector<Case>& cases() {
   return list;
 }
 
+std::vector<std::function<void()>>& endings() {
+  static std::vector<std::function<void()>> list;
+  return list;
+}
+
 // "queue_keeps_order" reads better in a report as "queue keeps order".
 std::string title(std::string name) {
   for (char& c : name) {
@@ -38,6 +43,8 @@ void note(const std::string& text) {
   std::printf("# %s\n", text.c_str());
   std::fflush(stdout);
 }
+
+void at_end(std::function<void()> work) { endings().push_back(std::move(work)); }
 
 void fail(const char* file, int line, const std::string& what) {
   throw CheckFailed(std::string(file) + ":" + std::to_string(line) + ": " + what);
@@ -62,6 +69,7 @@ constexpr int kPassed = 0, kFailed = 1, kSkipped = 2;
     outcome = kFailed;
     note(error.what());
   }
+  for (const auto& end : endings()) end();
   std::printf("%s %d - %s%s\n", outcome == kFailed ? "not ok" : "ok", number,
               title(test.name).c_str(), remark.c_str());
   std::fflush(stdout);
