@@ -83,6 +83,14 @@ std::vector<pid_t> thread_ids(const TracedProcess& process) {
   return ids;
 }
 
+std::vector<pid_t> at_exit_stops(const TracedProcess& process) {
+  std::vector<pid_t> ids;
+  for (const auto& [tid, thread] : process.threads) {
+    if (thread.stop == StopKind::kExit) ids.push_back(tid);
+  }
+  return ids;
+}
+
 // With the kernel reader what seldom changes has a mark that changes along with it.
 bool is_slow(const StateDetail& detail) {
   return detail.slow_state || (detail.last && KernelReader::instance() == nullptr);
@@ -134,6 +142,7 @@ std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
                             .host_tids = thread_ids(process),
                             .previous = previous,
                             .slow_state = is_slow(detail) || previous == nullptr,
+                            .killed = at_exit_stops(process),
                             .inject = {}};
   if (detail.inject) {
     input.inject = [this](pid_t tid, long number, std::array<uint64_t, 6> arguments,
@@ -172,7 +181,7 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   forget_gone();
   for (const TracedProcess* process : parents_first()) {
     Member* const member = known_member(*process);
-    if (member == nullptr) continue;
+    if (member == nullptr || ends_by_itself(*process)) continue;
     auto captured = capture_member(*member, *process, detail);
     if (!captured) continue;
     image.processes.push_back(*captured);
