@@ -83,6 +83,14 @@ std::vector<pid_t> thread_ids(const TracedProcess& process) {
   return ids;
 }
 
+// Those that execve(2) makes last: a process that runs may be in the middle of it, and what it has
+// of its new address space is not to be followed.
+ptrdiff_t kernel_mappings(const std::vector<MappingImage>& mappings) {
+  return std::count_if(mappings.begin(), mappings.end(), [](const MappingImage& mapping) {
+    return mapping.kind == MappingKind::kVdso || mapping.kind == MappingKind::kVvar;
+  });
+}
+
 std::vector<pid_t> at_exit_stops(const TracedProcess& process) {
   std::vector<pid_t> ids;
   for (const auto& [tid, thread] : process.threads) {
@@ -317,7 +325,8 @@ void GroupCapture::refresh_mappings(GroupImage& image) {
     const Member* member = member_of(process.pid);
     if (member == nullptr) continue;
     auto mappings = read_memory_map(member->host_pid, process.mappings, false, nullptr);
-    if (mappings) process.mappings = std::move(*mappings);
+    if (mappings && kernel_mappings(*mappings) >= kernel_mappings(process.mappings))
+      process.mappings = std::move(*mappings);
   }
   fill_shared_objects(image, WhenGone::kDrop);
 }
