@@ -3,7 +3,7 @@
  * error, in the promoted process; and once more on that one. Those that cannot be replicated are
  * refused by name and run on untouched.
  *
- * REPLPAGE_TEST_VICTIMS=name,name runs only these.
+ * REPLPAGE_TEST_VICTIMS=name,name runs only these; REPLPAGE_TEST_KILLS=n kills each of them n times.
  */
 import t, { type Test } from 'tap';
 import { isRunning, sendSignal, statusField } from '../support/processes.js';
@@ -13,7 +13,7 @@ import { buildVictims, readVictims, Victim, type VictimEntry } from '../support/
 
 const skip = whyNoEngine() ?? false;
 const only = process.env['REPLPAGE_TEST_VICTIMS']?.split(',');
-const kills = 2;
+const kills = Number(process.env['REPLPAGE_TEST_KILLS'] ?? 2);
 
 const groupName = (entry: VictimEntry): string => entry.name.replaceAll(/[^A-Za-z0-9]+/g, '-');
 

@@ -83,6 +83,22 @@ std::vector<pid_t> thread_ids(const TracedProcess& process) {
   return ids;
 }
 
+// Those that execve(2) makes last: a process that runs may be in the middle of it, and what it has
+// of its new address space is not to be followed.
+ptrdiff_t kernel_mappings(const std::vector<MappingImage>& mappings) {
+  return std::count_if(mappings.begin(), mappings.end(), [](const MappingImage& mapping) {
+    return mapping.kind == MappingKind::kVdso || mapping.kind == MappingKind::kVvar;
+  });
+}
+
+std::vector<pid_t> at_exit_stops(const TracedProcess& process) {
+  std::vector<pid_t> ids;
+  for (const auto& [tid, thread] : process.threads) {
+    if (thread.stop == StopKind::kExit) ids.push_back(tid);
+  }
+  return ids;
+}
+
 // With the kernel reader what seldom changes has a mark that changes along with it.
 bool is_slow(const StateDetail& detail) {
   return detail.slow_state || (detail.last && KernelReader::instance() == nullptr);
@@ -134,6 +150,7 @@ std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
                             .host_tids = thread_ids(process),
                             .previous = previous,
                             .slow_state = is_slow(detail) || previous == nullptr,
+                            .killed = at_exit_stops(process),
                             .inject = {}};
   if (detail.inject) {
     input.inject = [this](pid_t tid, long number, std::array<uint64_t, 6> arguments,
@@ -172,7 +189,7 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   forget_gone();
   for (const TracedProcess* process : parents_first()) {
     Member* const member = known_member(*process);
-    if (member == nullptr) continue;
+    if (member == nullptr || ends_by_itself(*process)) continue;
     auto captured = capture_member(*member, *process, detail);
     if (!captured) continue;
     image.processes.push_back(*captured);
@@ -308,7 +325,8 @@ void GroupCapture::refresh_mappings(GroupImage& image) {
     const Member* member = member_of(process.pid);
     if (member == nullptr) continue;
     auto mappings = read_memory_map(member->host_pid, process.mappings, false, nullptr);
-    if (mappings) process.mappings = std::move(*mappings);
+    if (mappings && kernel_mappings(*mappings) >= kernel_mappings(process.mappings))
+      process.mappings = std::move(*mappings);
   }
   fill_shared_objects(image, WhenGone::kDrop);
 }

@@ -118,6 +118,7 @@ class GroupCapture {
   Member* known_member(const TracedProcess& process);
   void admit(Member& member, pid_t thread);
   void copy_young(const GroupImage& image, PageSink& sink);
+  bool ends_by_itself(const TracedProcess& process) const;
   bool add_zombie(GroupImage& image, pid_t host_pid, std::optional<int> wait_status);
 
   std::vector<const TracedProcess*> parents_first() const;

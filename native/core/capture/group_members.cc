@@ -1,8 +1,10 @@
 // Who belongs to a group: processes that are new, grew, executed another program or ended.
 #include <fcntl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <set>
@@ -226,9 +228,23 @@ void GroupCapture::note_gone(pid_t host_pid, int wait_status) {
   if (read_stat(oldest.first)) ended_.push_back(oldest);
 }
 
+// A descendant that stands at its exit stops, but not because it was killed along with the root,
+// has ended for all that the group knows.
+bool GroupCapture::ends_by_itself(const TracedProcess& process) const {
+  return process.pid != tree_.root() &&
+         std::all_of(process.threads.begin(), process.threads.end(), [](const auto& entry) {
+           const TracedThread& thread = entry.second;
+           const bool killed =
+               WIFSIGNALED(thread.exit_code) && WTERMSIG(thread.exit_code) == SIGKILL;
+           return thread.stop == StopKind::kExit && !killed;
+         });
+}
+
+// Whether a process without a known end is ending shows in its flags only. One whose end is known
+// may have been let go from its exit stop just now.
 bool GroupCapture::add_zombie(GroupImage& image, pid_t host_pid, std::optional<int> wait_status) {
   const auto stat = read_stat(host_pid);
-  if (!stat || (stat->flags & kExiting) == 0 || tree_.processes().contains(host_pid)) return false;
+  if (!stat || (!wait_status && (stat->flags & kExiting) == 0)) return false;
   const auto parent = members_.find(stat->parent);
   const auto ids = innermost_ids(host_pid);
   if (parent == members_.end() || !ids) return false;
@@ -246,9 +262,15 @@ void GroupCapture::fill_zombies(GroupImage& image, bool unseen_ends) {
   std::erase_if(ended_, [](const auto& entry) { return !read_stat(entry.first); });
   std::set<pid_t> told;
   for (const auto& [pid, wait_status] : ended_) {
-    if (told.insert(pid).second) add_zombie(image, pid, wait_status);
+    const bool lives = tree_.processes().contains(pid);
+    if (!lives && told.insert(pid).second) add_zombie(image, pid, wait_status);
   }
   for (const auto& [pid, process] : tree_.processes()) {
+    if (ends_by_itself(process)) {
+      note_exit(pid);
+      add_zombie(image, pid, process.threads.begin()->second.exit_code);
+      continue;
+    }
     const bool followed = tree_.follows_all_children(pid);
     if (followed && !unseen_ends) continue;
     // What unseen children wrote shows nowhere.
@@ -256,7 +278,8 @@ void GroupCapture::fill_zombies(GroupImage& image, bool unseen_ends) {
     for (const auto& [tid, thread] : process.threads) {
       for (const pid_t child : children_of(pid, tid)) {
         // Remembered: the next capture does not look at the children of those that are followed.
-        const bool found = told.insert(child).second && add_zombie(image, child, std::nullopt);
+        const bool found = !tree_.processes().contains(child) && told.insert(child).second &&
+                           add_zombie(image, child, std::nullopt);
         if (found) ended_.emplace_back(child, std::nullopt);
       }
     }

@@ -1,5 +1,6 @@
 #include "core/image/interrupted_call.h"
 
+#include <signal.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
@@ -25,6 +26,20 @@ constexpr std::array<uint64_t, 16> kCallsEndedByStops = {
     SYS_accept,       SYS_accept4,     SYS_recvfrom,
     SYS_recvmsg,      SYS_sendto,      SYS_sendmsg,
     SYS_rt_sigsuspend};
+
+constexpr std::array<uint64_t, 4> kCallsThatFork = {SYS_fork, SYS_vfork, SYS_clone, SYS_clone3};
+constexpr std::array<uint64_t, 2> kCallsThatEnd = {SYS_exit, SYS_exit_group};
+constexpr std::array<uint64_t, 2> kCallsThatExecute = {SYS_execve, SYS_execveat};
+
+// Calls that have done something when they give EINTR.
+constexpr std::array<uint64_t, 2> kCallsNotToRepeat = {SYS_close, SYS_connect};
+
+// Calls that have done nothing, or nothing that cannot be done twice, when they give EFAULT.
+constexpr std::array<uint64_t, 22> kCallsThatMoveBytes = {
+    SYS_read,       SYS_pread64, SYS_readv,      SYS_preadv,         SYS_preadv2, SYS_write,
+    SYS_pwrite64,   SYS_writev,  SYS_pwritev,    SYS_pwritev2,       SYS_sendto,  SYS_sendmsg,
+    SYS_poll,       SYS_ppoll,   SYS_select,     SYS_pselect6,       SYS_stat,    SYS_fstat,
+    SYS_newfstatat, SYS_futex,   SYS_getdents64, SYS_clock_nanosleep};
 
 template <size_t N>
 bool holds(const std::array<uint64_t, N>& calls, uint64_t number) {
@@ -67,6 +82,13 @@ void settle_restart_call(pid_t host_tid, const ThreadImage* previous, user_regs_
   registers.rax = static_cast<uint64_t>(-EINTR);
 }
 
+// Raised by the instruction itself, before it has done anything.
+bool is_of_fault(const SignalInfo& info) {
+  int32_t words[3];  // siginfo_t: si_signo, si_errno, si_code
+  std::memcpy(words, info.data(), sizeof words);
+  return (words[0] == SIGSEGV || words[0] == SIGBUS) && words[2] > 0;
+}
+
 }  // namespace
 
 void settle_interrupted_call(pid_t host_tid, const ThreadImage* previous, ThreadImage& image) {
@@ -78,6 +100,28 @@ void settle_interrupted_call(pid_t host_tid, const ThreadImage* previous, Thread
   if (restarts && registers.orig_rax == SYS_restart_syscall) {
     settle_restart_call(host_tid, previous, registers);
   } else if (result == -EINTR && holds(kCallsEndedByStops, registers.orig_rax)) {
+    registers.rax = static_cast<uint64_t>(kRestartNoHandler);
+  }
+}
+
+bool is_within_execution(const ThreadImage& image) {
+  return holds(kCallsThatExecute, image.registers.orig_rax) &&
+         static_cast<int64_t>(image.registers.rax) < 0;
+}
+
+void settle_killed_call(ThreadImage& image) {
+  user_regs_struct& registers = image.registers;
+  if (static_cast<int64_t>(registers.orig_rax) < 0) {
+    std::erase_if(image.pending, is_of_fault);
+    return;
+  }
+  const auto result = static_cast<int64_t>(registers.rax);
+  const uint64_t call = registers.orig_rax;
+  const bool forked_not = holds(kCallsThatFork, call) && (result == -EINTR || result == -ENOMEM);
+  if (forked_not || holds(kCallsThatEnd, call) || is_within_execution(image)) {
+    registers.rax = static_cast<uint64_t>(kRestartNoInterrupt);
+  } else if ((result == -EINTR && !holds(kCallsNotToRepeat, call)) ||
+             (result == -EFAULT && holds(kCallsThatMoveBytes, call))) {
     registers.rax = static_cast<uint64_t>(kRestartNoHandler);
   }
 }

@@ -23,4 +23,16 @@ inline constexpr int64_t kRestartBlock = -516;
 //   to be restarted instead; a signal handler that runs first still makes it EINTR.
 void settle_interrupted_call(pid_t host_tid, const ThreadImage* previous, ThreadImage& image);
 
+// The same for a thread at its exit stop that was killed, whose call ended in a way in which it
+// ends for the dying only. Its program was not to see that, and would see the truth once more:
+// - fork(2) and its kin give EINTR or ENOMEM (dup_mmap of kernel/fork.c), execve(2) any error.
+// - What waits killably gives EINTR, and EFAULT where a page was waited for.
+// - exit(2) has not ended it yet.
+// All of these have done nothing, and are marked to be restarted. A page fault in user mode that
+// was given up leaves a signal, which is taken out of image.pending: the instruction faults again.
+void settle_killed_call(ThreadImage& image);
+
+// Whether the thread was in execve(2) and has not returned from it as another program.
+bool is_within_execution(const ThreadImage& image);
+
 }  // namespace replpage

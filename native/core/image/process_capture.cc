@@ -14,6 +14,7 @@
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/image/injected_state.h"
+#include "core/image/interrupted_call.h"
 #include "core/image/kernel_reader.h"
 #include "core/image/posix_timers.h"
 #include "core/image/ptrace_state.h"
@@ -223,6 +224,19 @@ const ThreadImage* find_thread(const ProcessImage* process, pid_t host_tid) {
   return found == process->threads.end() ? nullptr : &*found;
 }
 
+bool is_killed(const ProcessCaptureInput& input, pid_t host_tid) {
+  return std::find(input.killed.begin(), input.killed.end(), host_tid) != input.killed.end();
+}
+
+// The address space of a program that is being executed gets its places last of all
+// (load_elf_binary in fs/binfmt_elf.c).
+void refuse_half_a_program(const ProcessCaptureInput& input) {
+  const auto stat = read_task_stat(input.host_pid);
+  if (stat && stat->layout.start_code == 0) {
+    throw SysError("capture a program that is only half there", EBUSY, on_pid(input.host_pid));
+  }
+}
+
 // Threads that are gone by now are left out; false when the leader is.
 bool capture_threads(const ProcessCaptureInput& input, ProcessImage& image) {
   image.threads.reserve(input.host_tids.size());
@@ -230,6 +244,7 @@ bool capture_threads(const ProcessCaptureInput& input, ProcessImage& image) {
     auto thread = capture_thread({.host_tid = host_tid,
                                   .previous = find_thread(input.previous, host_tid),
                                   .slow_state = input.slow_state,
+                                  .killed = is_killed(input, host_tid),
                                   .inject = input.inject,
                                   .kernel_reader = input.kernel_reader});
     if (thread) image.threads.push_back(std::move(*thread));
@@ -272,6 +287,9 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input) {
   ProcessImage image = start_from(input.previous);
   image.captured_ns = now_ns();
   if (!capture_threads(input, image)) return std::nullopt;
+  const bool executes =
+      std::any_of(image.threads.begin(), image.threads.end(), is_within_execution);
+  if (executes && !input.killed.empty()) refuse_half_a_program(input);
   const pid_t leader = input.host_tids.front();
   image.pid = image.threads.front().tid;
   const auto cause = read_stop_cause(leader);

@@ -26,6 +26,7 @@ struct ThreadCaptureInput {
   pid_t host_tid = 0;
   const ThreadImage* previous = nullptr;  // of the last epoch, if the thread was there
   bool slow_state = false;  // read what seldom changes too (name, scheduling, credentials ...)
+  bool killed = false;      // stands at its exit stop, and was not to end
   Inject inject;
   bool kernel_reader = true;  // read hidden state from the kernel where that is allowed
 };
@@ -38,12 +39,14 @@ struct ProcessCaptureInput {
   std::vector<pid_t> host_tids;  // leader first, all stopped
   const ProcessImage* previous = nullptr;
   bool slow_state = false;
+  std::vector<pid_t> killed = {};  // of host_tids: those at their exit stops
   Inject inject;
   bool kernel_reader = true;
 };
 
 // Everything of ProcessImage except mappings, parent and file_table, which the caller fills.
-// nullopt: gone. Throws SysError.
+// nullopt: gone. Throws SysError; EBUSY where it was killed within an execve(2) that had taken its
+// old program away already: what there is of the new one cannot run.
 std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input);
 
 // What of a process cannot be replicated, except mappings and descriptors: seccomp filters,

@@ -7,6 +7,7 @@
 #include <sys/user.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <ctime>
@@ -21,6 +22,7 @@
 namespace replpage {
 namespace {
 
+constexpr uint64_t kFlagExiting = 0x00000004;       // PF_EXITING of include/linux/sched.h
 constexpr uint64_t kFlagKernelThread = 0x00200000;  // PF_KTHREAD of include/linux/sched.h
 constexpr size_t kNamespaceDepthMax = 2;            // ours and one below it
 constexpr std::string_view kDeleted = " (deleted)";
@@ -51,6 +53,15 @@ class Finder {
   Refusals& refusals_;
 };
 
+// Whether all of its threads have left user code for good.
+bool is_wholly_ending(pid_t pid) {
+  const auto tids = numeric_entries(proc_path(pid, "/task"));
+  return !tids || std::all_of(tids->begin(), tids->end(), [](pid_t tid) {
+    const auto stat = read_task_stat(tid);
+    return !stat || (stat->flags & kFlagExiting) != 0;
+  });
+}
+
 // False when nothing else about the process is worth looking at.
 bool check_kind(Finder& finder, const TaskStatus& status) {
   const auto stat = read_task_stat(finder.pid());
@@ -64,6 +75,8 @@ bool check_kind(Finder& finder, const TaskStatus& status) {
     return false;
   }
   if (!status.has_memory) {
+    // A child that ends just now is none of those: its end will be told.
+    if (is_wholly_ending(finder.pid())) return false;
     finder.refuse_process("ended process",
                           "its main thread has ended, so it has no memory to replicate");
     return false;

@@ -131,6 +131,7 @@ std::optional<ThreadImage> capture_thread(const ThreadCaptureInput& input) {
   if (slow && !read_slow_state(input.host_tid, image)) return std::nullopt;
   if (!read_io_priority(input.host_tid, image.scheduling)) return std::nullopt;
   settle_interrupted_call(input.host_tid, input.previous, image);
+  if (input.killed) settle_killed_call(image);
   return image;
 }
 

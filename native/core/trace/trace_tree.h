@@ -77,7 +77,7 @@ class TraceObserver {
   // A thread stands at its exit stop. kHold keeps it there until release_exit().
   virtual ExitDecision on_exit_stop(const TracedProcess& process, const TracedThread& thread) = 0;
   // All threads of a process have left user code for good; its memory may still be torn down.
-  // `wait_status` as wait(2) gives it. Called from wait_events() only.
+  // `wait_status` as wait(2) gives it. Called from wait_events(), and for descendants by freezes.
   virtual void on_process_gone(pid_t pid, int wait_status) = 0;
 };
 

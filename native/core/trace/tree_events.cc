@@ -108,6 +108,16 @@ void TraceTree::Implementation::report_gone() {
   }
 }
 
+// What is read of a frozen tree must know who has ended until then. The root's end waits: it
+// changes what is to be done at all.
+void TraceTree::Implementation::report_ended_children() {
+  const auto roots = std::stable_partition(gone.begin(), gone.end(),
+                                           [this](const auto& end) { return end.first != root; });
+  std::vector<std::pair<pid_t, int>> children(gone.begin(), roots);
+  gone.erase(gone.begin(), roots);
+  for (const auto& [pid, wait_status] : children) observer.on_process_gone(pid, wait_status);
+}
+
 TracedThread* TraceTree::Implementation::find(pid_t tid) {
   const auto mark = marks.find(tid);
   if (mark == marks.end()) return nullptr;

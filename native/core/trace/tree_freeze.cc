@@ -1,5 +1,8 @@
 // Stopping the whole tree within a deadline, or not at all.
 
+#include <sys/syscall.h>
+#include <sys/user.h>
+
 #include <algorithm>
 
 #include "core/base/clock.h"
@@ -21,6 +24,10 @@ std::string first_word(const std::string& text) {
 
 bool is_vfork(const std::string& call) {
   return call == "58" || call == "56" || call == "435";  // vfork, clone, clone3
+}
+
+bool forks(uint64_t call) {
+  return call == SYS_fork || call == SYS_vfork || call == SYS_clone || call == SYS_clone3;
 }
 
 }  // namespace
@@ -89,7 +96,31 @@ bool TraceTree::Implementation::adopt_all_strangers() {
     found |= adopt_threads(pid);
     found |= adopt_children(pid);
   }
+  if (dying != 0) found |= adopt_unannounced();
   if (found) interrupt_all();
+  return found;
+}
+
+// A kill in the middle of a fork takes away the event that tells of the child, or of the thread; it
+// lives all the same, attached by the kernel.
+bool TraceTree::Implementation::adopt_unannounced() {
+  std::vector<pid_t> makers;
+  for (const auto& [pid, process] : processes) {
+    const bool made =
+        std::any_of(process.threads.begin(), process.threads.end(), [](const auto& entry) {
+          user_regs_struct registers{};
+          return entry.second.stop == StopKind::kExit &&
+                 ptrace_get_registers(entry.first, registers) == 0 && forks(registers.orig_rax);
+        });
+    if (made) makers.push_back(pid);
+  }
+  bool found = false;
+  for (const pid_t pid : makers) {
+    const auto churn = churns.find(pid);
+    const bool loose = churn != churns.end() && churn->second.threads.loose;
+    if (!loose) found |= adopt_threads(pid);
+    found |= adopt_children(pid);
+  }
   return found;
 }
 
@@ -200,6 +231,7 @@ FreezeResult TraceTree::Implementation::freeze(uint64_t deadline_us, pid_t aroun
     unannounced.clear();  // every maker's event has been seen by now
     adopted.clear();
     follow_again();
+    report_ended_children();
   } else {
     ++counters.abandoned;
     thaw();

@@ -86,6 +86,7 @@ struct TraceTree::Implementation {
   void remove_process(pid_t pid, int wait_status);
   void end_vfork_wait(pid_t child);
   void report_gone();
+  void report_ended_children();
 
   // tree_freeze.cc
   FreezeResult freeze(uint64_t deadline_us, pid_t dying);
@@ -98,6 +99,7 @@ struct TraceTree::Implementation {
   std::string collect_stops(uint64_t deadline_ns);
   bool look_at(pid_t tid, Blocking blocking);
   bool adopt_all_strangers();
+  bool adopt_unannounced();
   void follow_again();
   std::string why_not_stopped(pid_t tid);
   void consume_held_stops();
