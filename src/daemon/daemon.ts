@@ -175,10 +175,10 @@ export class Daemon {
     const facts = readProcess(core.hostPid);
     const primaryAlive = isAlive(facts) && facts.startTime === record.startTime;
     const decision = recover(record, { sameBoot, primaryAlive, keepers });
-    const group = new Group(spec, this.#host(), decision.core);
     const { hostPid, generation } = decision.core;
     const promoted = hostPid !== core.hostPid;
     const { startTime } = promoted ? (readProcess(hostPid) ?? record) : record;
+    const group = new Group(spec, this.#host(), decision.core, startTime);
     this.#table.add(group, startTime);
     const why = `host pid ${hostPid}, generation ${generation}`;
     this.#log.info({ group: spec.name, decision: decision.kind, why }, 'group taken up');

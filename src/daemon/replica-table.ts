@@ -130,7 +130,8 @@ export class ReplicaTable implements DaemonControl {
     }
     const generation = this.#freeGeneration(name, previous);
     const spec = newSpec(name, caller, request, config);
-    const group = new Group(spec, host, newGroup(facts.pid, generation, spec.retries));
+    const core = newGroup(facts.pid, generation, spec.retries);
+    const group = new Group(spec, host, core, facts.startTime);
     this.add(group, facts.startTime);
     return this.#firstEpoch(group, watch);
   }
