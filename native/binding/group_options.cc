@@ -54,6 +54,7 @@ GroupOptions read_group_options(const Napi::Object& object) {
   GroupOptions options;
   options.name = text(object, "name");
   options.pid = static_cast<pid_t>(number(object, "pid"));
+  options.start_time = std::strtoull(text(object, "startTime").c_str(), nullptr, 10);
   options.generation = number(object, "generation");
   options.keeper_path = text(object, "keeperPath");
   options.control_socket = text(object, "runtimeDir") + "/keepers/" + options.name + "." +
@@ -69,6 +70,7 @@ GroupOptions read_group_options(const Napi::Object& object) {
   options.retries_left = static_cast<int>(number(object, "retriesLeft"));
   options.crash_delay_us = number(object, "crashDelayMs") * 1000;
   options.freeze_deadline_us = number(object, "freezeDeadlineUs");
+  options.max_pause_us = number(object, "maxPauseUs");
   options.staging_bytes_max = number(object, "stagingBytesMax");
   options.spill_bytes_max = number(object, "spillBytesMax");
   options.tracker = tracker(object);

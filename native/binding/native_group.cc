@@ -85,6 +85,8 @@ Napi::Value NativeGroup::promote(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value NativeGroup::stop(const Napi::CallbackInfo& info) {
+  // A copy that takes long must not be waited for.
+  session_->interrupt();
   return run(info.Env(), [](GroupSession& session) -> MakeValue {
     session.stop();
     return [](Napi::Env env) { return env.Undefined(); };

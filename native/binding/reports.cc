@@ -57,6 +57,7 @@ Napi::Object to_object(Napi::Env env, const EpochStats& stats) {
                             .number("precopyRounds", stats.precopy_rounds)
                             .flag("abandoned", stats.abandoned)
                             .number("mappedBytes", stats.mapped_bytes)
+                            .number("primaryBytes", stats.primary_bytes)
                             .number("residentBytes", stats.resident_bytes)
                             .number("threads", stats.threads)
                             .number("processes", stats.processes)

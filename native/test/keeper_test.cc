@@ -136,7 +136,7 @@ __attribute__((constructor)) void become_victim(int argc, char** argv) {
 
 class Victim : private TraceObserver {
  public:
-  Victim() : tree_(*this), capture_(tree_, std::nullopt) {
+  Victim() : tree_(*this), capture_(tree_, std::nullopt, {}, cancelled_) {
     path_ = "/tmp/replpage-keeper-board." + std::to_string(::getpid());
     const UniqueFd file = open_path(path_, O_RDWR | O_CREAT | O_TRUNC, 0600);
     CHECK(::ftruncate(file.get(), 4096) == 0);
@@ -193,6 +193,7 @@ class Victim : private TraceObserver {
   std::string path_;
   Board* board_ = nullptr;
   pid_t pid_ = 0;
+  const std::atomic<bool> cancelled_ = false;
   TraceTree tree_;
   GroupCapture capture_;
   GroupImage image_;

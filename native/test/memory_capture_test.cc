@@ -556,9 +556,8 @@ TEST(a_look_with_an_old_map_splits_no_mapping) {
   f.round();
 }
 
-TEST(after_a_failed_round_everything_is_copied_again) {
-  Fixture f;
-  f.victim.run(fill, 9);
+// A round into a sink that takes three chunks only.
+void fail_round(Fixture& f) {
   FullSink full;
   full.chunk_bytes_max_ = 16 * kPageSize;
   bool failed = false;
@@ -570,8 +569,60 @@ TEST(after_a_failed_round_everything_is_copied_again) {
     failed = error.error() == ENOSPC;
   }
   CHECK(failed);
+}
+
+TEST(after_a_failed_round_its_pages_are_copied_again_and_no_others) {
+  Fixture f;
+  f.round();
+  f.victim.run(fill, 9);
+  fail_round(f);
+  CHECK(f.round().data_pages >= kAreaPages);
+  f.victim.run([](uint64_t) -> uint64_t {
+    for (size_t i = 0; i < 200; ++i) area[i * kPageSize] = 67;
+    return 0;
+  });
+  fail_round(f);
+  f.victim.run([](uint64_t) -> uint64_t {
+    area[300 * kPageSize] = 68;
+    return ::madvise(area, 10 * kPageSize, MADV_DONTNEED) == 0;
+  });
+  fail_round(f);
   const CopyRound round = f.round();
-  CHECK(round.data_pages >= kAreaPages);
+  CHECK(round.data_pages >= 191 && round.data_pages <= 191 + 2 * kOwnPages);
+  CHECK(f.round().data_pages <= kOwnPages);
+}
+
+TEST(a_last_copy_has_what_a_failed_round_owes) {
+  Fixture f;
+  f.round();
+  f.victim.run(fill, 31);
+  fail_round(f);
+  f.victim.run(
+      [](uint64_t) -> uint64_t { return ::madvise(area, 10 * kPageSize, MADV_DONTNEED) == 0; });
+  const auto mappings = f.victim.map();
+  f.replica.shape(mappings);
+  f.replica.fetch_lazy(f.victim.pid(), f.memory->copy_last(mappings, f.replica, 1000));
+  CHECK_EQUAL(f.replica.difference(f.victim.pid(), mappings), std::string());
+}
+
+TEST(what_was_copied_in_vain_is_copied_again) {
+  Fixture f;
+  f.round();
+  f.victim.run([](uint64_t) -> uint64_t {
+    for (size_t i = 0; i < 30; ++i) area[i * kPageSize] = 69;
+    return ::madvise(area + 40 * kPageSize, 5 * kPageSize, MADV_DONTNEED) == 0;
+  });
+  ModelReplica lost;
+  const auto mappings = f.victim.map();
+  f.memory->copy_changed(mappings, lost);
+  f.victim.run([](uint64_t) -> uint64_t {
+    area[41 * kPageSize] = 70;
+    return ::madvise(area, 3 * kPageSize, MADV_DONTNEED) == 0;
+  });
+  const PageRange written{f.address, f.address + 30 * kPageSize};
+  const PageRange absent{f.address + 40 * kPageSize, f.address + 45 * kPageSize};
+  f.memory->copy_again({&written, 1}, {&absent, 1});
+  CHECK(f.round().data_pages <= 28 + 2 * kOwnPages);
 }
 
 TEST(a_process_that_died_is_noticed_and_not_taken_for_empty) {

@@ -9,6 +9,7 @@
 
 #include <cstring>
 
+#include "core/base/sys_error.h"
 #include "core/memory/pagemap_entries.h"
 #include "core/memory/soft_dirty_tracker.h"
 #include "core/memory/uffd_wp_tracker.h"
@@ -64,6 +65,7 @@ struct SharedFixture {
       object.is_memfd = memfd_;
       object.size = mapping.offset + mapping.end - mapping.start;
       objects.push_back(object);
+      known = object;
       window = mapping;
     }
     ModelReplica other;
@@ -103,6 +105,7 @@ struct SharedFixture {
   std::unique_ptr<MemoryCapture> memory;
   std::unique_ptr<SharedObjectCapture> capture;
   MappingImage window;
+  SharedObjectImage known;  // of the last round
   bool memfd_;
 };
 
@@ -236,6 +239,87 @@ TEST(page_map_entries_are_chosen_by_their_bits) {
   CHECK_EQUAL(pages({.required = kEntrySoftDirty}), std::string("0146"));
   CHECK_EQUAL(pages({.required = kEntrySoftDirty, .excluded = kEntryFile}), std::string("016"));
   CHECK_EQUAL(pages({.any_of = 0, .required = kEntrySoftDirty}), std::string("01246"));
+}
+
+// Takes nothing.
+class RefusingSink final : public ModelReplica {
+ public:
+  std::span<uint8_t> reserve(uint64_t /*bytes*/) override { throw SysError("stage pages", ENOSPC); }
+};
+
+TEST(shared_pages_that_were_not_copied_in_time_are_copied_next_time) {
+  SharedFixture f(false);
+  f.round();
+  f.victim.run([](uint64_t) -> uint64_t {
+    shared[5 * kPageSize] = 5;
+    return 0;
+  });
+  ProcessImage image;
+  image.mappings = f.victim.map();
+  CHECK_EQUAL(f.memory->count_dirty(image.mappings, 1000) > 0, true);
+  RefusingSink refusing;
+  bool failed = false;
+  try {
+    f.capture->copy_changed(
+        {{.host_pid = f.victim.pid(), .image = &image, .memory = f.memory.get()}}, {f.known},
+        refusing);
+  } catch (const SysError&) {
+    failed = true;
+  }
+  CHECK(failed);
+  CHECK_EQUAL(f.round().data_pages, 1u);
+  f.capture->copy_again(f.known.id, {7 * kPageSize, 9 * kPageSize});
+  CHECK_EQUAL(f.round().data_pages, 2u);
+}
+
+TEST(written_shared_pages_are_counted) {
+  SharedFixture f(false);
+  f.round();
+  const uint64_t before = f.memory->count_dirty(f.victim.map(), 10'000);
+  f.victim.run([](uint64_t) -> uint64_t {
+    for (size_t i = 0; i < 100; ++i) shared[i * kPageSize] = 6;
+    return 0;
+  });
+  CHECK(f.memory->count_dirty(f.victim.map(), 10'000) >= before + 100);
+  f.round();
+  CHECK(f.memory->count_dirty(f.victim.map(), 10'000) < 100);
+}
+
+// Where the kernel keeps no soft-dirty bits a file of the test's own says what it would say.
+class FakePagemap {
+ public:
+  FakePagemap() : file_(::memfd_create("pagemap", MFD_CLOEXEC)) {}
+  [[nodiscard]] UniqueFd open() const { return UniqueFd(::dup(file_.get())); }
+  void set(uint64_t address, uint64_t entry) const {
+    const auto at = static_cast<off_t>(address / kPageSize * sizeof entry);
+    CHECK(::pwrite(file_.get(), &entry, sizeof entry, at) == sizeof entry);
+  }
+
+ private:
+  UniqueFd file_;
+};
+
+TEST(a_last_soft_dirty_look_sees_what_was_written_to_shared_memory) {
+  const FakePagemap pagemap;
+  constexpr uint64_t kStart = 0x10000;
+  MappingImage mapping;
+  mapping.kind = MappingKind::kSharedObject;
+  mapping.start = kStart;
+  mapping.end = kStart + 8 * kPageSize;
+  for (uint64_t page = 0; page < 8; ++page) pagemap.set(kStart + page * kPageSize, kEntryPresent);
+  SoftDirtyTracker tracker(::getpid(), pagemap.open(),
+                           UniqueFd(::memfd_create("clear_refs", MFD_CLOEXEC)));
+  MemoryView view;
+  tracker.look({&mapping, 1}, view);
+  const PageRange whole = mapping.range();
+  tracker.look_shared(mapping, {&whole, 1});
+  pagemap.set(kStart + 3 * kPageSize, kEntryPresent | kEntrySoftDirty);
+  CHECK_EQUAL(tracker.count({&mapping, 1}, 100), 1u);
+  tracker.peek({&mapping, 1}, view);
+  const PageRanges written = tracker.look_shared(mapping, {&whole, 1});
+  CHECK_EQUAL(written.size(), 1u);
+  CHECK_EQUAL(written.front().start, kStart + 3 * kPageSize);
+  CHECK_EQUAL(written.front().pages(), 1u);
 }
 
 TEST(soft_dirty_rounds_follow_a_stopped_process) {

@@ -111,7 +111,13 @@ export interface GroupStatus extends GroupBrief {
 
 export interface StatusReport {
   readonly node: string;
-  readonly daemon: { readonly pid: number; readonly uptimeMs: number; readonly version: string };
+  readonly daemon: {
+    readonly pid: number;
+    readonly uptimeMs: number;
+    readonly version: string;
+    /** What is wrong with the daemon itself, such as a state file that cannot be written. */
+    readonly warnings: readonly string[];
+  };
   readonly groups: readonly (GroupStatus | GroupBrief)[];
 }
 

@@ -16,7 +16,12 @@ export interface Log {
 export const logLevels = ['debug', 'info', 'warn', 'error', 'silent'] as const;
 export type LogLevel = (typeof logLevels)[number];
 
+/** Lines that could not be written are kept up to this, and dropped beyond. */
+const unwrittenBytesMax = 256 * 1024;
+
 export function createLog(level: LogLevel): Log {
-  const destination = pino.destination({ dest: 2, sync: true });
+  const destination = pino.destination({ dest: 2, sync: true, maxLength: unwrittenBytesMax });
+  // A log that cannot be written (a full disk, a closed terminal) must not end whoever logs.
+  destination.on('error', () => undefined);
   return pino({ level, base: null, timestamp: pino.stdTimeFunctions.isoTime }, destination);
 }

@@ -30,6 +30,8 @@ import { firstPace, nextPace, type Pace } from './pace-policy.js';
 const pauseSamples = 1024;
 /** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
 const epochErrorsMax = 3;
+/** How long epochs may fail for what cannot be replicated before protection is given up. */
+const refusedPatienceMs = 3000;
 /** Of what was refused, in the reason of a state; `protect` itself tells all. */
 const refusalsTold = 3;
 const promotedPollMs = 500;
@@ -52,6 +54,8 @@ export interface GroupSnapshot {
 export class Group {
   readonly spec: GroupSpec;
   readonly #host: GroupHost;
+  /** Of the process that the group began with, and no other. */
+  readonly #first: { readonly hostPid: number; readonly startTime: string };
   #core: GroupCore;
   #pace: Pace;
   #native: NativeGroup | undefined;
@@ -66,8 +70,9 @@ export class Group {
   readonly #promotionAsked: Deferred<void>[] = [];
   #onProgress: ((bytes: number, bytesTotal: number) => void) | undefined;
 
-  constructor(spec: GroupSpec, host: GroupHost, core: GroupCore) {
+  constructor(spec: GroupSpec, host: GroupHost, core: GroupCore, startTime = '') {
     this.spec = spec;
+    this.#first = { hostPid: core.hostPid, startTime };
     this.#host = host;
     this.#core = core;
     this.#pace = firstPace(spec);
@@ -204,10 +209,7 @@ export class Group {
   }
 
   #startFailed(error: unknown): void {
-    const refused = refusalsOf(error).map(
-      ({ pid, object, why }) => `pid ${pid}, ${object}: ${why}`,
-    );
-    const reason = [describe(error), ...refused.slice(0, refusalsTold)].join('; ');
+    const reason = reasonOf(error);
     if (!isFirstStart(this.#core) && !this.#host.processAlive(this.#core.hostPid)) {
       this.#apply({ type: 'ended', reason: 'it ended before it was protected again' });
       return;
@@ -222,6 +224,7 @@ export class Group {
       {
         name: spec.name,
         pid: this.#core.hostPid,
+        startTime: this.#core.hostPid === this.#first.hostPid ? this.#first.startTime : '',
         generation,
         ...paths,
         attach: spec.attach,
@@ -231,6 +234,7 @@ export class Group {
         crashDelayMs: crashDelayMs(this.#core.crashes),
         ...limits,
         freezeDeadlineUs: Math.min(limits.freezeDeadlineUs, spec.maxPauseMs * 1000),
+        maxPauseUs: spec.maxPauseMs * 1000,
         stdio: spec.stdio,
         uid: spec.owner.uid,
         gid: spec.owner.gid,
@@ -270,6 +274,7 @@ export class Group {
     const { clock } = this.#host;
     let startedMs = clock.nowMs();
     let errors = 0;
+    let failingSinceMs = 0;
     for (;;) {
       await clock.sleep(startedMs + this.#pace.intervalMs - clock.nowMs(), this.#closing.signal);
       if (this.#closing.signal.aborted || !this.#isTakingEpochs(generation)) return;
@@ -282,9 +287,12 @@ export class Group {
         errors = 0;
       } catch (error) {
         if (!this.#isTakingEpochs(generation)) return;
-        errors++;
-        this.#apply({ type: 'abandoned', reason: describe(error) });
-        if (errors >= epochErrorsMax) this.#apply({ type: 'lost', reason: describe(error) });
+        const reason = reasonOf(error);
+        this.#apply({ type: 'abandoned', reason });
+        if (++errors === 1) failingSinceMs = clock.nowMs();
+        if (isLost(error, errors, clock.nowMs() - failingSinceMs)) {
+          this.#apply({ type: 'lost', reason });
+        }
       }
     }
   }
@@ -373,6 +381,18 @@ export class Group {
     this.#firstStart.reject(over);
   }
 }
+
+function reasonOf(error: unknown): string {
+  const refused = refusalsOf(error).map(
+    ({ pid, object, kind, why }) => `pid ${pid}, ${object}: ${kind}: ${why}`,
+  );
+  const more = refused.length > refusalsTold ? [`${refused.length - refusalsTold} more`] : [];
+  return [describe(error), ...refused.slice(0, refusalsTold), ...more].join('; ');
+}
+
+/** What cannot be replicated may be held for a moment only, as a descriptor on its way. */
+const isLost = (error: unknown, errors: number, failingMs: number): boolean =>
+  hasCode(error, 'ERR_REFUSED') ? failingMs >= refusedPatienceMs : errors >= epochErrorsMax;
 
 interface Deferred<T> {
   readonly promise: Promise<T>;

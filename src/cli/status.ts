@@ -43,7 +43,9 @@ async function look(context: Context, name: string | undefined): Promise<string>
     return context.json ? JSON.stringify(group) : groupText(group);
   }
   const status = await context.client.status();
-  return context.json ? JSON.stringify(status) : statusText(status);
+  if (context.json) return JSON.stringify(status);
+  const warnings = status.daemon.warnings.map((warning) => `warning: ${warning}`);
+  return [statusText(status), ...warnings].join('\n');
 }
 
 export function statusText(status: StatusReport): string {

@@ -20,9 +20,10 @@ import { EventRing } from './event-ring.js';
 import { takeLock } from './lock.js';
 import { announce } from './outsiders.js';
 import { bootId, isAlive, readProcess } from './process-facts.js';
-import { parseKeeperName, recover, type FoundKeeper } from './recover.js';
+import { parseKeeperName, recover, runsPromoted, type FoundKeeper } from './recover.js';
 import { ReplicaTable } from './replica-table.js';
-import { readState, writeState, type GroupRecord } from './state-file.js';
+import type { GroupRecord } from './state-file.js';
+import { StateStore } from './state-store.js';
 
 /** The group whose members may use the socket, where the machine has it. */
 const socketGroup = 'replpage';
@@ -36,9 +37,9 @@ export class Daemon {
   readonly #events: EventRing;
   readonly #table: ReplicaTable;
   readonly #server: Server;
-  /** Writes of the state file, one after the other; a write that waits covers later changes. */
-  #writing: Promise<void> = Promise.resolve();
-  #writeWaits = false;
+  readonly #store: StateStore;
+  /** About groups that the state file should have had. */
+  readonly #lost: string[] = [];
   #lock: { close(): Promise<void> } | undefined;
 
   constructor(config: DaemonConfig) {
@@ -46,6 +47,12 @@ export class Daemon {
     this.#log = createLog(config.logLevel);
     this.#native = loadNative();
     this.#events = new EventRing(config.eventsMax, systemClock);
+    this.#store = new StateStore({
+      path: join(config.stateDir, 'groups.json'),
+      clock: systemClock,
+      log: this.#log,
+      current: () => ({ bootId: bootId(), groups: this.#table.records() }),
+    });
     this.#table = new ReplicaTable({
       config,
       node: hostname(),
@@ -53,7 +60,8 @@ export class Daemon {
       native: this.#native,
       events: this.#events,
       host: this.#host(),
-      persisted: () => this.#writing,
+      persisted: () => this.#store.settled(),
+      warnings: () => [...this.#store.warnings, ...this.#lost],
     });
     this.#server = createApiServer({
       control: this.#table,
@@ -62,7 +70,7 @@ export class Daemon {
     });
   }
 
-  /** Throws ERR_DAEMON_RUNS, ERR_STATE_FILE or a SystemError. */
+  /** Throws ERR_DAEMON_RUNS or a SystemError. */
   async start(): Promise<void> {
     const { runtimeDir, keepersDir, stateDir, spillDir, logDir, socketPath } = this.#config;
     await mkdir(runtimeDir, { recursive: true, mode: 0o755 });
@@ -81,21 +89,24 @@ export class Daemon {
     this.#log.info({ why }, 'daemon ending');
     this.#server.close();
     this.#server.closeAllConnections();
-    const letGo = Promise.allSettled(this.#table.groups.map((group) => group.shutdown()));
+    const letGo = Promise.allSettled(this.#table.groups.map((group) => group.shutdown())).then(() =>
+      this.#store.close(),
+    );
     const waiting = new AbortController();
     const inTime = await Promise.race([
       letGo.then(() => true),
       systemClock.sleep(shutdownMs, waiting.signal).then(() => false),
     ]);
     waiting.abort();
-    await this.#writing;
     await rm(this.#config.socketPath, { force: true });
     await this.#lock?.close();
     this.#log.info({}, 'daemon ended');
     if (inTime) return;
     // A native thread that hangs would keep us, and the processes traced, for ever. Our death
     // harms none of them, at whatever instant it comes.
-    process.stderr.write('replpage: some processes were not let go in time: ending hard\n');
+    process.stderr.write(
+      'replpage: some processes were not let go, or groups not recorded, in time: ending hard\n',
+    );
     process.kill(process.pid, 'SIGKILL');
   }
 
@@ -116,27 +127,9 @@ export class Daemon {
         this.#events.add(group, what, why);
         log.info({ group, what, why }, 'group changed');
       },
-      persist: () => this.#persist(),
+      persist: () => this.#store.write(),
       announce: (spec, report) => announce(spec, report, log),
     };
-  }
-
-  #persist(): void {
-    if (this.#writeWaits) return;
-    this.#writeWaits = true;
-    const path = this.#statePath;
-    this.#writing = this.#writing.then(async () => {
-      this.#writeWaits = false;
-      try {
-        await writeState(path, { bootId: bootId(), groups: this.#table.records() });
-      } catch (error) {
-        this.#log.error({ path, reason: describe(error) }, 'groups could not be recorded');
-      }
-    });
-  }
-
-  get #statePath(): string {
-    return join(this.#config.stateDir, 'groups.json');
   }
 
   async #listen(path: string): Promise<void> {
@@ -155,11 +148,25 @@ export class Daemon {
   }
 
   async #takeUpGroups(): Promise<void> {
-    const state = await readState(this.#statePath);
+    const state = await this.#store.load();
     const keepers = await this.#findKeepers();
+    if (this.#store.unread) this.#noteLost(keepers);
     for (const record of state?.groups ?? []) {
       const mine = keepers.get(record.spec.name) ?? [];
       this.#takeUp(record, state?.bootId === bootId(), mine);
+    }
+  }
+
+  /** The records are lost, but not what keepers say of themselves. */
+  #noteLost(keepers: ReadonlyMap<string, readonly FoundKeeper[]>): void {
+    for (const [name, found] of keepers) {
+      for (const { status } of found.filter(runsPromoted)) {
+        const pid = status.hostPid;
+        this.#lost.push(
+          `process ${pid} is what was promoted of group ${name}; protect it again with: ` +
+            `replpage protect ${pid} --name ${name}`,
+        );
+      }
     }
   }
 
@@ -168,10 +175,10 @@ export class Daemon {
     const facts = readProcess(core.hostPid);
     const primaryAlive = isAlive(facts) && facts.startTime === record.startTime;
     const decision = recover(record, { sameBoot, primaryAlive, keepers });
-    const group = new Group(spec, this.#host(), decision.core);
     const { hostPid, generation } = decision.core;
     const promoted = hostPid !== core.hostPid;
     const { startTime } = promoted ? (readProcess(hostPid) ?? record) : record;
+    const group = new Group(spec, this.#host(), decision.core, startTime);
     this.#table.add(group, startTime);
     const why = `host pid ${hostPid}, generation ${generation}`;
     this.#log.info({ group: spec.name, decision: decision.kind, why }, 'group taken up');

@@ -3,17 +3,27 @@ import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 
 /** Temp, fsync, rename, fsync of the folder: without the last the new name may not survive. */
-export async function replaceFile(path: string, content: string, mode: number): Promise<void> {
+export async function replaceFile(
+  path: string,
+  content: string | Buffer,
+  mode: number,
+): Promise<void> {
   const fresh = `${path}.new`;
   await rm(fresh, { force: true });
   const file = await open(fresh, 'wx', mode);
   try {
-    await file.writeFile(content);
-    await file.sync();
-  } finally {
-    await file.close();
+    try {
+      await file.writeFile(content);
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(fresh, path);
+  } catch (error) {
+    // Half a file is of no use, and may hold the last room on the disk.
+    await rm(fresh, { force: true }).catch(() => undefined);
+    throw error;
   }
-  await rename(fresh, path);
   const folder = await open(dirname(path), 'r');
   try {
     await folder.sync();

@@ -78,7 +78,7 @@ function memoryOf(snapshot: GroupSnapshot): GroupStatus['memory'] {
     };
   }
   return {
-    primaryBytes: last.residentBytes,
+    primaryBytes: last.primaryBytes,
     residentBytes: isKept(snapshot) ? last.residentBytes : 0,
     coldBytes: 0,
     absentBytes: Math.max(0, last.mappedBytes - last.residentBytes),

@@ -42,15 +42,14 @@ export function recover(record: GroupRecord, facts: RecoveryFacts): Recovery {
   const generation =
     Math.max(core.generation, ...facts.keepers.map((keeper) => keeper.generation)) + 1;
   // The record may be older than a promotion: what a keeper runs is newer than what it replaced.
-  const running = facts.keepers
-    .filter(({ status }) => runsPrimary(status))
-    .sort((a, b) => b.generation - a.generation)[0];
+  const running = facts.keepers.filter(runsPromoted).sort((a, b) => b.generation - a.generation)[0];
   if (running !== undefined) return found(record, running, generation);
   if (!facts.primaryAlive) return ended(core, 'the process ended while no daemon watched it');
   return { kind: 'protect', core: resumed(record, core.hostPid, generation) };
 }
 
-function runsPrimary(status: KeeperStatus): boolean {
+/** What it keeps is a running process, not a replica that stands by. */
+export function runsPromoted({ status }: FoundKeeper): boolean {
   return !status.exited && status.hostPid > 0 && runningStates.includes(status.state);
 }
 

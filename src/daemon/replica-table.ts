@@ -34,8 +34,10 @@ export interface TableOptions {
   readonly native: NativeAddon;
   readonly events: EventRing;
   readonly host: GroupHost;
-  /** Resolves when what was given to `host.persist` so far is in the state file. */
+  /** Resolves when what was given to `host.persist` so far is in the state file, or cannot be. */
   persisted(): Promise<void>;
+  /** About the daemon itself, for whoever relies on it. */
+  warnings(): readonly string[];
 }
 
 const protectDefaults = {
@@ -94,7 +96,7 @@ export class ReplicaTable implements DaemonControl {
     const uptimeMs = Math.round(host.clock.nowMs() - this.#startedMs);
     return {
       node,
-      daemon: { pid: process.pid, uptimeMs, version },
+      daemon: { pid: process.pid, uptimeMs, version, warnings: this.#options.warnings() },
       groups: this.groups.map((group) => this.#show(caller, group)),
     };
   }
@@ -128,7 +130,8 @@ export class ReplicaTable implements DaemonControl {
     }
     const generation = this.#freeGeneration(name, previous);
     const spec = newSpec(name, caller, request, config);
-    const group = new Group(spec, host, newGroup(facts.pid, generation, spec.retries));
+    const core = newGroup(facts.pid, generation, spec.retries);
+    const group = new Group(spec, host, core, facts.startTime);
     this.add(group, facts.startTime);
     return this.#firstEpoch(group, watch);
   }
@@ -150,7 +153,8 @@ export class ReplicaTable implements DaemonControl {
       await this.#options.persisted();
       const { copiedBytes, copyUs } = report;
       const status = this.#statusOf(group);
-      return { group: status, copiedBytes, copyUs, warnings: status.warnings };
+      const warnings = [...status.warnings, ...this.#options.warnings()];
+      return { group: status, copiedBytes, copyUs, warnings };
     } catch (error) {
       this.#forget(group);
       throw error;

@@ -1,9 +1,10 @@
 /**
  * What a restarted daemon must know: which groups there were, on which processes, and at which
- * generation. Written whole and durably; a damaged or newer file stops the daemon with a clear
- * error instead of a guess.
+ * generation. docs/formats/state-file.md has the format: a line that names version, length and
+ * checksum, then JSON. Written whole and durably; nothing of a damaged or foreign file is believed.
  */
-import { readFile } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { open } from 'node:fs/promises';
 import { describe, hasCode, ReplicationError } from '../base/errors.js';
 import type { GroupSpec } from '../capture/group-spec.js';
 import type { GroupCore } from '../capture/group-state.js';
@@ -21,42 +22,63 @@ export interface DaemonState {
   readonly groups: readonly GroupRecord[];
 }
 
-const stateVersion = 1;
+export const stateVersion = 2;
 const fileBytesMax = 16 * 1024 * 1024;
+const headerPattern = /^replpage-groups (\d{1,9}) (\d{1,9}) ([0-9a-f]{64})$/;
+/** Of the header line, amply. */
+const headerBytesMax = 128;
+
+const checksumOf = (body: Buffer): string => createHash('sha256').update(body).digest('hex');
 
 export async function writeState(path: string, state: DaemonState): Promise<void> {
-  const text = `${JSON.stringify({ version: stateVersion, ...state }, null, 1)}\n`;
-  await replaceFile(path, text, 0o600);
+  const body = Buffer.from(`${JSON.stringify(state, null, 1)}\n`);
+  const header = `replpage-groups ${stateVersion} ${body.length} ${checksumOf(body)}\n`;
+  await replaceFile(path, Buffer.concat([Buffer.from(header), body]), 0o600);
 }
 
 /** undefined when there is none. Throws ERR_STATE_FILE. */
 export async function readState(path: string): Promise<DaemonState | undefined> {
-  let text: string;
   try {
-    text = await readFile(path, 'utf8');
+    return checkState(JSON.parse(bodyOf(await readBounded(path)).toString('utf8')));
   } catch (error) {
     if (hasCode(error, 'ENOENT')) return undefined;
-    throw damaged(path, describe(error));
-  }
-  if (text.length > fileBytesMax) throw damaged(path, 'it is too large');
-  try {
-    return checkState(JSON.parse(text));
-  } catch (error) {
-    throw damaged(path, describe(error));
+    throw new ReplicationError(
+      'ERR_STATE_FILE',
+      `cannot read the groups from ${path}: ${describe(error)}`,
+    );
   }
 }
 
-function damaged(path: string, why: string): ReplicationError {
-  return new ReplicationError('ERR_STATE_FILE', `cannot read the groups from ${path}: ${why}`, {
-    advice: 'move the file away to start without them; the processes themselves run on',
-  });
+async function readBounded(path: string): Promise<Buffer> {
+  const file = await open(path, 'r');
+  try {
+    const { size } = await file.stat();
+    if (size > fileBytesMax) throw new Error('it is too large');
+    return await file.readFile();
+  } finally {
+    await file.close();
+  }
+}
+
+/** What follows the header, as long and with the checksum that the header says. */
+function bodyOf(file: Buffer): Buffer {
+  const end = file.subarray(0, headerBytesMax).indexOf('\n');
+  const header = headerPattern.exec(file.toString('latin1', 0, Math.max(0, end)));
+  if (header === null) throw new Error('it does not begin as a list of groups does');
+  const [, version, length, checksum] = header;
+  if (Number(version) !== stateVersion) {
+    throw new Error(`its version is ${version}, known is ${stateVersion}`);
+  }
+  const body = file.subarray(end + 1);
+  if (body.length !== Number(length)) {
+    throw new Error(`it has ${body.length} bytes of groups instead of ${length}`);
+  }
+  if (checksumOf(body) !== checksum) throw new Error('its checksum is wrong');
+  return body;
 }
 
 function checkState(value: unknown): DaemonState {
   const fields = asObject(value, 'the file');
-  if (fields['version'] !== stateVersion) {
-    throw new Error(`its version is ${String(fields['version'])}, known is ${stateVersion}`);
-  }
   if (typeof fields['bootId'] !== 'string') throw new Error('bootId is missing');
   if (!Array.isArray(fields['groups'])) throw new Error('groups is no list');
   return { bootId: fields['bootId'], groups: fields['groups'].map(checkRecord) };

@@ -13,6 +13,8 @@ export type TrackerChoice = 'auto' | 'uffd-wp' | 'soft-dirty';
 export interface NativeGroupOptions {
   readonly name: string;
   readonly pid: number;
+  /** Clock ticks since boot, from /proc/PID/stat; empty where it is not known. */
+  readonly startTime: string;
   readonly generation: number;
   readonly keeperPath: string;
   /** The keeper listens on `<runtimeDir>/keepers/<name>.<generation>.sock`. */
@@ -25,12 +27,15 @@ export interface NativeGroupOptions {
   readonly retriesLeft: number;
   /** To wait before the next crash is answered by a promotion. */
   readonly crashDelayMs: number;
+  /** Until everything stands still. */
   readonly freezeDeadlineUs: number;
+  /** Until everything runs again; an epoch that would take longer is given up. */
+  readonly maxPauseUs: number;
   readonly stagingBytesMax: number;
   readonly spillBytesMax: number;
   /** Where standard output that leads outside the group goes; null is /dev/null. */
   readonly stdio: string | null;
-  /** Of whoever asked: `stdio` is opened with these rights. */
+  /** Of whoever asked: may trace the processes, and `stdio` is opened with these rights. */
   readonly uid: number;
   readonly gid: number;
   readonly groups: readonly number[];
@@ -60,6 +65,8 @@ export interface EpochStats {
   readonly abandoned: boolean;
   readonly reason?: string;
   readonly mappedBytes: number;
+  /** Memory of the primary, and of its replica. */
+  readonly primaryBytes: number;
   readonly residentBytes: number;
   readonly threads: number;
   readonly processes: number;
@@ -104,7 +111,7 @@ export interface NativeGroup {
   start(): Promise<StartReport>;
   epoch(): Promise<EpochStats>;
   promote(): Promise<PromotionReport>;
-  /** Detaches; the primary, or what was promoted, runs on. */
+  /** Detaches; the primary, or what was promoted, runs on. A copy under way is cut short. */
   stop(): Promise<void>;
   counters(): Record<string, number>;
 }

@@ -26,7 +26,11 @@ class ScriptedDaemon implements DaemonControl {
 
   status(caller: Caller) {
     this.callers.push(caller);
-    return { node: 'n', daemon: { pid: 1, uptimeMs: 2, version: '0' }, groups: [status] };
+    return {
+      node: 'n',
+      daemon: { pid: 1, uptimeMs: 2, version: '0', warnings: [] },
+      groups: [status],
+    };
   }
   group(_caller: Caller, name: string): GroupStatus {
     if (name !== 'web') {

@@ -360,6 +360,7 @@ function epochStats(epoch: number): EpochStats {
     precopyRounds: 1,
     abandoned: false,
     mappedBytes: 1 << 20,
+    primaryBytes: 5 << 20,
     residentBytes: 1 << 19,
     threads: 1,
     processes: 1,
@@ -490,9 +491,33 @@ t.test('a refused start is told as it is, with what was refused', async (t) => {
   await t.rejects(group.protect(), { code: 'ERR_REFUSED', refusals });
   t.match(group.core.phase, {
     kind: 'failed',
-    reason: /refused; pid 1000, fd 7: cannot be copied/,
+    reason: /refused; pid 1000, fd 7: io_uring: cannot be copied/,
   });
   await waitFor('the stop', () => natives[0]?.stopped === 1);
+});
+
+t.test('what is taken up later ends protection by name, unless it passes', async (t) => {
+  const refusals = [{ pid: 1000, object: 'fd 7', kind: 'io_uring', why: 'cannot be copied' }];
+  const refused = Object.assign(new Error('refused'), { code: 'ERR_REFUSED', refusals });
+  const lasting = scene((native) => {
+    native.epochResult = () => Promise.reject(refused);
+  });
+  await lasting.group.protect();
+  await waitFor('the end', () => lasting.group.core.phase.kind === 'unprotected');
+  t.match(lasting.group.core.phase, {
+    reason: 'refused; pid 1000, fd 7: io_uring: cannot be copied',
+  });
+  t.ok((lasting.natives[0]?.epochs ?? 0) > 10, 'it had the time to pass');
+  const passing = scene((native) => {
+    native.epochResult = () =>
+      native.epochs % 9 === 0
+        ? Promise.resolve(epochStats(native.epochs))
+        : Promise.reject(refused);
+  });
+  await passing.group.protect();
+  await waitFor('going on', () => (passing.natives[0]?.epochs ?? 0) > 100);
+  t.not(passing.group.core.phase.kind, 'unprotected');
+  await passing.group.unprotect();
 });
 
 t.test('epochs that fail outright give protection up, abandoned ones do not', async (t) => {

@@ -65,7 +65,7 @@ const group: GroupStatus = {
 };
 
 t.test('status is a table of groups, and all of one group', (t) => {
-  const daemon = { pid: 1, uptimeMs: 1, version: '0' };
+  const daemon = { pid: 1, uptimeMs: 1, version: '0', warnings: [] };
   const hidden = { name: 'other', state: 'protected', node: 'n', details: false };
   const table = statusText({ node: 'n', daemon, groups: [group, hidden] });
   t.match(table, /^GROUP +STATE +PID +HOST PID/);

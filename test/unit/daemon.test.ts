@@ -15,6 +15,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { EventRecord } from '../../src/api/schema.js';
 import { systemClock } from '../../src/base/clock.js';
+import type { Log } from '../../src/base/log.js';
 import type { GroupSpec } from '../../src/capture/group-spec.js';
 import { newGroup, type GroupCore, type Phase } from '../../src/capture/group-state.js';
 import { readConfig } from '../../src/daemon/config.js';
@@ -24,7 +25,13 @@ import { takeLock } from '../../src/daemon/lock.js';
 import { announce, makeOutputFile } from '../../src/daemon/outsiders.js';
 import { ancestry, readProcess, serviceOf } from '../../src/daemon/process-facts.js';
 import { parseKeeperName, recover } from '../../src/daemon/recover.js';
-import { readState, writeState, type GroupRecord } from '../../src/daemon/state-file.js';
+import {
+  readState,
+  writeState,
+  type DaemonState,
+  type GroupRecord,
+} from '../../src/daemon/state-file.js';
+import { StateStore } from '../../src/daemon/state-store.js';
 import { checkTarget, warningsFor, type TargetRules } from '../../src/daemon/target-check.js';
 import { askKeeper, parseKeeperStatus, type KeeperStatus } from '../../src/native/keeper-status.js';
 
@@ -101,20 +108,86 @@ t.test('the state file comes back as it was, a damaged one is refused', async (t
   await writeState(path, state);
   t.same(await readState(path), JSON.parse(JSON.stringify({ ...state })));
   const whole = readFileSync(path, 'utf8');
-  const damages = [
-    '',
-    whole.slice(0, whole.length / 2),
-    '[]',
-    'null',
-    whole.replace('"version": 1', '"version": 2'),
-    whole.replace('"bootId"', '"boot"'),
-    whole.replace('"generation": 4', '"generation": "4"'),
-    whole.replace('"phase"', '"face"'),
+  const damages: [string, RegExp][] = [
+    ['', /does not begin/],
+    ['{"version": 1}', /does not begin/],
+    [whole.slice(0, whole.length / 2), /instead of/],
+    [whole.replace('replpage-groups 2', 'replpage-groups 3'), /version is 3, known is 2/],
+    [whole.replace('"generation": 4', '"generation": 5'), /checksum is wrong/],
+    [`${whole}x`, /instead of/],
+    [whole.replace(/[0-9a-f]{64}/, '0'.repeat(64)), /checksum is wrong/],
   ];
-  for (const damage of damages) {
+  for (const [damage, why] of damages) {
     writeFileSync(path, damage);
-    await t.rejects(readState(path), { code: 'ERR_STATE_FILE', advice: /move the file away/ });
+    await t.rejects(readState(path), { code: 'ERR_STATE_FILE', message: why });
   }
+  for (let at = 0; at < whole.length; at++) {
+    const bytes = Buffer.from(whole);
+    bytes[at] = (bytes[at] ?? 0) ^ 1;
+    writeFileSync(path, bytes);
+    await t.rejects(readState(path), { code: 'ERR_STATE_FILE' }, `a bit of byte ${at}`);
+  }
+});
+
+t.test('what is whole but makes no sense is refused too', async (t) => {
+  const path = join(folderOf(t), 'groups.json');
+  const good = record({ kind: 'protected' });
+  const bad: unknown[] = [
+    null,
+    { bootId: 1, groups: [] },
+    { bootId: 'b', groups: {} },
+    { bootId: 'b', groups: [null] },
+    { bootId: 'b', groups: [{ ...good, startTime: 7 }] },
+    { bootId: 'b', groups: [{ ...good, core: { ...good.core, generation: '4' } }] },
+    { bootId: 'b', groups: [{ ...good, core: { ...good.core, phase: null } }] },
+  ];
+  for (const state of bad) {
+    await writeState(path, state as DaemonState);
+    await t.rejects(readState(path), { code: 'ERR_STATE_FILE' });
+  }
+});
+
+function storeOf(path: string) {
+  const logged: string[] = [];
+  const note = (_fields: object, message: string): unknown => logged.push(message);
+  const log: Log = { debug: note, info: note, warn: note, error: note, child: () => log };
+  const groups = [record({ kind: 'protected' })];
+  const current = () => ({ bootId: 'b', groups });
+  return { logged, store: new StateStore({ path, clock: systemClock, log, current, retryMs: 20 }) };
+}
+
+t.test('a state file that cannot be read is put aside, and said', async (t) => {
+  const folder = folderOf(t);
+  const path = join(folder, 'groups.json');
+  writeFileSync(path, 'replpage-groups 7 0 ' + '0'.repeat(64) + '\n');
+  const { store, logged } = storeOf(path);
+  t.equal(await store.load(), undefined);
+  t.match(store.warnings, [/version is 7.*put aside as .*groups\.json\.unread-.*unprotected/]);
+  t.same(logged, ['groups could not be read']);
+  const aside = readdirSync(folder);
+  t.equal(aside.length, 1);
+  t.match(aside[0], /unread-/);
+  store.write();
+  await store.settled();
+  t.match(await readState(path), { groups: [{ spec: { name: 'web' } }] });
+  t.equal(readdirSync(folder).length, 2, 'what could not be read is still there');
+  await store.close();
+});
+
+t.test('a state file that cannot be written is said, and tried again', async (t) => {
+  const folder = folderOf(t);
+  const path = join(folder, 'groups.json');
+  const { store, logged } = storeOf(path);
+  mkdirSync(join(path, 'in-the-way'), { recursive: true });
+  store.write();
+  await store.settled();
+  t.match(store.warnings, [/could not be recorded .*tried again/]);
+  t.same(readdirSync(folder), ['groups.json'], 'no half file is left');
+  rmSync(path, { recursive: true });
+  await waitFor('the next try', () => store.warnings.length === 0);
+  t.match(await readState(path), { bootId: 'b' });
+  t.same(logged, ['groups could not be recorded', 'groups are recorded again']);
+  await store.close();
 });
 
 t.test('the event ring is bounded and tells its listeners', (t) => {

@@ -4,9 +4,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <exception>
+#include <sstream>
 #include <thread>
 
+#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 
 namespace replpage {
@@ -69,6 +72,17 @@ bool may_trace(pid_t pid, const CallerRights& rights) {
     if (!allowed && errno == ESRCH) throw SysError::from_errno("pidfd_getfd", on_pid(pid));
   });
   return allowed;
+}
+
+std::optional<uint64_t> start_time_of(pid_t pid) {
+  const auto text = read_proc("/proc/" + std::to_string(pid) + "/stat");
+  const size_t name_end = text ? text->rfind(')') : std::string::npos;
+  if (name_end == std::string::npos) return std::nullopt;
+  std::istringstream fields(text->substr(name_end + 1));
+  std::string field;
+  constexpr int kStartTime = 22, kState = 3;
+  for (int at = kState; at <= kStartTime; ++at) fields >> field;
+  return std::strtoull(field.c_str(), nullptr, 10);
 }
 
 }  // namespace replpage

@@ -3,6 +3,8 @@
 
 #include <sys/types.h>
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,5 +27,9 @@ UniqueFd open_with_rights(const std::string& path, int flags, int mode, const Ca
 // pidfd_getfd(2) makes (PTRACE_MODE_ATTACH_REALCREDS), asked from a thread with the user's ids and
 // without capabilities unless the user is root. Throws SysError (ESRCH: no such process).
 bool may_trace(pid_t pid, const CallerRights& rights);
+
+// When the process began, in clock ticks since boot (proc_pid_stat(5)): with its pid it names the
+// process for good. nullopt: it is gone.
+std::optional<uint64_t> start_time_of(pid_t pid);
 
 }  // namespace replpage

@@ -10,6 +10,7 @@
 #include "core/capture/first_copy.h"
 #include "core/capture/hand_over.h"
 #include "core/capture/old_primary.h"
+#include "core/capture/owner_rights.h"
 
 namespace replpage {
 namespace {
@@ -27,6 +28,16 @@ uint64_t pages_of(const std::vector<LazyRange>& lazy) {
 
 void DeathHandler::on_exec(const TracedProcess& process) {
   if (context_.capture) context_.capture->note_execution(process.pid);
+  if (context_.out_of_reach || death_) return;
+  context_.out_of_reach = owner_refusal(context_.options, process.pid);
+  if (context_.out_of_reach) context_.tree->wake();
+}
+
+void DeathHandler::end_out_of_reach() {
+  // A start that is under way finds it by itself.
+  if (context_.phase != GroupPhase::kProtected) return;
+  const Refusal& refusal = *context_.out_of_reach;
+  give_up(refusal.object + " is out of its owner's reach: " + refusal.why);
 }
 
 ExitDecision DeathHandler::on_exit_stop(const TracedProcess& process, const TracedThread& thread) {
@@ -35,7 +46,7 @@ ExitDecision DeathHandler::on_exit_stop(const TracedProcess& process, const Trac
     // Until the replica has everything its pages are read from here, whoever kills what is left.
     return phase == GroupPhase::kDone ? ExitDecision::kRelease : ExitDecision::kHold;
   }
-  if (phase != GroupPhase::kProtected) return ExitDecision::kRelease;
+  if (phase != GroupPhase::kProtected || context_.out_of_reach) return ExitDecision::kRelease;
   if (!is_part_of_death(process, thread)) {
     const bool is_child = process.pid != context_.tree->root();
     if (is_child && process.threads.size() == 1) context_.capture->note_exit(process.pid);
@@ -77,7 +88,7 @@ void DeathHandler::on_process_gone(pid_t pid, int wait_status) {
   context_.capture->note_gone(pid, wait_status);
   if (pid != context_.tree->root()) return;
   context_.root_gone = true;
-  if (context_.phase != GroupPhase::kProtected || death_) return;
+  if (context_.phase != GroupPhase::kProtected || death_ || context_.out_of_reach) return;
   if (!context_.options.attach_always) return on_unseen_end(wait_status);
   begin(wait_status);
   death_->handled = true;
@@ -85,6 +96,7 @@ void DeathHandler::on_process_gone(pid_t pid, int wait_status) {
 }
 
 std::future<PromotionReport> DeathHandler::order_promotion() {
+  if (context_.out_of_reach) throw KeeperLost(context_.out_of_reach->why);
   const FreezeResult frozen = freezer_.freeze(kStartDeadlineUs);
   if (!frozen.frozen) {
     if (!death_ && !context_.options.attach_always) context_.tree->detach();
@@ -98,6 +110,7 @@ std::future<PromotionReport> DeathHandler::order_promotion() {
 uint64_t DeathHandler::due_us() const { return death_ ? death_->promote_at_us : 0; }
 
 void DeathHandler::after_events() {
+  if (context_.out_of_reach && !death_) return end_out_of_reach();
   if (!death_) return;
   if (!death_->handled) {
     handle();
@@ -121,7 +134,7 @@ void DeathHandler::handle() {
   context_.set_phase(GroupPhase::kDying);
   decided_us_ = now_us();
   // The worker leaves a copy within one chunk; what it had not copied stays marked.
-  context_.capture->cancel();
+  context_.cancelled = true;
   answer_or_give_up([this] { answer(); });
 }
 
@@ -136,13 +149,13 @@ void DeathHandler::answer() {
   hand_over(committed_epoch(context_));
 }
 
-// Threads that nobody followed are gone with their registers, and what does not stand still cannot
-// be read: then the last epoch is the newest whole state.
+// Threads that nobody followed are gone with their registers, what does not stand still cannot be
+// read, and some things cannot be replicated: then the last epoch is the newest whole state.
 bool DeathHandler::stands_whole() {
   const pid_t root = context_.options.pid;
   return context_.options.attach_always &&
          context_.tree->freeze_around_death(root, kDeathDeadlineUs).frozen &&
-         context_.tree->follows_all_threads(root);
+         !context_.irreplicable && context_.tree->follows_all_threads(root);
 }
 
 // What it was about to do when it ended, it would do again: it is taken back by an epoch.

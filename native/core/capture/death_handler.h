@@ -70,6 +70,7 @@ class DeathHandler final : public TracerThread::Owner {
   void promote_after_delay();
   void hand_over(HandOver last);
   void give_up(const std::string& reason);
+  void end_out_of_reach();
   void fail_planned(const std::string& reason);
   void let_go();
   void end(const std::string& reason);

@@ -5,6 +5,9 @@
 #include <set>
 #include <utility>
 
+#include "core/base/clock.h"
+#include "core/base/sys_error.h"
+
 namespace replpage {
 namespace {
 
@@ -50,6 +53,16 @@ void EpochRuns::add(const PageRun& run) {
   } else {
     runs_.push_back(run);
   }
+}
+
+std::span<uint8_t> FrozenRuns::reserve(uint64_t bytes) {
+  if (now_us() > deadline_us_) {
+    throw SysError("copy what is written within the longest pause", ETIMEDOUT);
+  }
+  if (runs_.would_spill(bytes)) {
+    throw SysError("keep what is copied during a pause in memory", EBUSY);
+  }
+  return runs_.reserve(bytes);
 }
 
 void EpochRuns::clear() {

@@ -22,6 +22,9 @@ class EpochRuns final : public PageSink {
   void add(const PageRun& run) override;
 
   [[nodiscard]] bool empty() const { return runs_.empty(); }
+  [[nodiscard]] const std::vector<PageRun>& all() const { return runs_; }
+  // Whether `bytes` more would go to the disk.
+  [[nodiscard]] bool would_spill(uint64_t bytes) const { return staging_.would_spill(bytes); }
   [[nodiscard]] uint64_t data_pages() const { return data_pages_; }
   void clear();
 
@@ -37,6 +40,22 @@ class EpochRuns final : public PageSink {
   StagingArea& staging_;
   std::vector<PageRun> runs_;
   uint64_t data_pages_ = 0;
+};
+
+// Takes what is copied while the primary stands still. It never waits for a disk, and after
+// `deadline_us` (see now_us()) it takes no more: reserve() throws SysError with EBUSY or ETIMEDOUT.
+class FrozenRuns final : public PageSink {
+ public:
+  FrozenRuns(EpochRuns& runs, uint64_t deadline_us) : runs_(runs), deadline_us_(deadline_us) {}
+
+  std::span<uint8_t> reserve(uint64_t bytes) override;
+  [[nodiscard]] uint64_t chunk_bytes_max() const override { return runs_.chunk_bytes_max(); }
+  uint64_t keep(uint64_t used) override { return runs_.keep(used); }
+  void add(const PageRun& run) override { runs_.add(run); }
+
+ private:
+  EpochRuns& runs_;
+  uint64_t deadline_us_;
 };
 
 }  // namespace replpage

@@ -1,30 +1,73 @@
 #include "core/capture/epoch_taker.h"
 
+#include <stdexcept>
+#include <string>
+
 #include "core/base/clock.h"
 #include "core/base/descriptor_room.h"
+#include "core/base/sys_error.h"
 #include "core/capture/first_copy.h"
+#include "core/capture/owner_rights.h"
 #include "core/image/image_counts.h"
 
 namespace replpage {
 namespace {
 
 constexpr uint64_t kSlowStatePeriodUs = 1'000'000;
+// Runs of epochs that were given up; each takes some 40 bytes here and in the message.
+constexpr size_t kWaitingRunsMax = 1'000'000;
+
+class EpochTooLarge : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+void check_time(uint64_t deadline_us) {
+  if (now_us() <= deadline_us) return;
+  throw SysError("read the state of the group within the longest pause", ETIMEDOUT);
+}
 
 }  // namespace
 
 bool EpochTaker::take(EpochStats& stats) {
   stats.abandoned = true;
+  bool full = false;
   try {
-    admit_newcomers();
-    stats.precopy_rounds = precopy(stats);
+    if (take_or_throw(stats)) return true;
   } catch (const CaptureCancelled& cancelled) {
     stats.reason = cancelled.what();
-    return false;
+  } catch (const EpochTooLarge& too_large) {
+    stats.reason = too_large.what();
+  } catch (const SysError& error) {
+    full = error.error() == ENOSPC || error.error() == EDQUOT;
+    if (!full) throw;
+    stats.reason = error.what();
   }
+  keep_staging_small(full);
+  return false;
+}
+
+bool EpochTaker::take_or_throw(EpochStats& stats) {
+  slow_look_.look();
+  admit_newcomers();
+  stats.precopy_rounds = precopy(stats);
   GroupImage image;
   if (!freeze_and_copy(image, stats) || !send(image, stats)) return false;
   wait_committed(stats);
+  stats.primary_bytes = slow_look_.primary_bytes();
   return true;
+}
+
+// What an epoch that was given up has copied serves the next one, but not without end.
+void EpochTaker::keep_staging_small(bool full) {
+  const std::lock_guard lock(context_.worker_mutex);
+  StagingArea& staging = context_.staging;
+  const bool small = staging.used_bytes() < staging.memory_bytes() / 2 &&
+                     context_.runs.all().size() < kWaitingRunsMax;
+  if (context_.cancelled || (small && !full)) return;
+  context_.capture->copy_again(context_.runs.all());
+  context_.runs.clear();
+  staging.reset();
 }
 
 // A process that is new, or executes another program now, needs a tracker before its memory can be
@@ -56,25 +99,41 @@ uint32_t EpochTaker::precopy(EpochStats& stats) {
   const uint64_t began = now_us();
   uint32_t rounds = 0;
   uint64_t before = UINT64_MAX;
-  while (rounds < kPrecopyRoundsMax) {
+  for (;; ++rounds) {
     const uint64_t dirty = capture.count_dirty(running_image_, before);
-    if (dirty <= kFrozenPagesWanted || dirty >= before) break;
+    if (dirty <= kFrozenPagesWanted) break;
+    if (dirty >= before || rounds == kPrecopyRoundsMax) {
+      stats.copy_us += now_us() - began;
+      check_what_is_left(stats, dirty);
+      return rounds;
+    }
     before = dirty;
     capture.refresh_mappings(running_image_);
     const CopyRound round = capture.copy_running(running_image_, context_.runs);
     stats.dirty_pages += round.data_pages;
     stats.zero_pages += round.zero_pages;
-    ++rounds;
   }
   stats.copy_us += now_us() - began;
   return rounds;
+}
+
+// The primary is not stopped for a copy that cannot be over in time.
+void EpochTaker::check_what_is_left(const EpochStats& stats, uint64_t dirty_pages) const {
+  const uint64_t copied = stats.dirty_pages + stats.zero_pages;
+  if (copied == 0) return;
+  const uint64_t needed_us = dirty_pages * stats.copy_us / copied;
+  const uint64_t max_us = context_.options.max_pause_us;
+  if (needed_us <= max_us) return;
+  throw EpochTooLarge("it writes faster than its memory is copied: " + std::to_string(dirty_pages) +
+                      " pages are left, which takes " + std::to_string(needed_us / 1000) +
+                      " ms of a longest pause of " + std::to_string(max_us / 1000) + " ms");
 }
 
 bool EpochTaker::freeze_and_copy(GroupImage& image, EpochStats& stats) {
   return tracer_.call([&](TraceTree&) {
     const uint64_t began = now_us();
     CopyRound round;
-    stats.reason = stop_and_copy(image, round);
+    stats.reason = stop_and_copy(image, round, began + context_.options.max_pause_us);
     stats.pause_us = now_us() - began;
     if (!stats.reason.empty()) return false;
     stats.copy_us += stats.pause_us;
@@ -87,22 +146,29 @@ bool EpochTaker::freeze_and_copy(GroupImage& image, EpochStats& stats) {
   });
 }
 
-std::string EpochTaker::stop_and_copy(GroupImage& image, CopyRound& round) {
+std::string EpochTaker::stop_and_copy(GroupImage& image, CopyRound& round, uint64_t deadline_us) {
   GroupCapture& capture = *context_.capture;
+  Refusals refusals;
   std::string crash;
   std::string reason = freezer_.while_stopped(context_.options.freeze_deadline_us, [&] {
     crash = context_.tree->crash_being_handled();
     if (!crash.empty()) return;
+    if (context_.out_of_reach) throw RefusedError({*context_.out_of_reach});
+    // Nobody saw what was executed while nobody was attached.
+    if (!context_.options.attach_always) check_owner(context_.options, *context_.tree);
     // A process forked since the pre-copy may have no tracker yet; an epoch without its memory
     // would be none.
     capture.admit_new();
     image = capture.capture_state({.slow_state = slow_state_due(),
                                    .inject = false,
                                    .with_content = true,
-                                   .refusals = nullptr,
+                                   .refusals = &refusals,
                                    .unseen_ends = !context_.options.attach_always});
+    if (!refusals.empty()) throw RefusedError(std::move(refusals));
+    check_time(deadline_us);
     capture.admit_grown(image);
-    round = capture.copy_frozen(image, context_.runs);
+    FrozenRuns runs(context_.runs, deadline_us);
+    round = capture.copy_frozen(image, runs);
   });
   return reason.empty() ? crash : reason;
 }
@@ -150,7 +216,7 @@ void EpochTaker::wait_committed(EpochStats& stats) {
   {
     const std::lock_guard lock(context_.worker_mutex);
     // A death takes what was staged along: then it is not ours to forget.
-    if (!context_.capture->cancelled()) context_.staging.reset();
+    if (!context_.cancelled) context_.staging.reset();
   }
   stats.commit_us = now_us() - sent;
   stats.resident_bytes = committed.resident_bytes;

@@ -5,6 +5,7 @@
 
 #include "core/capture/group_context.h"
 #include "core/capture/group_freezer.h"
+#include "core/capture/slow_look.h"
 #include "core/capture/tracer_thread.h"
 
 namespace replpage {
@@ -18,23 +19,28 @@ class EpochTaker {
   void begin(GroupImage image) { running_image_ = std::move(image); }
 
   // Worker thread. True when the replica holds one more epoch; else `stats.reason` says what stood
-  // in the way, and the replica is still at the last one. Throws KeeperLost, SysError.
+  // in the way, and the replica is still at the last one. Throws KeeperLost, SysError,
+  // RefusedError.
   bool take(EpochStats& stats);
 
  private:
   // Worker thread.
+  bool take_or_throw(EpochStats& stats);
+  void keep_staging_small(bool full);
+  void check_what_is_left(const EpochStats& stats, uint64_t dirty_pages) const;
   void admit_newcomers();
   uint32_t precopy(EpochStats& stats);
   bool freeze_and_copy(GroupImage& image, EpochStats& stats);
   bool send(GroupImage& image, EpochStats& stats);
   void wait_committed(EpochStats& stats);
   // Tracer thread.
-  std::string stop_and_copy(GroupImage& image, CopyRound& round);
+  std::string stop_and_copy(GroupImage& image, CopyRound& round, uint64_t deadline_us);
   bool slow_state_due();
 
   GroupContext& context_;
   GroupFreezer& freezer_;
   TracerThread& tracer_;
+  SlowLook slow_look_{context_};
   GroupImage running_image_;  // mappings as the pre-copy last saw them
   uint64_t slow_state_us_ = 0;
 };

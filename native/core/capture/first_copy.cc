@@ -6,6 +6,7 @@
 
 #include "core/base/caller_rights.h"
 #include "core/base/clock.h"
+#include "core/capture/owner_rights.h"
 #include "core/capture/page_stream.h"
 #include "core/image/image_counts.h"
 
@@ -25,7 +26,9 @@ GroupImage FirstCopy::freeze() {
   if (!refusals.empty()) throw RefusedError(std::move(refusals));
   GroupImage image;
   const auto take_in = [&] {
-    image = capture.capture_state({.slow_state = true,
+    check_owner(context_.options, tree);
+    image = capture.capture_state({.first = true,
+                                   .slow_state = true,
                                    .inject = true,
                                    .with_content = false,
                                    .refusals = &refusals,
@@ -88,6 +91,7 @@ uint64_t FirstCopy::copy_round(const GroupImage& image, uint64_t copied, uint64_
   PageStream stream(context_.staging,
                     {.send_pages =
                          [&](StagedBytes runs) {
+                           if (context_.cancelled) throw CaptureCancelled();
                            keeper.send(MessageType::kPages, PagesMessage{0, runs});
                          },
                      .wait_pages_done =

@@ -14,6 +14,7 @@
 #include "core/base/sys_error.h"
 #include "core/image/kernel_reader.h"
 #include "core/memory/memory_map.h"
+#include "core/memory/page_ranges.h"
 
 namespace replpage {
 namespace {
@@ -107,12 +108,13 @@ bool is_slow(const StateDetail& detail) {
 }  // namespace
 
 GroupCapture::GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker,
-                           std::string stdio_path)
+                           std::string stdio_path, const std::atomic<bool>& cancelled)
     : tree_(tree),
       wanted_(tracker),
       stdio_path_(std::move(stdio_path)),
       descriptors_(DescriptorCapture::create()),
-      shared_(SharedObjectCapture::create()) {}
+      shared_(SharedObjectCapture::create()),
+      cancelled_(cancelled) {}
 
 std::vector<const TracedProcess*> GroupCapture::parents_first() const {
   std::vector<const TracedProcess*> order;
@@ -173,7 +175,7 @@ std::optional<std::vector<MappingImage>> GroupCapture::read_mappings(pid_t host_
                                                                      const ProcessImage* previous,
                                                                      const StateDetail& detail) {
   static const std::vector<MappingImage> kNone;
-  const bool first = previous == nullptr || detail.refusals != nullptr;
+  const bool first = previous == nullptr || detail.first;
   if (!first && (detail.slow_state || detail.last)) {
     KernelReader* const reader = KernelReader::instance();
     const auto bits = reader ? reader->read_mappings(host_pid) : std::nullopt;
@@ -181,7 +183,8 @@ std::optional<std::vector<MappingImage>> GroupCapture::read_mappings(pid_t host_
     if (mappings) return mappings;
   }
   return read_memory_map(host_pid, previous ? previous->mappings : kNone,
-                         first || detail.slow_state || detail.last, detail.refusals);
+                         first || detail.slow_state || detail.last,
+                         detail.first ? detail.refusals : nullptr);
 }
 
 GroupImage GroupCapture::capture_state(const StateDetail& detail) {
@@ -200,6 +203,7 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   fill_zombies(image, detail.unseen_ends);
   DescriptorCaptureInput input = descriptor_input(image);
   input.refusals = detail.refusals;
+  input.check_threads = detail.first;
   input.with_content = detail.with_content;
   descriptors_->capture(input, image);
   return image;
@@ -346,6 +350,30 @@ uint64_t GroupCapture::count_dirty(const GroupImage& image, uint64_t limit) {
     pages += member->memory->count_dirty(process.mappings, limit - pages);
   }
   return pages;
+}
+
+void GroupCapture::copy_again(const std::vector<PageRun>& runs) {
+  struct Owed {
+    PageRanges written, absent;
+  };
+  std::map<int32_t, Owed> owed;
+  const std::lock_guard lock(memory_mutex_);
+  for (const PageRun& run : runs) {
+    const PageRange range{run.address, run.address + run.length};
+    if (run.pid == 0) {
+      shared_->copy_again(run.object, range);
+    } else if (run.kind == PageRunKind::kAbsent) {
+      owed[run.pid].absent.push_back(range);
+    } else {
+      owed[run.pid].written.push_back(range);
+    }
+  }
+  for (auto& [pid, ranges] : owed) {
+    Member* const member = member_of(pid);
+    if (member == nullptr || !member->memory) continue;
+    member->memory->copy_again(normal_ranges(std::move(ranges.written)),
+                               normal_ranges(std::move(ranges.absent)));
+  }
 }
 
 std::function<void()> GroupCapture::prepare_last_look() {

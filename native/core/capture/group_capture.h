@@ -25,26 +25,30 @@
 
 namespace replpage {
 
-// Thrown out of a pre-copy when the primary is dying: what was not copied stays marked.
+// Thrown out of a pre-copy when the primary is dying, or nobody wants its epoch any more: what was
+// not copied stays marked.
 class CaptureCancelled : public std::runtime_error {
  public:
-  CaptureCancelled() : std::runtime_error("capture cancelled: the primary is dying") {}
+  CaptureCancelled() : std::runtime_error("capture cancelled") {}
 };
 
 // How much a capture of kernel state reads.
 struct StateDetail {
+  bool first = false;        // nothing is known yet; also looks for all that cannot be replicated
   bool slow_state = false;   // what seldom changes: credentials, limits, scheduling, VmFlags
   bool last = false;         // the same exactly, but as quickly as can be: nobody runs meanwhile
   bool inject = false;       // may run system calls in the primary
   bool with_content = true;  // queues of pipes and sockets: not needed when they are handed over
-  Refusals* refusals = nullptr;
-  bool unseen_ends = false;  // processes may have ended while nobody was attached
+  Refusals* refusals = nullptr;  // takes descriptors, and at first mappings, that are refused
+  bool unseen_ends = false;      // processes may have ended while nobody was attached
 };
 
 class GroupCapture {
  public:
-  // `stdio_path`: where standard output of a promoted group goes; empty: nowhere.
-  GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker, std::string stdio_path = {});
+  // `stdio_path`: where standard output of a promoted group goes; empty: nowhere. `cancelled` may
+  // be set by any thread, and outlives the capture.
+  GroupCapture(TraceTree& tree, std::optional<TrackerKind> tracker, std::string stdio_path,
+               const std::atomic<bool>& cancelled);
 
   // Tracer thread, tree frozen. Gives each process that needs a tracker and has none (new, or
   // executed another program) one by injection, but for the small ones that no epoch has seen yet.
@@ -64,7 +68,8 @@ class GroupCapture {
   // Tracer thread, tree frozen or dying. Kernel state, mappings and descriptors.
   GroupImage capture_state(const StateDetail& detail);
 
-  // Tracer thread, tree frozen: the pages that belong to `image`.
+  // Tracer thread, tree frozen: the pages that belong to `image`. What the sink throws passes
+  // through, and what was not copied stays marked.
   CopyRound copy_frozen(const GroupImage& image, PageSink& sink);
 
   // Tracer thread, tree dying. Reads the mappings for the capture with StateDetail::last and the
@@ -78,13 +83,17 @@ class GroupCapture {
 
   // Worker thread, the primary runs: mappings and shared objects of `image` as they are now.
   void refresh_mappings(GroupImage& image);
-  // Worker thread, the primary runs. Throws CaptureCancelled once cancel() was called.
+  // Worker thread, the primary runs. Throws CaptureCancelled once it is cancelled.
   CopyRound copy_running(const GroupImage& image, PageSink& sink);
-  void cancel() { cancelled_ = true; }
-  [[nodiscard]] bool cancelled() const { return cancelled_; }
 
   // Pages written since the last copy, counted up to `limit`.
   uint64_t count_dirty(const GroupImage& image, uint64_t limit);
+
+  // Worker thread. The runs will not reach the replica: what they hold is copied again.
+  void copy_again(const std::vector<PageRun>& runs);
+
+  // The processes that are known. Tracer thread, or the worker while no tracer job runs.
+  [[nodiscard]] std::vector<pid_t> host_pids() const;
 
   // Takes the open files of the image from the primary, see DescriptorCapture::take.
   std::vector<UniqueFd> take_descriptors(const GroupImage& image);
@@ -151,7 +160,7 @@ class GroupCapture {
   std::unique_ptr<DescriptorCapture> descriptors_;
   std::unique_ptr<SharedObjectCapture> shared_;
   std::mutex memory_mutex_;  // guards the trackers between worker and tracer thread
-  std::atomic<bool> cancelled_ = false;
+  const std::atomic<bool>& cancelled_;
   std::atomic<bool> has_shared_ = false;     // the group had shared objects at the last copy
   std::atomic<bool> shared_unseen_ = false;  // something may have written to them unseen
 };

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 #include "core/capture/epoch_runs.h"
 #include "core/capture/group_capture.h"
@@ -36,11 +37,15 @@ struct GroupContext {
   GroupEvents& events;
   std::atomic<GroupPhase> phase = GroupPhase::kStarting;
   std::atomic<bool> root_gone = false;
+  std::atomic<bool> cancelled = false;  // nobody wants the epoch that is being taken
+  // The processes have taken up what no epoch can hold: only the last committed one is whole.
+  std::atomic<bool> irreplicable = false;
 
   // Tracer thread only.
   TraceTree* tree = nullptr;
   bool dying = false;     // the root's end was seen, or its promotion ordered: no epoch any more
   GroupImage last_image;  // of the last epoch sent to the keeper
+  std::optional<Refusal> out_of_reach;  // a process that its owner may not trace any more
 
   // The worker holds worker_mutex whenever it touches these outside of a tracer job; the tracer
   // thread takes it when the primary dies.

@@ -13,6 +13,7 @@
 #include "core/base/sys_error.h"
 #include "core/capture/group_capture.h"
 #include "core/image/kernel_reader.h"
+#include "core/memory/resident_pages.h"
 
 namespace replpage {
 namespace {
@@ -74,13 +75,7 @@ std::optional<InnermostIds> innermost_ids(pid_t host_pid) {
                       .session = last_of(*status, "NSsid").value_or(*pid)};
 }
 
-// Pages that are neither shared nor a file's, from /proc/PID/statm (proc(5)).
-uint64_t own_pages(pid_t pid) {
-  const auto text = read_proc("/proc/" + std::to_string(pid) + "/statm");
-  uint64_t size = 0, resident = 0, shared = 0;
-  if (!text || std::sscanf(text->c_str(), "%lu %lu %lu", &size, &resident, &shared) != 3) return 0;
-  return resident - std::min(shared, resident);
-}
+uint64_t own_pages(pid_t pid) { return resident_pages(pid).own; }
 
 }  // namespace
 
@@ -186,6 +181,12 @@ void GroupCapture::copy_young(const GroupImage& image, PageSink& sink) {
     MemoryCapture::create_for_last_copy(member->host_pid, member->group_pid)
         ->copy_last(process.mappings, sink, UINT64_MAX);
   }
+}
+
+std::vector<pid_t> GroupCapture::host_pids() const {
+  std::vector<pid_t> pids;
+  for (const auto& [pid, member] : members_) pids.push_back(pid);
+  return pids;
 }
 
 GroupCapture::Member* GroupCapture::member_of(int32_t group_pid) {

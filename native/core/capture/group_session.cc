@@ -31,8 +31,8 @@ GroupSession::~GroupSession() {
 }
 
 void GroupSession::renew_capture() {
-  context_.capture = std::make_unique<GroupCapture>(*context_.tree, context_.options.tracker,
-                                                    context_.options.stdio_path);
+  context_.capture = std::make_unique<GroupCapture>(
+      *context_.tree, context_.options.tracker, context_.options.stdio_path, context_.cancelled);
 }
 
 StartReport GroupSession::start() {
@@ -59,7 +59,15 @@ StartReport GroupSession::start_epochs() {
           .tracker = context_.capture->tracker().value_or(TrackerKind::kUffdWp),
           .copied_bytes = copied + first.bytes,
           .copy_us = now_us() - began,
-          .warnings = std::move(keeper.notes)};
+          .warnings = warnings_of(std::move(keeper.notes))};
+}
+
+std::vector<std::string> GroupSession::warnings_of(std::vector<std::string> notes) const {
+  const std::string& problem = context_.staging.spill_problem();
+  if (!problem.empty()) {
+    notes.push_back(problem + ": an epoch that does not fit into memory has to be given up");
+  }
+  return notes;
 }
 
 void GroupSession::connect(KeeperProcess& keeper) {
@@ -84,6 +92,7 @@ EpochStats GroupSession::take_first_epoch() {
   EpochStats first;
   const uint64_t patience_ends = now_us() + kStartPatienceUs;
   while (!epochs_.take(first)) {
+    if (context_.cancelled) throw CaptureCancelled();
     if (context_.root_gone || now_us() > patience_ends) {
       throw KeeperLost("the first epoch was not taken: " + first.reason);
     }

@@ -42,12 +42,17 @@ class GroupSession final {
   // Detaches and drops the replica. Waits for a promotion that has begun.
   void stop();
 
+  // Before stop(), which comes next: what start() or epoch() copies at the moment is cut short. Any
+  // thread.
+  void interrupt() { context_.cancelled = true; }
+
   [[nodiscard]] TraceCounters trace_counters() { return tracer_.counters(); }
 
  private:
   StartReport start_epochs();
   void connect(KeeperProcess& keeper);
   EpochStats take_first_epoch();
+  [[nodiscard]] std::vector<std::string> warnings_of(std::vector<std::string> notes) const;
   void watch_exit();
   void renew_capture();
 

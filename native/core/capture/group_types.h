@@ -16,21 +16,23 @@ namespace replpage {
 
 struct GroupOptions {
   std::string name;
-  pid_t pid = 0;  // of the root, as the daemon sees it
+  pid_t pid = 0;            // of the root, as the daemon sees it
+  uint64_t start_time = 0;  // of the root: see start_time_of(); 0: not known
   uint64_t generation = 1;
   std::string keeper_path;
   std::string control_socket;  // path of the keeper's status socket
   std::string spill_directory;
   std::string stdio_path;  // empty: /dev/null
-  uid_t uid = 0;           // whose rights open stdio_path
+  uid_t uid = 0;           // who asked: may trace the processes, and opens stdio_path
   gid_t gid = 0;
   std::vector<gid_t> groups;
   bool attach_always = true;  // false: attached for captures only, loses up to one epoch
   bool promote_on_exit = false;
   bool keep_files = false;
-  int retries_left = 3;         // crash promotions still allowed
-  uint64_t crash_delay_us = 0;  // before a crash is answered by a promotion
-  uint64_t freeze_deadline_us = 20'000;
+  int retries_left = 3;                  // crash promotions still allowed
+  uint64_t crash_delay_us = 0;           // before a crash is answered by a promotion
+  uint64_t freeze_deadline_us = 20'000;  // until everything stands still
+  uint64_t max_pause_us = 50'000;        // until it runs again
   uint64_t staging_bytes_max = 256ull << 20;
   uint64_t spill_bytes_max = 64ull << 30;
   std::optional<TrackerKind> tracker;
@@ -55,7 +57,8 @@ struct EpochStats {
   uint32_t precopy_rounds = 0;
   bool abandoned = false;
   std::string reason;  // when abandoned
-  uint64_t mapped_bytes = 0, resident_bytes = 0;
+  uint64_t mapped_bytes = 0;
+  uint64_t primary_bytes = 0, resident_bytes = 0;  // memory of the primary, of the replica
   uint32_t threads = 0, processes = 0;
 };
 
@@ -70,11 +73,12 @@ struct PromotionReport {
 
 enum class DeathCause : uint8_t { kSigkill, kSignal, kCrash, kExit };
 
-// Thrown by GroupSession::start when something cannot be replicated (rule 5).
+// Thrown by GroupSession::start and epoch when something cannot be replicated (rule 5), or must not
+// be (rule 10).
 class RefusedError : public std::runtime_error {
  public:
   explicit RefusedError(Refusals list)
-      : std::runtime_error("the process cannot be protected"), refusals(std::move(list)) {}
+      : std::runtime_error("it has what cannot be replicated"), refusals(std::move(list)) {}
   Refusals refusals;
 };
 

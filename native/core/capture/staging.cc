@@ -52,7 +52,14 @@ StagingArea::StagingArea(const StagingOptions& options)
       ::fcntl(memory_fd_.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
     throw SysError::from_errno("set the size of the staging memory");
   }
-  if (spill_bytes_max_ != 0) spill_fd_ = make_spill(options.spill_directory);
+  if (spill_bytes_max_ != 0) {
+    try {
+      spill_fd_ = make_spill(options.spill_directory);
+    } catch (const SysError& error) {  // a full or read-only disk: memory alone has to do
+      spill_bytes_max_ = 0;
+      spill_problem_ = error.what();
+    }
+  }
   void* at =
       ::mmap(nullptr, memory_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, memory_fd_.get(), 0);
   if (at == MAP_FAILED) throw SysError::from_errno("mmap of the staging memory");

@@ -31,7 +31,8 @@ struct StagingOptions {
 
 class StagingArea : public PageSink {
  public:
-  // Throws SysError (memfd_create, ftruncate, mmap, open of the spill file; EINVAL: sizes).
+  // Throws SysError (memfd_create, ftruncate, mmap; EINVAL: sizes). Where no spill file can be made
+  // there is none: see spill_problem().
   explicit StagingArea(const StagingOptions& options);
   ~StagingArea() override;
   StagingArea(const StagingArea&) = delete;
@@ -62,10 +63,13 @@ class StagingArea : public PageSink {
   [[nodiscard]] uint64_t spilled_bytes() const {
     return at_ > memory_bytes_ ? at_ - memory_bytes_ : 0;
   }
+  [[nodiscard]] bool would_spill(uint64_t bytes) const { return at_ + bytes > memory_bytes_; }
   [[nodiscard]] uint64_t memory_bytes() const { return memory_bytes_; }
   [[nodiscard]] uint64_t spill_bytes_max() const { return spill_bytes_max_; }
   [[nodiscard]] int memory_fd() const { return memory_fd_.get(); }
   [[nodiscard]] int spill_fd() const { return spill_fd_.get(); }  // -1: none
+  // Why there is no spill file although one was asked for; else empty.
+  [[nodiscard]] const std::string& spill_problem() const { return spill_problem_; }
 
  private:
   friend class PageStream;
@@ -75,6 +79,7 @@ class StagingArea : public PageSink {
 
   uint64_t memory_bytes_ = 0, spill_bytes_max_ = 0;
   UniqueFd memory_fd_, spill_fd_;
+  std::string spill_problem_;
   uint8_t* memory_ = nullptr;
   std::vector<uint8_t> spill_buffer_;
   std::vector<PageRun> runs_;

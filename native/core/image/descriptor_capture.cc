@@ -381,6 +381,7 @@ void Capture::report(const DescriptorCaptureInput& input, const GroupImage& imag
                                .kind = source.entry->link,
                                .why = source.entry->refused});
   }
+  if (!input.check_threads) return;
   // A thread can leave its process's table by unshare(CLONE_FILES).
   for (const auto& process : input.processes) {
     const auto threads = numeric_entries("/proc/" + std::to_string(process.host_pid) + "/task");

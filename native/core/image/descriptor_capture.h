@@ -23,7 +23,8 @@ struct DescriptorCaptureInput {
   // Where standard output of a promoted process goes: such a stream leads outside, and what it
   // wrote is no state that an older epoch could contradict. Empty: none.
   std::string stream_path;
-  Refusals* refusals = nullptr;  // set when protection starts
+  Refusals* refusals = nullptr;  // takes what cannot be replicated
+  bool check_threads = false;    // refuses threads with a table of their own, which costs 1 us each
   bool with_content = true;      // queues of pipes and sockets, deleted files; not at a hand-over
   // Number of a shared object (SharedObjectImage::id) that lasts for the life of the group. Empty:
   // the next free number of the image.

@@ -53,7 +53,12 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input);
 // namespaces other than those a keeper can enter (mount, net, ipc, uts, cgroup; pid is our own
 // business; user and time are refused), 32-bit mode, shadow stacks, AIO contexts, io_uring
 // registrations, tracing by others, setuid states we cannot restore.
-void find_process_refusals(pid_t host_pid, Refusals& refusals);
+//
+// kLater leaves out what the replica has already, such as the executable, and what costs more than
+// some 20 us a thread.
+enum class RefusalScope : uint8_t { kFirst, kLater };
+void find_process_refusals(pid_t host_pid, Refusals& refusals,
+                           RefusalScope scope = RefusalScope::kFirst);
 
 // Pid in the innermost PID namespace of the process (last of NSpid), nullopt when gone.
 std::optional<int32_t> pid_in_namespace(pid_t host_pid);

@@ -238,16 +238,18 @@ void check_stopped_thread(Finder& finder, pid_t tid) {
 
 }  // namespace
 
-void find_process_refusals(pid_t host_pid, Refusals& refusals) {
+void find_process_refusals(pid_t host_pid, Refusals& refusals, RefusalScope scope) {
   KernelReader::instance();  // takes its time now, when nothing is frozen yet
   Finder finder(host_pid, refusals);
   const auto status = read_task_status(host_pid);
   if (!status || !check_kind(finder, *status)) return;
   check_namespaces(finder, *status);
   check_label(finder);
-  check_executable(finder);
-  check_root(finder);
-  check_maps(finder);
+  if (scope == RefusalScope::kFirst) {
+    check_executable(finder);
+    check_root(finder);
+    check_maps(finder);  // an epoch says so itself
+  }
   check_timers(finder);
   check_semaphores(finder);
   const auto tids = numeric_entries(proc_path(host_pid, "/task"));

@@ -49,10 +49,10 @@ class DirtyTracker {
   virtual void look(std::span<const MappingImage> mappings, MemoryView& view) = 0;
 
   // As look(), but the next look reports the same again, and more. Not for `appeared` mappings:
-  // their pages show as written.
+  // their pages show as written. look_shared() knows what there was to see until now.
   virtual void peek(std::span<const MappingImage> mappings, MemoryView& view) = 0;
 
-  // Pages that look() would report as written; stops at `limit`.
+  // Pages that look() and look_shared() would report as written, about; stops at `limit`.
   virtual uint64_t count(std::span<const MappingImage> mappings, uint64_t limit) = 0;
 
   // Pages of shared mappings (ascending, parts of one mapping) that are not known to be unchanged

@@ -70,11 +70,17 @@ class MemoryCapture {
   // Copies everything that was written, appeared, moved or vanished since the last call and re-arms
   // tracking. May run while the process runs (pre-copy) or while it is frozen (stop-and-copy): the
   // call under freeze leaves nothing behind. New mappings are copied whole once they are tracked,
-  // and left out before. After an exception the next call copies everything again. Not for shared
-  // objects.
+  // and left out before. After an exception the next call copies what this one should have copied
+  // along. Not for shared objects.
   virtual CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) = 0;
 
-  // Pages written since the last copy, without re-arming; stops counting at `limit`.
+  // What was copied since did not reach the replica: it is copied again, as it is then. `written`
+  // and `absent` are what the runs of those copies said, ascending.
+  virtual void copy_again(std::span<const PageRange> written,
+                          std::span<const PageRange> absent) = 0;
+
+  // Pages written since the last copy, also to shared objects, without re-arming; stops counting at
+  // `limit`.
   [[nodiscard]] virtual uint64_t count_dirty(const std::vector<MappingImage>& mappings,
                                              uint64_t limit) = 0;
 
@@ -117,6 +123,9 @@ class SharedObjectCapture {
   // `memory` may be null for a process that was never copied. Does nothing when the group has no
   // shared objects. Never throws: when it cannot look, the objects are copied whole next time.
   virtual void note_exit(pid_t host_pid, MemoryCapture* memory) noexcept = 0;
+
+  // As MemoryCapture::copy_again, for parts of the object with that SharedObjectImage::id.
+  virtual void copy_again(uint32_t object, PageRange part) noexcept = 0;
 
   // Everything is copied again next time. For events after which page tables are gone before
   // anyone could look, such as execve of a process that was never copied.

@@ -13,6 +13,14 @@ void append_range(PageRanges& ranges, PageRange next) {
   }
 }
 
+PageRanges normal_ranges(std::vector<PageRange> ranges) {
+  std::sort(ranges.begin(), ranges.end(),
+            [](const PageRange& a, const PageRange& b) { return a.start < b.start; });
+  PageRanges result;
+  for (const PageRange& range : ranges) append_range(result, range);
+  return result;
+}
+
 PageRanges subtract_ranges(std::span<const PageRange> left, std::span<const PageRange> right) {
   PageRanges result;
   size_t r = 0;

@@ -15,6 +15,9 @@ using PageRanges = std::vector<PageRange>;
 // Appends a range that begins at or after the end of the last one, joining it when they touch.
 void append_range(PageRanges& ranges, PageRange next);
 
+// The same pages as ranges in any order, which may overlap.
+PageRanges normal_ranges(std::vector<PageRange> ranges);
+
 // What is in `left` and not in `right`.
 PageRanges subtract_ranges(std::span<const PageRange> left, std::span<const PageRange> right);
 

@@ -53,7 +53,8 @@ struct Object {
   std::optional<SharedObjectFile> file;
   std::vector<Window> windows;  // at the last copy
   PageRanges extents;           // at the last copy
-  PageRanges left_behind;       // written by processes that have exited since
+  PageRanges left_behind;       // written, and not to be seen at the next look any more
+  uint32_t id = 0;              // SharedObjectImage::id
   bool copy_all = true;
 };
 
@@ -62,6 +63,7 @@ class Implementation : public SharedObjectCapture {
   CopyRound copy_changed(const std::vector<ProcessView>& processes,
                          const std::vector<SharedObjectImage>& objects, PageSink& sink) override;
   void note_exit(pid_t host_pid, MemoryCapture* memory) noexcept override;
+  void copy_again(uint32_t object, PageRange part) noexcept override;
   void copy_all_again() noexcept override {
     for (auto& [key, object] : objects_) object.copy_all = true;
   }
@@ -141,14 +143,17 @@ void Implementation::copy_object(Object& object, std::vector<Window> windows,
   // Without a descriptor nobody can change it but through mappings, whose faults set its times too.
   if (image.is_memfd && object.file->changed_otherwise()) everything = true;
   const PageRanges extents = object.file->extents();
-  PageRanges written = std::move(object.left_behind);
-  object.left_behind.clear();
+  PageRanges written = object.left_behind;
+  object.id = image.id;
   // Looking arms, so it comes before reading, and also when everything is copied anyway.
   for (const Window& window : windows) {
     const PageRanges parts = addresses_of(window.mapping, extents);
     PageRanges addresses = window.memory->look_shared(window.mapping, parts);
     written = unite_ranges(written, offsets_of(window.mapping, std::move(addresses)));
   }
+  // Looking begins anew: should the copy not succeed, it is owed.
+  object.left_behind = written;
+  object.copy_all = everything;
   PageCopier copier(0, image.id);
   const PageRange whole = {0, page_ceil(image.size)};
   const PageRanges holes =
@@ -159,7 +164,14 @@ void Implementation::copy_object(Object& object, std::vector<Window> windows,
   round.mapped_bytes += total_bytes(extents);
   object.windows = std::move(windows);
   object.extents = extents;
+  object.left_behind.clear();
   object.copy_all = false;
+}
+
+void Implementation::copy_again(uint32_t id, PageRange part) noexcept {
+  for (auto& [key, object] : objects_) {
+    if (object.id == id) object.left_behind = unite_ranges(object.left_behind, {&part, 1});
+  }
 }
 
 void Implementation::note_exit(pid_t host_pid, MemoryCapture* memory) noexcept {

@@ -73,22 +73,23 @@ bool SoftDirtyTracker::supported() {
 }
 
 SoftDirtyTracker::SoftDirtyTracker(pid_t host_pid, pid_t tid)
+    : SoftDirtyTracker(host_pid, open_path(thread_file(host_pid, tid, "pagemap"), O_RDONLY),
+                       open_path(thread_file(host_pid, tid, "clear_refs"), O_WRONLY)) {}
+
+SoftDirtyTracker::SoftDirtyTracker(pid_t host_pid, UniqueFd pagemap, UniqueFd clear_refs)
     : pid_(host_pid),
-      pagemap_(open_path(thread_file(host_pid, tid, "pagemap"), O_RDONLY)),
-      clear_refs_(open_path(thread_file(host_pid, tid, "clear_refs"), O_WRONLY)),
+      pagemap_(std::move(pagemap)),
+      clear_refs_(std::move(clear_refs)),
       entries_(kEntriesPerRead) {}
 
 void SoftDirtyTracker::look(std::span<const MappingImage> mappings, MemoryView& view) {
   if (first_) {
     clear();  // whatever is written from here on is reported next time
-    peek(mappings, view);
+    read_private(mappings, view);
     view.written = view.present;
     first_ = false;
   } else if (all_threads_stopped()) {
     peek(mappings, view);
-    for (const MappingImage& mapping : mappings) {
-      if (mapping.kind == MappingKind::kSharedObject) read_shared(mapping);
-    }
     clear();
   } else {
     view.present = present_;
@@ -98,6 +99,11 @@ void SoftDirtyTracker::look(std::span<const MappingImage> mappings, MemoryView& 
 }
 
 void SoftDirtyTracker::peek(std::span<const MappingImage> mappings, MemoryView& view) {
+  read_private(mappings, view);
+  read_shared(mappings);
+}
+
+void SoftDirtyTracker::read_private(std::span<const MappingImage> mappings, MemoryView& view) {
   for (const MappingImage& mapping : mappings) {
     if (!holds_private_pages(mapping.kind)) continue;
     read_entries(mapping.range(), [&](std::span<const uint64_t> entries, uint64_t start) {
@@ -111,7 +117,9 @@ void SoftDirtyTracker::peek(std::span<const MappingImage> mappings, MemoryView& 
 uint64_t SoftDirtyTracker::count(std::span<const MappingImage> mappings, uint64_t limit) {
   uint64_t pages = 0;
   for (const MappingImage& mapping : mappings) {
-    if (!holds_private_pages(mapping.kind) || pages >= limit) continue;
+    const bool copied =
+        holds_private_pages(mapping.kind) || mapping.kind == MappingKind::kSharedObject;
+    if (!copied || pages >= limit) continue;
     const EntryQuery query = written_in(mapping);
     read_entries(mapping.range(), [&](std::span<const uint64_t> entries, uint64_t /*start*/) {
       pages += static_cast<uint64_t>(std::count_if(
@@ -129,6 +137,12 @@ PageRanges SoftDirtyTracker::look_shared(const MappingImage& mapping,
   const PageRanges here = intersect_ranges(shared_written_, {&whole, 1});
   shared_written_ = subtract_ranges(shared_written_, {&whole, 1});
   return intersect_ranges(here, parts);
+}
+
+void SoftDirtyTracker::read_shared(std::span<const MappingImage> mappings) {
+  for (const MappingImage& mapping : mappings) {
+    if (mapping.kind == MappingKind::kSharedObject) read_shared(mapping);
+  }
 }
 
 void SoftDirtyTracker::read_shared(const MappingImage& mapping) {

@@ -24,6 +24,8 @@ class SoftDirtyTracker : public DirtyTracker {
 
   // `tid` shows the process's memory (memory_thread.h). Throws SysError.
   SoftDirtyTracker(pid_t host_pid, pid_t tid);
+  // With files of one's own choice in the place of /proc/PID/pagemap and clear_refs.
+  SoftDirtyTracker(pid_t host_pid, UniqueFd pagemap, UniqueFd clear_refs);
 
   [[nodiscard]] TrackerKind kind() const override { return TrackerKind::kSoftDirty; }
   void track(std::span<const MappingImage> /*mappings*/) override {}  // the kernel tracks them all
@@ -36,6 +38,8 @@ class SoftDirtyTracker : public DirtyTracker {
   // Entries of the range, handed over in pieces; stops when `visit` returns false.
   void read_entries(PageRange range,
                     const std::function<bool(std::span<const uint64_t>, uint64_t)>& visit);
+  void read_private(std::span<const MappingImage> mappings, MemoryView& view);
+  void read_shared(std::span<const MappingImage> mappings);
   void read_shared(const MappingImage& mapping);
   void clear();
   [[nodiscard]] bool all_threads_stopped() const;

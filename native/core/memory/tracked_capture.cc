@@ -34,6 +34,7 @@ CopyRound TrackedCapture::copy_changed(const std::vector<MappingImage>& mappings
     view.appeared = mapped;
     view.written = view.present;
   }
+  add_owed(view);
   const PageRanges vanished = intersect_ranges(
       subtract_ranges(unite_ranges(subtract_ranges(present_, view.present), view.absent),
                       view.appeared),
@@ -49,8 +50,28 @@ CopyRound TrackedCapture::copy_changed(const std::vector<MappingImage>& mappings
     return round;
   }
   present_ = std::move(view.present);
-  copy_all_ = false;
+  owed_appeared_.clear();
+  owed_written_.clear();
+  owed_absent_.clear();
   return round;
+}
+
+// The look has begun anew, so what it found is owed until it has been copied.
+void TrackedCapture::add_owed(MemoryView& view) {
+  view.appeared = unite_ranges(view.appeared, owed_appeared_);
+  view.absent = subtract_ranges(
+      unite_ranges(view.absent, unite_ranges(owed_absent_, owed_written_)), view.present);
+  view.written = unite_ranges(view.written, intersect_ranges(owed_written_, view.present));
+  owed_appeared_ = view.appeared;
+  owed_written_ = view.written;
+  owed_absent_ = view.absent;
+  copy_all_ = false;
+}
+
+void TrackedCapture::copy_again(std::span<const PageRange> written,
+                                std::span<const PageRange> absent) {
+  owed_written_ = unite_ranges(owed_written_, written);
+  owed_absent_ = unite_ranges(owed_absent_, absent);
 }
 
 uint64_t TrackedCapture::count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) {
@@ -67,9 +88,10 @@ std::vector<LazyRange> TrackedCapture::copy_last(const std::vector<MappingImage>
                                                  PageSink& sink, uint64_t copy_pages_max) {
   CopyRound round;
   if (!last_look_) look_last(mappings);
-  const MemoryView view = *std::exchange(last_look_, std::nullopt);
+  MemoryView view = *std::exchange(last_look_, std::nullopt);
   const PageRanges mapped = private_ranges(mappings);
   const bool everything = std::exchange(copy_all_, true);
+  add_owed(view);
   PageRanges gone = everything ? mapped : subtract_ranges(present_, view.present);
   gone = intersect_ranges(unite_ranges(gone, view.absent), mapped);
   const LastCopyPlan plan =

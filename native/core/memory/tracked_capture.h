@@ -28,6 +28,7 @@ class TrackedCapture : public MemoryCapture {
     return reader_.probe(0) != ProcessPageReader::Probe::kNoAddressSpace;
   }
   CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) override;
+  void copy_again(std::span<const PageRange> written, std::span<const PageRange> absent) override;
   uint64_t count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) override;
   std::vector<LazyRange> copy_last(const std::vector<MappingImage>& mappings, PageSink& sink,
                                    uint64_t copy_pages_max) override;
@@ -46,6 +47,7 @@ class TrackedCapture : public MemoryCapture {
   // False when pages of existing mappings could not be read.
   bool copy_pages(std::span<const PageRange> ranges, std::span<const MappingImage> mappings,
                   PageSink& sink, CopyRound& round);
+  void add_owed(MemoryView& view);
   [[nodiscard]] bool is_mapped(uint64_t address) const;
 
   pid_t host_pid_;
@@ -54,8 +56,10 @@ class TrackedCapture : public MemoryCapture {
   ProcessPageReader reader_;
   PageCopier copier_;
   std::optional<MemoryView> last_look_;
-  PageRanges present_;    // at the last look
-  bool copy_all_ = true;  // nothing was copied yet, or the last round failed
+  PageRanges present_;    // at the last copy
+  bool copy_all_ = true;  // nothing was copied yet, or a look failed
+  // Of looks whose pages have not all been copied, or were copied in vain.
+  PageRanges owed_appeared_, owed_written_, owed_absent_;
 };
 
 }  // namespace replpage

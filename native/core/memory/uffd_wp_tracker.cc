@@ -222,7 +222,24 @@ uint64_t UffdWpTracker::count(std::span<const MappingImage> mappings, uint64_t l
         [&pages](const PageRegion& region) { pages += (region.end - region.start) / kPageSize; },
         limit - pages);
   });
+  for (const MappingImage& mapping : mappings) {
+    if (mapping.kind == MappingKind::kSharedObject && pages < limit) {
+      pages += count_shared(mapping.range(), limit - pages);
+    }
+  }
   return std::min(pages, limit);
+}
+
+// Pages that are mapped and written; those that were unmapped since show at the look only.
+uint64_t UffdWpTracker::count_shared(PageRange mapping, uint64_t limit) {
+  constexpr uint64_t kSeen = kPageWritten | kPagePresent | kPageTracked;
+  uint64_t pages = 0;
+  pages_.scan(
+      mapping,
+      {.inverted = 0, .required = kSeen, .any_of = 0, .returned = 0, .write_protect = false},
+      [&pages](const PageRegion& region) { pages += (region.end - region.start) / kPageSize; },
+      limit);
+  return pages;
 }
 
 PageRanges UffdWpTracker::untracked_in(PageRange hull) {

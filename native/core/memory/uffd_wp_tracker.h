@@ -47,6 +47,7 @@ class UffdWpTracker : public DirtyTracker {
 
   PageRanges untracked_in(PageRange hull);
   PageRanges looked_at(const Group& group, bool arm);
+  uint64_t count_shared(PageRange mapping, uint64_t limit);
   PageRanges fresh_in(PageRange mapping);
   void register_private(PageRange range);
   void register_shared(PageRange range);
