@@ -76,8 +76,8 @@ void DeathHandler::begin(int wait_status) {
 }
 
 void DeathHandler::on_unseen_end(std::optional<int> wait_status) {
-  if (death_ || context_.phase != GroupPhase::kProtected) return;
   context_.root_gone = true;
+  if (death_ || context_.phase != GroupPhase::kProtected || context_.out_of_reach) return;
   begin(wait_status.value_or(SIGKILL));
   if (!is_wanted(death_->cause) || context_.options.promote_on_exit) return;
   death_->handled = true;
@@ -87,12 +87,8 @@ void DeathHandler::on_unseen_end(std::optional<int> wait_status) {
 void DeathHandler::on_process_gone(pid_t pid, int wait_status) {
   context_.capture->note_gone(pid, wait_status);
   if (pid != context_.tree->root()) return;
-  context_.root_gone = true;
-  if (context_.phase != GroupPhase::kProtected || death_ || context_.out_of_reach) return;
-  if (!context_.options.attach_always) return on_unseen_end(wait_status);
-  begin(wait_status);
-  death_->handled = true;
-  end(describe_end(wait_status));
+  // Also where it was attached, but its exit stop was not seen or not kept.
+  on_unseen_end(wait_status);
 }
 
 std::future<PromotionReport> DeathHandler::order_promotion() {
@@ -153,9 +149,11 @@ void DeathHandler::answer() {
 // read, and some things cannot be replicated: then the last epoch is the newest whole state.
 bool DeathHandler::stands_whole() {
   const pid_t root = context_.options.pid;
+  const TraceTree& tree = *context_.tree;
   return context_.options.attach_always &&
          context_.tree->freeze_around_death(root, kDeathDeadlineUs).frozen &&
-         !context_.irreplicable && context_.tree->follows_all_threads(root);
+         !context_.irreplicable && tree.processes().contains(root) &&
+         tree.follows_all_threads(root);
 }
 
 // What it was about to do when it ended, it would do again: it is taken back by an epoch.

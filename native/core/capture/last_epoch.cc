@@ -118,7 +118,7 @@ HandOver capture_planned_epoch(GroupContext& context) {
 HandOver committed_epoch(GroupContext& context) {
   context.runs.clear();
   std::vector<UniqueFd> matched(context.last_image.open_files.size());
-  if (context.options.attach_always) {
+  if (context.options.attach_always && !context.root_gone) {
     try {
       take_matching_files(context, matched);
     } catch (const SysError&) {  // not to be had: the replica opens them anew

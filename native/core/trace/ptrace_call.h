@@ -21,8 +21,23 @@ inline long ptrace_call(int request, pid_t tid, uintptr_t address, uintptr_t dat
   return result == -1 && errno != 0 ? -errno : result;
 }
 
+// Killed meanwhile, a thread has left the stop that it is to be continued from, and may stand at
+// its exit stop already.
+inline bool ptrace_is_at_exit(pid_t tid) noexcept {
+  siginfo_t info{};
+  return ptrace_call(PTRACE_GETSIGINFO, tid, 0, reinterpret_cast<uintptr_t>(&info)) == 0 &&
+         info.si_signo == SIGTRAP && info.si_code == (SIGTRAP | PTRACE_EVENT_EXIT << 8);
+}
+
+// Ends any stop but the exit stop, for which it gives -ESRCH as for a thread that runs: its news
+// are still to come.
+inline long ptrace_resume(int request, pid_t tid, int signal) noexcept {
+  if (signal != SIGTRAP && ptrace_is_at_exit(tid)) return -ESRCH;
+  return ptrace_call(request, tid, 0, static_cast<uintptr_t>(signal));
+}
+
 inline long ptrace_continue(pid_t tid, int signal) noexcept {
-  return ptrace_call(PTRACE_CONT, tid, 0, static_cast<uintptr_t>(signal));
+  return ptrace_resume(PTRACE_CONT, tid, signal);
 }
 
 inline long ptrace_detach(pid_t tid, int signal) noexcept {

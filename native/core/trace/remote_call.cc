@@ -150,7 +150,7 @@ std::optional<long> TraceTree::Implementation::run_call(pid_t tid) {
   int signal = 0;
   int stops = 0;
   for (;;) {
-    if (ptrace_call(PTRACE_SYSCALL, tid, 0, static_cast<uintptr_t>(signal)) == 0) {
+    if (ptrace_resume(PTRACE_SYSCALL, tid, signal) == 0) {
       find(tid)->stop = StopKind::kRunning;
     }
     ChildEvent event;
