@@ -1,6 +1,6 @@
 // Processes that come and go: `fork` (a child checks a table of its parent's and exits), `vfork`
 // (which suspends the parent until the child executes), `exec` (the root executes itself every few
-// rounds, with its state in its arguments).
+// rounds, with its state in its arguments) and `exec-each` (in every round, without a pause).
 #include <signal.h>
 #include <spawn.h>
 #include <sys/wait.h>
@@ -58,7 +58,9 @@ static void vfork_round(uint64_t round) {
 int main(int argc, char** argv) {
   victim_start(argc, argv);
   const char* kind = argc > 2 ? argv[2] : "fork";
-  bool exec = strcmp(kind, "exec") == 0;
+  bool each = strcmp(kind, "exec-each") == 0;
+  bool exec = each || strcmp(kind, "exec") == 0;
+  uint64_t between = each ? 1 : 50;
   uint64_t first = exec && argc > 3 ? strtoull(argv[3], NULL, 10) : 0;
   if (first == 0) {
     victim_ready();
@@ -71,9 +73,10 @@ int main(int argc, char** argv) {
     }
     if (exec) {
       VICTIM_CHECK(getpid() == (pid_t)atomic_load(&victim_status->pid), "another pid after exec");
-      if (round % 50 == 49) {
+      if (round % between == between - 1) {
         char next[32];
         snprintf(next, sizeof next, "%lu", round + 1);
+        if (each) victim_round();
         execl("/proc/self/exe", argv[0], argv[1], kind, next, NULL);
         victim_fail("exec");
       }
