@@ -2,7 +2,7 @@
  * The composition root: makes the folders, takes the lock, wires native code, groups and API, takes
  * up the groups of the daemon before it, and lets every process go when it is told to end.
  */
-import { chown, mkdir, readdir, readFile, rm } from 'node:fs/promises';
+import { chown, mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
 import type { Server } from 'node:http';
 import { availableParallelism, hostname } from 'node:os';
 import { join } from 'node:path';
@@ -132,19 +132,22 @@ export class Daemon {
     };
   }
 
+  /** The socket gets its name last: whoever finds it has the rights that it is going to have. */
   async #listen(path: string): Promise<void> {
-    await rm(path, { force: true });
+    const fresh = `${path}.new`;
+    await rm(fresh, { force: true });
     const mask = process.umask(0o117);
     try {
       await new Promise<void>((resolve, reject) => {
         this.#server.once('error', reject);
-        this.#server.listen(path, resolve);
+        this.#server.listen(fresh, resolve);
       });
     } finally {
       process.umask(mask);
     }
     const gid = await groupId(socketGroup);
-    if (gid !== undefined) await chown(path, 0, gid);
+    if (gid !== undefined) await chown(fresh, 0, gid);
+    await rename(fresh, path);
   }
 
   async #takeUpGroups(): Promise<void> {

@@ -1,5 +1,6 @@
 // Holds one thing that cannot be replicated (second argument), tells its descriptor or address in
-// the status page, and goes on: `protect` must refuse it and leave it untouched.
+// the status page, and goes on: `protect` must refuse it and leave it untouched. With a third
+// argument it takes it up when SIGUSR1 comes.
 #include <linux/aio_abi.h>
 #include <linux/audit.h>
 #include <linux/bpf.h>
@@ -188,9 +189,7 @@ static const struct {
              {"packet_socket", hold_packet_socket},
              {"outside_socket", hold_outside_socket}};
 
-int main(int argc, char** argv) {
-  victim_start(argc, argv);
-  const char* wanted = argc > 2 ? argv[2] : "";
+static void hold(const char* wanted) {
   bool found = false;
   for (size_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
     if (strcmp(kinds[i].name, wanted) == 0) {
@@ -199,8 +198,23 @@ int main(int argc, char** argv) {
     }
   }
   VICTIM_CHECK(found, "no such kind: %s", wanted);
+}
+
+static atomic_bool told;
+
+static void on_signal(int signal) {
+  (void)signal;
+  atomic_store(&told, true);
+}
+
+int main(int argc, char** argv) {
+  victim_start(argc, argv);
+  const char* wanted = argc > 2 ? argv[2] : "";
+  signal(SIGUSR1, on_signal);
+  if (argc <= 3) hold(wanted);
   victim_ready();
   for (;;) {
+    if (atomic_exchange(&told, false)) hold(wanted);
     victim_round();
     victim_pace();
   }
