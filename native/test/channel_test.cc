@@ -174,12 +174,12 @@ TEST(staging_appends_spills_and_gives_memory_back) {
   StagingArea staging(
       {.memory_bytes = 8 << 20, .spill_bytes_max = 4 << 20, .spill_directory = "/tmp"});
   uint64_t last = 0;
-  for (int chunk = 0; chunk < 6; ++chunk) {
-    const std::span<uint8_t> room = staging.reserve(kStagingChunkBytes);
-    std::memset(room.data(), chunk + 1, room.size());
+  const auto fill = [&](std::span<uint8_t> room, int byte) {
+    std::memset(room.data(), byte, room.size());
     last = staging.keep(room.size());
     staging.add({.pid = 5, .address = last, .length = room.size(), .data_offset = last});
-  }
+  };
+  for (int chunk = 0; chunk < 4; ++chunk) fill(staging.reserve(kStagingChunkBytes), chunk + 3);
   CHECK(last == 10 << 20 && staging.spilled_bytes() == 4 << 20);
   CHECK(staging.runs_waiting() == 2);  // one before the border, one after it
   uint8_t byte = 0;
@@ -191,6 +191,10 @@ TEST(staging_appends_spills_and_gives_memory_back) {
     full = error.error() == ENOSPC;
   }
   CHECK(full);
+  // What is copied during a pause still finds memory, and then no disk.
+  for (int chunk = 0; chunk < 2; ++chunk) fill(staging.reserve_in_memory(kStagingChunkBytes), 1);
+  CHECK(last == 6 << 20 && staging.spilled_bytes() == 4 << 20);
+  CHECK(staging.reserve_in_memory(kPageSize).empty());
   staging.reset();
   CHECK(blocks_of(staging.spill_fd()) == 0 && staging.used_bytes() == 0);
   for (int idle = 0; idle < 64; ++idle) staging.reset();

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "core/base/sys_error.h"
+#include "core/capture/not_this_time.h"
 
 namespace replpage {
 namespace {
@@ -47,6 +48,8 @@ std::string GroupFreezer::while_stopped(uint64_t deadline_us, const std::functio
   try {
     work();
     return {};
+  } catch (const NotThisTime& reason) {
+    return reason.what();
   } catch (const SysError& error) {
     if (!passes(error.error())) throw;
     return error.what();

@@ -18,7 +18,7 @@ PageStream::PageStream(StagingArea& staging, Keeper keeper)
 }
 
 PageStream::~PageStream() {
-  staging_.at_ = std::max(staging_.at_, kChunks * kChunkBytes);
+  staging_.memory_used_ = std::max(staging_.memory_used_, kChunks * kChunkBytes);
   try {
     staging_.reset();
   } catch (const SysError&) {  // only a spill file can fail here, and none was used
@@ -39,19 +39,13 @@ uint64_t PageStream::keep(uint64_t used) {
 }
 
 void PageStream::add(const PageRun& run) {
-  if (!runs_.empty()) {
-    PageRun& last = runs_.back();
-    if (last.pid == run.pid && last.object == run.object && last.kind == run.kind &&
-        last.address + last.length == run.address &&
-        (run.kind != PageRunKind::kData || last.data_offset + last.length == run.data_offset)) {
-      last.length += run.length;
-      if (run.kind == PageRunKind::kData) covered_ += run.length;
-      return;
-    }
+  if (run.kind == PageRunKind::kData) covered_ += run.length;
+  if (!runs_.empty() && staging_.joins(runs_.back(), run)) {
+    runs_.back().length += run.length;
+    return;
   }
   if (runs_.size() == kRunsPerChunk) throw SysError("list a chunk's page runs", E2BIG);
   runs_.push_back(run);
-  if (run.kind == PageRunKind::kData) covered_ += run.length;
   // Runs without data need no reservation, so the list may grow long here. The chunk must not leave
   // before all of its pages are listed.
   if (runs_.size() >= kRunsPerChunk / 2 && covered_ >= filled_) flush();
