@@ -62,19 +62,19 @@ int other_processor(const cpu_set_t& usual, int cpu) {
 }  // namespace
 
 // Does nothing, on the processor that the tracer is not on.
-class StopFollower::Helper {
+class StopFollower::Decoy {
  public:
-  Helper() : calls_(::eventfd(0, EFD_CLOEXEC)) {
+  Decoy() : calls_(::eventfd(0, EFD_CLOEXEC)) {
     if (!calls_.valid()) throw SysError::from_errno("eventfd");
     thread_ = std::thread([this] { run(); });
   }
-  ~Helper() {
+  ~Decoy() {
     quit_ = true;
     call();
     thread_.join();
   }
-  Helper(const Helper&) = delete;
-  Helper& operator=(const Helper&) = delete;
+  Decoy(const Decoy&) = delete;
+  Decoy& operator=(const Decoy&) = delete;
 
   void move(int cpu) noexcept {
     const cpu_set_t set = only(cpu);
@@ -122,12 +122,12 @@ void StopFollower::follow(pid_t pid, pid_t tid) {
   cpu_ = cpu;
   const int other = other_processor(usual_, cpu);
   if (other < 0) return;
-  if (!helper_) helper_ = std::make_unique<Helper>();
-  helper_->move(other);
+  if (!decoy_) decoy_ = std::make_unique<Decoy>();
+  decoy_->move(other);
 }
 
 void StopFollower::keep_thread_here() noexcept {
-  if (cpu_ >= 0 && helper_) helper_->call();
+  if (cpu_ >= 0 && decoy_) decoy_->call();
 }
 
 void StopFollower::leave() noexcept {

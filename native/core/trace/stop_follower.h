@@ -4,7 +4,7 @@
 // processors of a virtual machine each of these wakes one that sleeps, some 100 us; on one
 // processor they are two switches. So while signals come quickly the tracer stays on the processor
 // where the thread was stopped. The scheduler would still move the woken thread to the other
-// processor, if that one were idle: a helper thread, woken just before, makes it look busy.
+// processor, if that one were idle: a decoy, woken just before, makes it look busy.
 #pragma once
 
 #include <sched.h>
@@ -31,14 +31,14 @@ class StopFollower {
   void leave() noexcept;
 
  private:
-  class Helper;
+  class Decoy;
   void follow(pid_t pid, pid_t tid);
 
   uint32_t stops_ = 0;
   uint64_t since_ns_ = 0;
   int cpu_ = -1;       // where the tracer stays; -1: wherever it likes
   cpu_set_t usual_{};  // while it stays
-  std::unique_ptr<Helper> helper_;
+  std::unique_ptr<Decoy> decoy_;
 };
 
 }  // namespace replpage
