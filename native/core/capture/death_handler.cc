@@ -6,6 +6,7 @@
 #include <csignal>
 
 #include "core/base/clock.h"
+#include "core/base/urgency.h"
 #include "core/capture/death_cause.h"
 #include "core/capture/first_copy.h"
 #include "core/capture/hand_over.h"
@@ -70,6 +71,7 @@ bool DeathHandler::is_part_of_death(const TracedProcess& process,
 }
 
 void DeathHandler::begin(int wait_status) {
+  run_before_others();
   context_.dying = true;
   death_ = Death{.cause = cause_of(wait_status), .wait_status = wait_status, .seen_us = now_us()};
   context_.tree->wake();
@@ -95,7 +97,7 @@ std::future<PromotionReport> DeathHandler::order_promotion() {
   if (context_.out_of_reach) throw KeeperLost(context_.out_of_reach->why);
   const FreezeResult frozen = freezer_.freeze(kStartDeadlineUs);
   if (!frozen.frozen) {
-    if (!death_ && !context_.options.attach_always) context_.tree->detach();
+    if (!death_) freezer_.let_run();
     throw KeeperLost("the primary did not stop: " + frozen.reason);
   }
   context_.dying = true;

@@ -11,14 +11,17 @@ namespace replpage {
 
 PageStream::PageStream(StagingArea& staging, Keeper keeper)
     : staging_(staging), keeper_(std::move(keeper)) {
-  if (staging.used_bytes() != 0 || staging.memory_bytes() < kChunks * kChunkBytes) {
+  if (staging.used_bytes() != 0 || staging.memory_bytes() < kRingBytes) {
     throw SysError("start the first copy in a staging area in use or too small", EINVAL);
   }
   runs_.reserve(kRunsPerChunk);
+  // Only saves page faults: a kernel without huge pages for memory files refuses it.
+  (void)::madvise(staging_.memory_, kPagesBytes, MADV_HUGEPAGE);
 }
 
 PageStream::~PageStream() {
-  staging_.memory_used_ = std::max(staging_.memory_used_, kChunks * kChunkBytes);
+  (void)::madvise(staging_.memory_, kPagesBytes, MADV_NOHUGEPAGE);
+  staging_.memory_used_ = std::max(staging_.memory_used_, kRingBytes);
   try {
     staging_.reset();
   } catch (const SysError&) {  // only a spill file can fail here, and none was used
@@ -27,7 +30,7 @@ PageStream::~PageStream() {
 
 std::span<uint8_t> PageStream::reserve(uint64_t bytes) {
   if (bytes > kStagingChunkBytes) throw SysError("reserve a staging chunk", EINVAL);
-  if (filled_ + bytes > kDataBytes || runs_.size() >= kRunsPerChunk / 2) flush();
+  if (filled_ + bytes > kChunkBytes || runs_.size() >= kRunsPerChunk / 2) flush();
   return {staging_.memory_ + chunk_ * kChunkBytes + filled_, bytes};
 }
 
@@ -57,7 +60,7 @@ void PageStream::flush() {
   runs_ = {};
   runs_.reserve(kRunsPerChunk);
   const Bytes encoded = encode(list);
-  const uint64_t offset = chunk_ * kChunkBytes + kDataBytes;
+  const uint64_t offset = kPagesBytes + chunk_ * kListBytes;
   std::copy(encoded.begin(), encoded.end(), staging_.memory_ + offset);
   keeper_.send_pages({.offset = offset, .length = encoded.size(), .crc = crc32c(encoded)});
   ++in_flight_;

@@ -202,6 +202,7 @@ void TraceTree::Implementation::detach() noexcept {
   adopted.clear();
   gone.clear();
   injection.reset();
+  follower.leave();
   holding = false;
   detaching = false;
   wait.unbind();
