@@ -20,8 +20,8 @@ namespace {
 // How long threads of a dying group may take to reach their stops: one in a disk wait is late.
 constexpr uint64_t kDeathDeadlineUs = 2'000'000;
 
-// One kill of many reaches one after the other, and the first stands at its exit stop before the last
-// is hit: a moment is waited for that.
+// One kill of many reaches one after the other, and the first stands at its exit stop before the
+// last is hit: a moment is waited for that.
 bool kill_comes(pid_t pid) {
   constexpr uint64_t kSameKillUs = 1000;
   constexpr auto kLook = std::chrono::microseconds(50);
