@@ -7,9 +7,9 @@ bool run_before_others(pid_t tid) {
   return ::sched_setscheduler(tid, SCHED_RR | SCHED_RESET_ON_FORK, &lowest) == 0;
 }
 
-void run_as_others() {
+void run_as_others(pid_t tid) {
   const sched_param none{.sched_priority = 0};
-  (void)::sched_setscheduler(0, SCHED_OTHER, &none);
+  (void)::sched_setscheduler(tid, SCHED_OTHER, &none);
 }
 
 OnOneCpu::OnOneCpu() {

@@ -11,8 +11,8 @@ namespace replpage {
 // right to (CAP_SYS_NICE): it runs on as others do.
 bool run_before_others(pid_t tid = 0);
 
-// The calling thread runs as ordinary ones do again.
-void run_as_others();
+// The thread (0: the caller) runs as ordinary ones do again.
+void run_as_others(pid_t tid = 0);
 
 // Keeps the calling thread on the CPU that it is on, until the end. Whom it wakes and waits for in
 // turn is quicker there than on a CPU that has to be woken from its idle state (10 against 60 us

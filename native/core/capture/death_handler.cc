@@ -122,7 +122,11 @@ void DeathHandler::handle() {
   decided_us_ = now_us();
   // The worker leaves a copy within one chunk; what it had not copied stays marked.
   context_.capture->cancel();
-  answer_or_give_up([this] { answer(); });
+  answer_or_give_up([this] {
+    const bool at_once = death_->planned || !is_own_doing(death_->cause);
+    if (at_once) context_.keeper->send_empty(MessageType::kDying);
+    answer();
+  });
 }
 
 void DeathHandler::answer() {

@@ -78,12 +78,18 @@ void add_layout(const ProcessImage& process, SyscallBatch& batch) {
   batch.add("executable", SYS_close, {BatchArgument::result_of(file)});
 }
 
+void add_action(const ProcessImage& process, int signal, SyscallBatch& batch) {
+  const auto index = static_cast<size_t>(signal) - 1;
+  if (index >= process.actions.size()) return;
+  batch.add("signal action", SYS_rt_sigaction,
+            {signal, BatchArgument::data(batch.put_value(process.actions[index])), 0, 8});
+}
+
+// But for SIGCHLD: with that ignored, zombies could not be made.
 void add_actions(const ProcessImage& process, SyscallBatch& batch) {
-  for (size_t index = 0; index < process.actions.size(); ++index) {
-    const int signal = static_cast<int>(index) + 1;
-    if (signal == SIGKILL || signal == SIGSTOP) continue;
-    batch.add("signal action", SYS_rt_sigaction,
-              {signal, BatchArgument::data(batch.put_value(process.actions[index])), 0, 8});
+  for (int signal = 1; signal <= static_cast<int>(process.actions.size()); ++signal) {
+    if (signal == SIGKILL || signal == SIGSTOP || signal == SIGCHLD) continue;
+    add_action(process, signal, batch);
   }
 }
 
@@ -181,9 +187,13 @@ void add_pending(const ProcessImage& process, SyscallBatch& batch) {
   }
 }
 
-// By the process itself, which may always lower its limits, and while it may raise them.
-void add_limits(const ProcessImage& process, SyscallBatch& batch) {
+// By the process itself, which may always lower its limits, and while it may raise them. The limit
+// for descriptors may have been raised for their sake.
+void add_limits(const ProcessImage& process, const std::vector<ResourceLimit>& current,
+                SyscallBatch& batch) {
   for (size_t resource = 0; resource < process.limits.size(); ++resource) {
+    const bool known = resource < current.size() && resource != RLIMIT_NOFILE;
+    if (known && current[resource] == process.limits[resource]) continue;
     const rlimit64 limit{.rlim_cur = process.limits[resource].soft,
                          .rlim_max = process.limits[resource].hard};
     batch.add("resource limit", SYS_prlimit64,
@@ -219,16 +229,26 @@ void add_build_state(const ProcessImage& process, SyscallBatch& batch) {
 
 bool is_removed(std::string_view path) { return path.ends_with(kDeleted); }
 
-void add_process_state(const ProcessImage& process, int directory, SyscallBatch& batch) {
+void add_lasting_state(const ProcessImage& process, SyscallBatch& batch) {
+  add_layout(process, batch);
+  add_actions(process, batch);
+  batch.add("umask", SYS_umask, {process.file_mode_mask});
+}
+
+bool lasts_alike(const ProcessImage& one, const ProcessImage& other) {
+  return one.executable == other.executable && one.layout == other.layout &&
+         one.actions == other.actions && one.file_mode_mask == other.file_mode_mask;
+}
+
+void add_passing_state(const ProcessImage& process, int directory,
+                       const std::vector<ResourceLimit>& current, SyscallBatch& batch) {
   // A group whose leader is gone, or outside, cannot be joined again.
   if (process.process_group != process.pid && process.session != process.pid) {
     batch.add("process group", SYS_setpgid, {0, process.process_group}, false);
   }
   batch.add("personality", SYS_personality, {process.personality});
-  add_layout(process, batch);
   batch.add("child subreaper", SYS_prctl, {PR_SET_CHILD_SUBREAPER, process.child_subreaper});
-  add_actions(process, batch);
-  batch.add("umask", SYS_umask, {process.file_mode_mask});
+  add_action(process, SIGCHLD, batch);
   add_directories(process, directory, batch);
   if (process.mlock_future != 0) {
     batch.add("mlockall", SYS_mlockall, {process.mlock_future});
@@ -236,7 +256,12 @@ void add_process_state(const ProcessImage& process, int directory, SyscallBatch&
   add_interval_timers(process, batch);
   add_posix_timers(process, batch);
   add_pending(process, batch);
-  add_limits(process, batch);
+  add_limits(process, current, batch);
+}
+
+void add_process_state(const ProcessImage& process, int directory, SyscallBatch& batch) {
+  add_lasting_state(process, batch);
+  add_passing_state(process, directory, {}, batch);
 }
 
 void add_final_state(const ProcessImage& process, SyscallBatch& batch) {
@@ -247,6 +272,16 @@ void add_final_state(const ProcessImage& process, SyscallBatch& batch) {
   // 2 (suid_dumpable) cannot be asked for: prctl(2). It differs from 0 only in core dumps as root.
   const int dumpable = process.dumpable == kDumpableYes ? kDumpableYes : kDumpableNo;
   batch.add("dumpable", SYS_prctl, {PR_SET_DUMPABLE, dumpable, 0, 0, 0});
+}
+
+std::vector<ResourceLimit> limits_of(pid_t pid) {
+  std::vector<ResourceLimit> limits(RLIM_NLIMITS);
+  for (size_t resource = 0; resource < limits.size(); ++resource) {
+    rlimit64 limit{};
+    if (::syscall(SYS_prlimit64, pid, resource, nullptr, &limit) != 0) return {};
+    limits[resource] = {.soft = limit.rlim_cur, .hard = limit.rlim_max};
+  }
+  return limits;
 }
 
 void check_process_rights(const ProcessImage& process) {
