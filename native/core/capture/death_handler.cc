@@ -122,15 +122,14 @@ void DeathHandler::handle() {
   decided_us_ = now_us();
   // The worker leaves a copy within one chunk; what it had not copied stays marked.
   context_.capture->cancel();
-  answer_or_give_up([this] {
-    const bool at_once = death_->planned || !is_own_doing(death_->cause);
-    if (at_once) context_.keeper->send_empty(MessageType::kDying);
-    answer();
-  });
+  answer_or_give_up([this] { answer(); });
 }
 
 void DeathHandler::answer() {
-  if (death_->planned) return hand_over(capture_planned_epoch(context_));
+  if (death_->planned) {
+    context_.keeper->send_empty(MessageType::kDying);
+    return hand_over(capture_planned_epoch(context_));
+  }
   const bool whole = stands_whole();
   if (is_own_doing(death_->cause)) {
     tell_death();
@@ -143,6 +142,8 @@ void DeathHandler::answer() {
 // come to their stops.
 void DeathHandler::answer_kill(bool whole) {
   try {
+    // Not before: getting ready takes a CPU from them as well.
+    context_.keeper->send_empty(MessageType::kDying);
     if (whole) {
       promote_exactly();
     } else {

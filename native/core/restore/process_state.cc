@@ -12,6 +12,7 @@
 
 #include <cstring>
 #include <ctime>
+#include <optional>
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
@@ -54,7 +55,8 @@ prctl_mm_map layout_map(const MemoryLayout& layout) {
   return map;
 }
 
-// All in one PR_SET_MM_MAP: setting the parts one by one would need CAP_SYS_RESOURCE (prctl(2)).
+// All in one PR_SET_MM_MAP: setting the parts one by one would need CAP_SYS_RESOURCE (prctl(2)). An
+// executable that is mapped cannot be set once more (EBUSY, replace_mm_exe_file in kernel/fork.c).
 void add_layout(const ProcessImage& process, SyscallBatch& batch) {
   const std::vector<uint64_t>& auxv = process.layout.auxv;
   const uint64_t vector =
@@ -63,19 +65,26 @@ void add_layout(const ProcessImage& process, SyscallBatch& batch) {
     prctl_mm_map map;
     uint64_t overwritten = 0;  // by the upper half of the descriptor
   } data{.map = layout_map(process.layout)};
+  data.map.exe_fd = ~0u;
   const uint64_t map = batch.put_value(data);
-  const size_t file =
-      batch.add("executable", SYS_open,
-                {BatchArgument::data(batch.put_text(process.executable)), O_RDONLY | O_CLOEXEC, 0});
+  const bool has_executable =
+      read_link("/proc/" + std::to_string(process.pid) + "/exe") == process.executable;
+  std::optional<size_t> file;
+  if (!has_executable) {
+    const uint64_t path = batch.put_text(process.executable);
+    file = batch.add("executable", SYS_open, {BatchArgument::data(path), O_RDONLY | O_CLOEXEC, 0});
+  }
   if (!auxv.empty()) {
     add_store(BatchArgument::data(vector), map + offsetof(prctl_mm_map, auxv), batch);
     // The store covers 8 bytes: nothing beyond the pointer.
     static_assert(sizeof(prctl_mm_map::auxv) == sizeof(uint64_t));
   }
-  add_store(BatchArgument::result_of(file), map + offsetof(prctl_mm_map, exe_fd), batch);
+  if (file) {
+    add_store(BatchArgument::result_of(*file), map + offsetof(prctl_mm_map, exe_fd), batch);
+  }
   batch.add("memory layout and executable", SYS_prctl,
             {PR_SET_MM, PR_SET_MM_MAP, BatchArgument::data(map), sizeof(prctl_mm_map), 0});
-  batch.add("executable", SYS_close, {BatchArgument::result_of(file)});
+  if (file) batch.add("executable", SYS_close, {BatchArgument::result_of(*file)});
 }
 
 void add_action(const ProcessImage& process, int signal, SyscallBatch& batch) {

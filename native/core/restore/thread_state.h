@@ -1,8 +1,8 @@
 // How a replica's thread takes on the kernel state of its image, when promoted.
 //
-// Order of a promotion, for each process: descriptors, then add_process_state (leader), then
-// add_thread_state in every thread with the leader last, then add_final_state (leader, may share
-// its batch), apply_outer_state, and apply_registers for every thread. Signals stay blocked in
+// Order of a promotion, for each process: descriptors, then add_thread_state in every thread but
+// the leader, then in the leader add_process_state, add_thread_state and add_final_state (which may
+// be one batch), apply_outer_state, and apply_registers for every thread. Signals stay blocked in
 // the stub until apply_registers, except SIGTRAP: a breakpoint with SIGTRAP blocked makes the
 // kernel reset its action (force_sig_info_to_task in kernel/signal.c).
 #pragma once
