@@ -63,6 +63,14 @@ bool keeps_rseq_area(const ProcessImage& before, const ProcessImage& after,
          old->start == next->start && (next->prot & PROT_WRITE) != 0;
 }
 
+// Those that are new are forked.
+bool same_zombies(const std::vector<ZombieImage>& one, const std::vector<ZombieImage>& other) {
+  return std::equal(one.begin(), one.end(), other.begin(), other.end(),
+                    [](const ZombieImage& a, const ZombieImage& b) {
+                      return a.pid == b.pid && a.parent == b.parent;
+                    });
+}
+
 bool keeps_threads(const ProcessImage& before, const ProcessImage& after) {
   if (before.threads.size() != after.threads.size()) return false;
   return std::all_of(after.threads.begin(), after.threads.end(), [&](const ThreadImage& thread) {
@@ -158,7 +166,7 @@ void Readiness::take_back() {
 // The same processes with the same threads, as far as the replica's numbers tell.
 bool Readiness::stays_alike(const GroupImage& image) const {
   const auto& before = set_->processes;
-  return before.size() == image.processes.size() && set_->zombies.size() == image.zombies.size() &&
+  return before.size() == image.processes.size() && same_zombies(set_->zombies, image.zombies) &&
          std::all_of(image.processes.begin(), image.processes.end(), [&](const ProcessImage& next) {
            const ProcessImage* old = process_of(next.pid);
            return old != nullptr && old->parent == next.parent && old->session == next.session &&
