@@ -238,6 +238,8 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
     }
     case MessageType::kDropStaged:
       return standby_->drop_staged();
+    case MessageType::kDying:
+      return standby_->get_ready();
     case MessageType::kDescriptors:
       return standby_->take_descriptors(decode<DescriptorsMessage>(message.body),
                                         std::move(message.descriptors));

@@ -67,6 +67,11 @@ CommittedMessage StandbyReplica::commit(const ImageMessage& message) {
 
 void StandbyReplica::drop_staged() { staged_.clear(); }
 
+void StandbyReplica::get_ready() {
+  if (!committed_) throw FormatError("kDying before the first commit");
+  replica_->get_ready(*image_);
+}
+
 void StandbyReplica::take_descriptors(const DescriptorsMessage& message,
                                       std::vector<UniqueFd> descriptors) {
   if (descriptors.size() != message.positions.size() + message.memory_pids.size()) {

@@ -30,6 +30,8 @@ class StandbyReplica {
   void stage(const PagesMessage& message);
   CommittedMessage commit(const ImageMessage& message);
   void drop_staged();
+  // A promotion is near, of the epoch that the replica is at or of the next one.
+  void get_ready();
   void take_descriptors(const DescriptorsMessage& message, std::vector<UniqueFd> descriptors);
   // Brings the replica to the epoch of the message. `input.image` stays valid as long as this does.
   PromotionOrder prepare(const PromoteMessage& message);

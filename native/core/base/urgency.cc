@@ -41,9 +41,9 @@ bool run_promptly() {
 
 void run_after_others() { (void)::setpriority(PRIO_PROCESS, 0, kNiceLast); }
 
-void run_as_others() {
+void run_as_others(pid_t tid) {
   const sched_param none{.sched_priority = 0};
-  (void)::sched_setscheduler(0, SCHED_OTHER, &none);
+  (void)::sched_setscheduler(tid, SCHED_OTHER, &none);
 }
 
 OnOneCpu::OnOneCpu() {

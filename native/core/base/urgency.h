@@ -19,8 +19,8 @@ bool run_promptly();
 // The calling thread takes what ordinary ones leave.
 void run_after_others();
 
-// The calling thread runs as ordinary ones do again.
-void run_as_others();
+// The thread (0: the caller) runs as ordinary ones do again.
+void run_as_others(pid_t tid = 0);
 
 // Keeps the calling thread on the CPU that it is on, until the end. Whom it wakes and waits for in
 // turn is quicker there than on a CPU that has to be woken from its idle state (10 against 60 us

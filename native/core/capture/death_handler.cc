@@ -152,14 +152,40 @@ void DeathHandler::handle() {
 }
 
 void DeathHandler::answer() {
-  if (death_->planned) return hand_over(capture_planned_epoch(context_));
+  if (death_->planned) {
+    context_.keeper->send_empty(MessageType::kDying);
+    return hand_over(capture_planned_epoch(context_));
+  }
+  const bool whole = stands_whole();
+  if (is_own_doing(death_->cause)) {
+    tell_death();
+    return answer_own_doing();
+  }
+  answer_kill(whole);
+}
+
+// Told when the replica is on its way: who listens would take a CPU from those that still have to
+// come to their stops.
+void DeathHandler::answer_kill(bool whole) {
+  try {
+    // Not before: getting ready takes a CPU from them as well.
+    context_.keeper->send_empty(MessageType::kDying);
+    if (whole) {
+      promote_exactly();
+    } else {
+      hand_over(committed_epoch(context_));
+    }
+  } catch (const std::exception&) {
+    tell_death();
+    throw;
+  }
+  tell_death();
+}
+
+void DeathHandler::tell_death() {
   const int status = death_->wait_status;
   context_.events.on_died(death_->cause, WIFSIGNALED(status) ? WTERMSIG(status) : 0,
                           WIFEXITED(status) ? WEXITSTATUS(status) : 0);
-  const bool whole = stands_whole();
-  if (is_own_doing(death_->cause)) return answer_own_doing();
-  if (whole) return promote_exactly();
-  hand_over(committed_epoch(context_));
 }
 
 // Threads that nobody followed are gone with their registers, what does not stand still cannot be

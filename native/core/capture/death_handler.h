@@ -65,6 +65,8 @@ class DeathHandler final : public TracerThread::Owner {
   void handle();
   void answer();
   void answer_own_doing();
+  void answer_kill(bool whole);
+  void tell_death();
   [[nodiscard]] bool stands_whole();
   void promote_exactly();
   void promote_after_delay();

@@ -25,6 +25,10 @@ namespace {
 bool leavers_are_gone(const TracedProcess& process) {
   constexpr uint64_t kLeaveUs = 5000;
   const std::string tasks = "/proc/" + std::to_string(process.pid) + "/task/";
+  // Each thread is a folder, so the links count them (proc_task_getattr in fs/proc/base.c).
+  struct stat folder {};
+  const bool counted = ::stat(tasks.c_str(), &folder) == 0;
+  if (counted && folder.st_nlink == process.threads.size() + 2) return true;
   for (const uint64_t began = now_us(); now_us() - began < kLeaveUs;) {
     const auto tids = numeric_entries(tasks);
     if (!tids) return true;
@@ -121,6 +125,7 @@ std::vector<const TracedProcess*> GroupCapture::parents_first() const {
   const auto& all = tree_.processes();
   const auto root = all.find(tree_.root());
   if (root != all.end()) order.push_back(&root->second);
+  if (order.size() == all.size()) return order;
   std::map<pid_t, pid_t> parents;
   for (const auto& [pid, process] : all) {
     parents[pid] = parent_of(pid);
@@ -376,12 +381,15 @@ void GroupCapture::copy_again(const std::vector<PageRun>& runs) {
   }
 }
 
-std::function<void()> GroupCapture::prepare_last_look() {
+// A look at much memory takes its time, and another CPU can take it.
+void GroupCapture::begin_last_look() {
+  constexpr uint64_t kMuchBytes = 256u << 20;  // about 100 us, and so is a wake-up
   struct Look {
     MemoryCapture* memory;
     std::shared_ptr<const std::vector<MappingImage>> mappings;
   };
   std::vector<Look> looks;
+  uint64_t bytes = 0;
   for (auto& [pid, member] : members_) {
     const auto process = tree_.processes().find(pid);
     if (process == tree_.processes().end() || !member.last || !member.memory ||
@@ -392,12 +400,17 @@ std::function<void()> GroupCapture::prepare_last_look() {
     if (!mappings) continue;
     member.last_mappings = std::make_shared<const std::vector<MappingImage>>(std::move(*mappings));
     looks.push_back({member.memory.get(), member.last_mappings});
+    for (const MappingImage& mapping : *member.last_mappings) bytes += mapping.range().bytes();
   }
-  return [this, looks = std::move(looks)] {
+  auto work = [this, looks = std::move(looks)] {
     const std::lock_guard lock(memory_mutex_);
     for (const Look& look : looks) look.memory->look_last(*look.mappings);
   };
+  if (bytes < kMuchBytes) return work();
+  look_thread_.start(std::move(work));
 }
+
+void GroupCapture::end_last_look() { look_thread_.wait(); }
 
 std::vector<LazyRange> GroupCapture::copy_last(const GroupImage& image, PageSink& sink,
                                                uint64_t copy_pages_max) {

@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/side_thread.h"
 #include "core/image/descriptor_capture.h"
 #include "core/image/group_image.h"
 #include "core/image/process_capture.h"
@@ -73,9 +74,11 @@ class GroupCapture {
   CopyRound copy_frozen(const GroupImage& image, PageSink& sink);
 
   // Tracer thread, tree dying. Reads the mappings for the capture with StateDetail::last and the
-  // copy_last() that come next, and returns what looks for written pages beside the capture, in any
-  // thread; it must have returned before copy_last(). Throws SysError when it cannot look.
-  std::function<void()> prepare_last_look();
+  // copy_last() that come next, and begins to look for written pages: what a dying process has
+  // written does not change any more. Throws SysError when it cannot look.
+  void begin_last_look();
+  // Waits for the look. Throws what it met.
+  void end_last_look();
 
   // Tracer thread, tree dying or frozen for good. See MemoryCapture::copy_last.
   std::vector<LazyRange> copy_last(const GroupImage& image, PageSink& sink,
@@ -116,7 +119,7 @@ class GroupCapture {
     std::unique_ptr<MemoryCapture> memory;
     uint64_t tracked_pages = 0;  // size of the address space when its mappings were tracked
     std::optional<ProcessImage> last;
-    std::shared_ptr<const std::vector<MappingImage>> last_mappings;  // of prepare_last_look()
+    std::shared_ptr<const std::vector<MappingImage>> last_mappings;  // of begin_last_look()
   };
 
   // group_members.cc
@@ -156,6 +159,7 @@ class GroupCapture {
   std::deque<std::pair<pid_t, std::optional<int>>>
       ended_;  // host pid and wait status; may be waited for by now
   std::map<std::pair<uint64_t, uint64_t>, uint32_t> object_ids_;  // by device and inode
+  SideThread look_thread_;
   std::string stdio_path_;
   std::unique_ptr<DescriptorCapture> descriptors_;
   std::unique_ptr<SharedObjectCapture> shared_;

@@ -1,10 +1,8 @@
 #include "core/capture/last_epoch.h"
 
-#include <functional>
-#include <future>
+#include <exception>
 
 #include "core/base/sys_error.h"
-#include "core/base/urgency.h"
 #include "core/image/kernel_reader.h"
 
 namespace replpage {
@@ -77,16 +75,28 @@ void take_matching_files(GroupContext& context, std::vector<UniqueFd>& matched) 
   }
 }
 
+// The processes looked at must not be forgotten before the look is over.
+class EndOfLook {
+ public:
+  explicit EndOfLook(GroupCapture& capture) : capture_(capture) {}
+  ~EndOfLook() {
+    try {
+      capture_.end_last_look();
+    } catch (const std::exception&) {  // the exception that ends the capture tells enough
+    }
+  }
+  EndOfLook(const EndOfLook&) = delete;
+  EndOfLook& operator=(const EndOfLook&) = delete;
+
+ private:
+  GroupCapture& capture_;
+};
+
 }  // namespace
 
-// The look for written pages takes its time by the size of memory, and another CPU can take it:
-// what a dying process has written does not change any more.
 HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
-  std::future<void> look =
-      std::async(std::launch::async, [work = context.capture->prepare_last_look()] {
-        run_before_others();
-        work();
-      });
+  const EndOfLook end_of_look(*context.capture);
+  context.capture->begin_last_look();
   GroupImage image =
       context.capture->capture_state({.last = true,
                                       .inject = false,
@@ -96,7 +106,7 @@ HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
   restore_dropped_signals(context, seen_us, image);
   number(context, image);
   std::vector<UniqueFd> open_files = context.capture->take_descriptors(image);
-  look.get();
+  context.capture->end_last_look();
   std::vector<LazyRange> lazy = take_last_pages(context, image);
   return {std::move(image), std::move(open_files), std::move(lazy), true};
 }

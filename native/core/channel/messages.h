@@ -31,6 +31,7 @@ enum class MessageType : uint16_t {
   kDescriptors = 7,  // DescriptorsMessage + descriptors, before kPromote
   kPromote = 8,      // PromoteMessage: apply staged pages, then run
   kReleased = 9,     // the dying process is gone: lazy sources are closed
+  kDying = 10,       // empty: kPromote is next, of the last commit or one epoch later
   // keeper -> tracer
   kReady = 32,      // ReadyMessage + a pidfd of the keeper
   kPagesDone = 33,  // empty: the chunk's room in the staging area is free again

@@ -46,6 +46,7 @@ struct ResourceLimit {
   void visit(A& a) {
     a(soft, hard);
   }
+  bool operator==(const ResourceLimit&) const = default;
 };
 
 // prctl_mm_map of prctl(2), without the vectors and the executable.
@@ -58,6 +59,7 @@ struct MemoryLayout {
     a(start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end,
       env_start, env_end, auxv);
   }
+  bool operator==(const MemoryLayout&) const = default;
 };
 
 struct ProcessImage {

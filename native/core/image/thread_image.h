@@ -23,6 +23,7 @@ struct AltStack {
   void visit(A& a) {
     a(sp, size, flags);
   }
+  bool operator==(const AltStack&) const = default;
 };
 
 struct Credentials {
@@ -56,6 +57,7 @@ struct Scheduling {
     a(policy, flags, nice, priority, runtime_ns, deadline_ns, period_ns, io_priority,
       timer_slack_ns, affinity);
   }
+  bool operator==(const Scheduling&) const = default;
 };
 
 // PTRACE_GET_RSEQ_CONFIGURATION; pointer 0 when not registered.
@@ -66,6 +68,7 @@ struct RseqRegistration {
   void visit(A& a) {
     a(pointer, size, signature, flags);
   }
+  bool operator==(const RseqRegistration&) const = default;
 };
 
 struct ThreadImage {

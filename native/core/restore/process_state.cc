@@ -12,6 +12,7 @@
 
 #include <cstring>
 #include <ctime>
+#include <optional>
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
@@ -54,7 +55,8 @@ prctl_mm_map layout_map(const MemoryLayout& layout) {
   return map;
 }
 
-// All in one PR_SET_MM_MAP: setting the parts one by one would need CAP_SYS_RESOURCE (prctl(2)).
+// All in one PR_SET_MM_MAP: setting the parts one by one would need CAP_SYS_RESOURCE (prctl(2)). An
+// executable that is mapped cannot be set once more (EBUSY, replace_mm_exe_file in kernel/fork.c).
 void add_layout(const ProcessImage& process, SyscallBatch& batch) {
   const std::vector<uint64_t>& auxv = process.layout.auxv;
   const uint64_t vector =
@@ -63,27 +65,40 @@ void add_layout(const ProcessImage& process, SyscallBatch& batch) {
     prctl_mm_map map;
     uint64_t overwritten = 0;  // by the upper half of the descriptor
   } data{.map = layout_map(process.layout)};
+  data.map.exe_fd = ~0u;
   const uint64_t map = batch.put_value(data);
-  const size_t file =
-      batch.add("executable", SYS_open,
-                {BatchArgument::data(batch.put_text(process.executable)), O_RDONLY | O_CLOEXEC, 0});
+  const bool has_executable =
+      read_link("/proc/" + std::to_string(process.pid) + "/exe") == process.executable;
+  std::optional<size_t> file;
+  if (!has_executable) {
+    const uint64_t path = batch.put_text(process.executable);
+    file = batch.add("executable", SYS_open, {BatchArgument::data(path), O_RDONLY | O_CLOEXEC, 0});
+  }
   if (!auxv.empty()) {
     add_store(BatchArgument::data(vector), map + offsetof(prctl_mm_map, auxv), batch);
     // The store covers 8 bytes: nothing beyond the pointer.
     static_assert(sizeof(prctl_mm_map::auxv) == sizeof(uint64_t));
   }
-  add_store(BatchArgument::result_of(file), map + offsetof(prctl_mm_map, exe_fd), batch);
+  if (file) {
+    add_store(BatchArgument::result_of(*file), map + offsetof(prctl_mm_map, exe_fd), batch);
+  }
   batch.add("memory layout and executable", SYS_prctl,
             {PR_SET_MM, PR_SET_MM_MAP, BatchArgument::data(map), sizeof(prctl_mm_map), 0});
-  batch.add("executable", SYS_close, {BatchArgument::result_of(file)});
+  if (file) batch.add("executable", SYS_close, {BatchArgument::result_of(*file)});
 }
 
+void add_action(const ProcessImage& process, int signal, SyscallBatch& batch) {
+  const auto index = static_cast<size_t>(signal) - 1;
+  if (index >= process.actions.size()) return;
+  batch.add("signal action", SYS_rt_sigaction,
+            {signal, BatchArgument::data(batch.put_value(process.actions[index])), 0, 8});
+}
+
+// But for SIGCHLD: with that ignored, zombies could not be made.
 void add_actions(const ProcessImage& process, SyscallBatch& batch) {
-  for (size_t index = 0; index < process.actions.size(); ++index) {
-    const int signal = static_cast<int>(index) + 1;
-    if (signal == SIGKILL || signal == SIGSTOP) continue;
-    batch.add("signal action", SYS_rt_sigaction,
-              {signal, BatchArgument::data(batch.put_value(process.actions[index])), 0, 8});
+  for (int signal = 1; signal <= static_cast<int>(process.actions.size()); ++signal) {
+    if (signal == SIGKILL || signal == SIGSTOP || signal == SIGCHLD) continue;
+    add_action(process, signal, batch);
   }
 }
 
@@ -181,9 +196,13 @@ void add_pending(const ProcessImage& process, SyscallBatch& batch) {
   }
 }
 
-// By the process itself, which may always lower its limits, and while it may raise them.
-void add_limits(const ProcessImage& process, SyscallBatch& batch) {
+// By the process itself, which may always lower its limits, and while it may raise them. The limit
+// for descriptors may have been raised for their sake.
+void add_limits(const ProcessImage& process, const std::vector<ResourceLimit>& current,
+                SyscallBatch& batch) {
   for (size_t resource = 0; resource < process.limits.size(); ++resource) {
+    const bool known = resource < current.size() && resource != RLIMIT_NOFILE;
+    if (known && current[resource] == process.limits[resource]) continue;
     const rlimit64 limit{.rlim_cur = process.limits[resource].soft,
                          .rlim_max = process.limits[resource].hard};
     batch.add("resource limit", SYS_prlimit64,
@@ -219,16 +238,26 @@ void add_build_state(const ProcessImage& process, SyscallBatch& batch) {
 
 bool is_removed(std::string_view path) { return path.ends_with(kDeleted); }
 
-void add_process_state(const ProcessImage& process, int directory, SyscallBatch& batch) {
+void add_lasting_state(const ProcessImage& process, SyscallBatch& batch) {
+  add_layout(process, batch);
+  add_actions(process, batch);
+  batch.add("umask", SYS_umask, {process.file_mode_mask});
+}
+
+bool lasts_alike(const ProcessImage& one, const ProcessImage& other) {
+  return one.executable == other.executable && one.layout == other.layout &&
+         one.actions == other.actions && one.file_mode_mask == other.file_mode_mask;
+}
+
+void add_passing_state(const ProcessImage& process, int directory,
+                       const std::vector<ResourceLimit>& current, SyscallBatch& batch) {
   // A group whose leader is gone, or outside, cannot be joined again.
   if (process.process_group != process.pid && process.session != process.pid) {
     batch.add("process group", SYS_setpgid, {0, process.process_group}, false);
   }
   batch.add("personality", SYS_personality, {process.personality});
-  add_layout(process, batch);
   batch.add("child subreaper", SYS_prctl, {PR_SET_CHILD_SUBREAPER, process.child_subreaper});
-  add_actions(process, batch);
-  batch.add("umask", SYS_umask, {process.file_mode_mask});
+  add_action(process, SIGCHLD, batch);
   add_directories(process, directory, batch);
   if (process.mlock_future != 0) {
     batch.add("mlockall", SYS_mlockall, {process.mlock_future});
@@ -236,7 +265,12 @@ void add_process_state(const ProcessImage& process, int directory, SyscallBatch&
   add_interval_timers(process, batch);
   add_posix_timers(process, batch);
   add_pending(process, batch);
-  add_limits(process, batch);
+  add_limits(process, current, batch);
+}
+
+void add_process_state(const ProcessImage& process, int directory, SyscallBatch& batch) {
+  add_lasting_state(process, batch);
+  add_passing_state(process, directory, {}, batch);
 }
 
 void add_final_state(const ProcessImage& process, SyscallBatch& batch) {
@@ -247,6 +281,16 @@ void add_final_state(const ProcessImage& process, SyscallBatch& batch) {
   // 2 (suid_dumpable) cannot be asked for: prctl(2). It differs from 0 only in core dumps as root.
   const int dumpable = process.dumpable == kDumpableYes ? kDumpableYes : kDumpableNo;
   batch.add("dumpable", SYS_prctl, {PR_SET_DUMPABLE, dumpable, 0, 0, 0});
+}
+
+std::vector<ResourceLimit> limits_of(pid_t pid) {
+  std::vector<ResourceLimit> limits(RLIM_NLIMITS);
+  for (size_t resource = 0; resource < limits.size(); ++resource) {
+    rlimit64 limit{};
+    if (::syscall(SYS_prlimit64, pid, resource, nullptr, &limit) != 0) return {};
+    limits[resource] = {.soft = limit.rlim_cur, .hard = limit.rlim_max};
+  }
+  return limits;
 }
 
 void check_process_rights(const ProcessImage& process) {

@@ -24,6 +24,16 @@ void add_build_state(const ProcessImage& process, SyscallBatch& batch);
 // removed; it is closed. Else below 0.
 void add_process_state(const ProcessImage& process, int directory, SyscallBatch& batch);
 
+// The same in two parts: what lasts may be set some time before the process is let go. `current`:
+// limits that the process has now, empty when they are not known.
+void add_lasting_state(const ProcessImage& process, SyscallBatch& batch);
+void add_passing_state(const ProcessImage& process, int directory,
+                       const std::vector<ResourceLimit>& current, SyscallBatch& batch);
+[[nodiscard]] bool lasts_alike(const ProcessImage& one, const ProcessImage& other);
+
+// Resource limits of a process in number order; empty when they are not to be had.
+std::vector<ResourceLimit> limits_of(pid_t pid);
+
 // Whether a path of /proc/PID/cwd says that the directory has been removed.
 bool is_removed(std::string_view path);
 

@@ -49,16 +49,6 @@ uint64_t find_syscall_instruction(StubProcess& process) {
   throw SysError("find a system call instruction", ENOTSUP, on_pid(process.pid()));
 }
 
-// A thread that ran before others comes back with the default, and only it can set another.
-bool has_own_timer_slack(const GroupImage& image) {
-  constexpr uint64_t kDefaultNs = 50'000;
-  return std::any_of(image.processes.begin(), image.processes.end(), [](const ProcessImage& p) {
-    return std::any_of(p.threads.begin(), p.threads.end(), [](const ThreadImage& thread) {
-      return thread.scheduling.timer_slack_ns != kDefaultNs;
-    });
-  });
-}
-
 }  // namespace
 
 // SIGCHLD comes when the time is over, too: it is what the keeper calls free_moved() for.
@@ -85,8 +75,7 @@ PromotedReplica Promotion::run(PromoteInput input,
   if (!input.exact && !input.keep_files) check_files_unchanged(image);
   PromotedReplica promoted;
   promoted.root = image.processes.front().pid;
-  const OnOneCpu cpu;
-  hurry(image, cpu);
+  scheduling_ = readiness_.hurry(image);
   give_memfds(input);
   prepare_lazy(input, promoted);
   if (before_run) before_run(promoted);
@@ -100,6 +89,7 @@ PromotedReplica Promotion::run(PromoteInput input,
   restore_state(image);
   leave_stubs();
   let_go(image);
+  readiness_.finish();
   promoted.ran_us = now_us();
   promoted.took_us = promoted.ran_us - started;
   return promoted;
@@ -152,56 +142,33 @@ void Promotion::prepare_lazy(const PromoteInput& input, PromotedReplica& promote
   }
 }
 
-// Until they are the program's, its threads run before others, as the keeper does.
-void Promotion::hurry(const GroupImage& image, const OnOneCpu& cpu) {
-  constexpr size_t kTogetherMax = 16;  // more do better side by side
-  size_t threads = 0;
-  for (const ProcessImage& process : image.processes) threads += process.threads.size();
-  scheduling_ = SetScheduling::kByItself;
-  if (has_own_timer_slack(image)) return;
-  for (const ProcessImage& process : image.processes) {
-    for (const ThreadImage& thread : process.threads) {
-      if (!run_before_others(thread.tid)) return;
-      scheduling_ = SetScheduling::kLater;
-      if (threads <= kTogetherMax) (void)cpu.take(thread.tid);
-    }
-  }
-}
-
 void Promotion::complete_all() {
   for (StubProcess* process : tree_.processes()) process->complete();
 }
 
-// All processes, and then all their threads, at the same time. The leaders come last: with their
-// credentials goes the right to do the rest.
+// All threads at the same time, but for the leaders, which come last: the rest needs their rights,
+// and is disturbed by a change of anybody's credentials.
 void Promotion::restore_state(const GroupImage& image) {
   const auto directories = give_directories();
-  for (const ProcessImage& process : image.processes) {
-    SyscallBatch shared;
-    add_signal_flush(shared);
-    const auto removed = directories.find(process.pid);
-    add_process_state(process, removed == directories.end() ? -1 : removed->second, shared);
-    tree_.at(process.pid).begin(process.pid, std::move(shared));
-  }
-  complete_all();
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) {
       if (thread.tid == process.pid) continue;
       SyscallBatch batch;
-      add_thread_state(process, thread, scheduling_, batch);
-      tree_.at(process.pid).begin(thread.tid, std::move(batch));
+      readiness_.add_thread(process, thread, batch);
+      if (!batch.empty()) tree_.at(process.pid).begin(thread.tid, std::move(batch));
     }
   }
   complete_all();
   for (const ProcessImage& process : image.processes) {
-    SyscallBatch last;
-    for (const ThreadImage& thread : process.threads) {
-      if (thread.tid == process.pid) add_thread_state(process, thread, scheduling_, last);
-    }
-    add_final_state(process, last);
-    tree_.at(process.pid).begin(process.pid, std::move(last));
+    SyscallBatch batch;
+    add_signal_flush(batch);
+    const auto removed = directories.find(process.pid);
+    readiness_.add_process(process, removed == directories.end() ? -1 : removed->second, batch);
+    readiness_.add_thread(process, process.threads.front(), batch);
+    add_final_state(process, batch);
+    tree_.at(process.pid).begin(process.pid, std::move(batch));
   }
-  for (const ProcessImage& process : image.processes) apply_outer_state(process.pid, process);
+  for (const ProcessImage& process : image.processes) readiness_.apply_outer(process);
   complete_all();
 }
 

@@ -10,13 +10,12 @@
 #include <utility>
 #include <vector>
 
-#include "core/base/urgency.h"
 #include "core/restore/assistant.h"
 #include "core/restore/lazy_memory.h"
 #include "core/restore/primary_files.h"
 #include "core/restore/process_tree.h"
+#include "core/restore/readiness.h"
 #include "core/restore/replica.h"
-#include "core/restore/thread_state.h"
 
 namespace replpage {
 
@@ -36,7 +35,12 @@ class LockDeadline {
 
 class Promotion {
  public:
-  Promotion(ProcessTree& tree, SharedObjects& objects) : tree_(tree), objects_(objects) {}
+  Promotion(ProcessTree& tree, SharedObjects& objects)
+      : tree_(tree), objects_(objects), readiness_(tree) {}
+
+  // See Replica::get_ready. expect() comes before the replica is shaped as another image.
+  void get_ready(const GroupImage& image) { readiness_.get_ready(image); }
+  void expect(const GroupImage& image) { readiness_.expect(image); }
 
   // For every process of each image: takes hold of a working directory that has been removed, which
   // no path leads to. Throws SysError when it is not to be had.
@@ -53,7 +57,6 @@ class Promotion {
   void prepare_lazy(const PromoteInput& input, PromotedReplica& promoted);
   // Numbers, in their processes, of the directories that were kept.
   std::map<int32_t, int> give_directories();
-  void hurry(const GroupImage& image, const OnOneCpu& cpu);
   void restore_state(const GroupImage& image);
   void complete_all();
   void leave_stubs();
@@ -63,6 +66,7 @@ class Promotion {
 
   ProcessTree& tree_;
   SharedObjects& objects_;
+  Readiness readiness_;
   struct KeptDirectory {
     std::string path;
     UniqueFd fd;

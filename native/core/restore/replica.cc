@@ -30,6 +30,7 @@ class StubReplica final : public Replica {
 
   void shape(const GroupImage& image) override {
     if (image.processes.empty()) throw FormatError("an image has no processes");
+    promotion_.expect(image);
     // Objects that vanish are kept by the mappings that the tree still has until it is shaped.
     objects_.shape(image.shared_objects);
     tree_.shape(image);
@@ -53,6 +54,8 @@ class StubReplica final : public Replica {
       }
     }
   }
+
+  void get_ready(const GroupImage& image) override { promotion_.get_ready(image); }
 
   PromotedReplica promote(PromoteInput input,
                           const std::function<void(PromotedReplica&)>& before_run) override {

@@ -85,6 +85,10 @@ class Replica {
   // Writes pages of processes and shared objects. Later runs win.
   virtual void write(std::span<const PageRun> runs, StagedPages& staged) = 0;
 
+  // promote() is to come, of `image`, which has been shaped, or of one that follows it closely.
+  // Does ahead what can be. Only shape(), write() and promote() may follow.
+  virtual void get_ready(const GroupImage& image) = 0;
+
   // Turns the replica into the running group. Before a single instruction runs, `before_run` is
   // called with what must be served from now on; it must start serving in another thread and
   // return, because kernel state restored after it may touch lazy pages. `image` has been shaped.

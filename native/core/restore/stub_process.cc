@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstddef>
+#include <exception>
+#include <utility>
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
@@ -228,13 +230,20 @@ void StubProcess::begin(int32_t tid, SyscallBatch batch) {
 }
 
 void StubProcess::complete() {
-  for (const Started& started : started_) {
-    if (!started.waiting) threads_.at(started.tid).finish(*stub_, started.batch, started.slot);
+  const std::vector<Started> started = std::exchange(started_, {});
+  std::exception_ptr failure;
+  for (const Started& one : started) {
+    if (one.waiting) continue;
+    try {
+      threads_.at(one.tid).finish(*stub_, one.batch, one.slot);
+    } catch (const SysError&) {
+      if (!failure) failure = std::current_exception();
+    }
   }
-  for (const Started& started : started_) {
-    if (started.waiting) run(started.batch, started.tid);
+  if (failure) std::rethrow_exception(failure);
+  for (const Started& one : started) {
+    if (one.waiting) run(one.batch, one.tid);
   }
-  started_.clear();
 }
 
 std::vector<int> StubProcess::receive(std::span<const int> descriptors, int lowest) {

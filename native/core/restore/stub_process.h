@@ -36,7 +36,8 @@ class StubProcess final : public ReplicaProcess {
   std::vector<int> receive(std::span<const int> descriptors, int lowest) override;
 
   // Starts a batch in a thread and returns at once, where there is room in the stub; complete()
-  // waits for all that were started, and runs what had no room. Only complete() may follow.
+  // waits for all that were started, and runs what had no room; it throws the first failure when
+  // none runs any more. Only complete() may follow.
   void begin(int32_t tid, SyscallBatch batch);
   void complete();
 

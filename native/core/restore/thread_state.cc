@@ -145,8 +145,7 @@ void set_registers(pid_t tid, unsigned set, const void* data, size_t size, const
 
 }  // namespace
 
-void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetScheduling when,
-                      SyscallBatch& batch) {
+void add_lasting_state(const ThreadImage& thread, SetScheduling when, SyscallBatch& batch) {
   batch.add("thread name", SYS_prctl,
             {PR_SET_NAME, BatchArgument::data(batch.put_text(thread.name))});
   batch.add("tid address", SYS_set_tid_address, {thread.clear_child_tid});
@@ -161,10 +160,39 @@ void add_thread_state(const ProcessImage& process, const ThreadImage& thread, Se
               {thread.rseq.pointer, thread.rseq.size, thread.rseq.flags, thread.rseq.signature});
   }
   add_scheduling(thread.scheduling, when, batch);
+}
+
+bool lasts_alike(const ThreadImage& one, const ThreadImage& other) {
+  return one.name == other.name && one.clear_child_tid == other.clear_child_tid &&
+         one.robust_list == other.robust_list && one.altstack == other.altstack &&
+         one.rseq == other.rseq && one.scheduling == other.scheduling;
+}
+
+void add_removal(const ThreadImage& thread, SyscallBatch& batch) {
+  constexpr int kUnregister = 1;  // RSEQ_FLAG_UNREGISTER
+  if (thread.rseq.pointer != 0) {
+    batch.add("rseq", SYS_rseq,
+              {thread.rseq.pointer, thread.rseq.size, kUnregister, thread.rseq.signature}, false);
+  }
+  batch.add("tid address", SYS_set_tid_address, {0});
+  batch.add("robust list", SYS_set_robust_list, {0, sizeof(robust_list_head)});
+}
+
+void add_passing_state(const ProcessImage& process, const ThreadImage& thread,
+                       const Credentials* current, SyscallBatch& batch) {
   add_pending(process, thread, batch);
-  add_credentials(thread.credentials, batch);
+  const bool same = current != nullptr && *current == thread.credentials;
+  if (!same) add_credentials(thread.credentials, batch);
   // After the credentials, whose change clears it (commit_creds in kernel/cred.c).
-  batch.add("parent-death signal", SYS_prctl, {PR_SET_PDEATHSIG, thread.parent_death_signal});
+  if (!same || thread.parent_death_signal != 0) {
+    batch.add("parent-death signal", SYS_prctl, {PR_SET_PDEATHSIG, thread.parent_death_signal});
+  }
+}
+
+void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetScheduling when,
+                      SyscallBatch& batch) {
+  add_lasting_state(thread, when, batch);
+  add_passing_state(process, thread, nullptr, batch);
 }
 
 void apply_scheduling(pid_t tid, const Scheduling& scheduling) {

@@ -1,8 +1,8 @@
 // How a replica's thread takes on the kernel state of its image, when promoted.
 //
-// Order of a promotion, for each process: descriptors, then add_process_state (leader), then
-// add_thread_state in every thread with the leader last, then add_final_state (leader, may share
-// its batch), apply_outer_state, and apply_registers for every thread. Signals stay blocked in
+// Order of a promotion, for each process: descriptors, then add_thread_state in every thread but
+// the leader, then in the leader add_process_state, add_thread_state and add_final_state (which may
+// be one batch), apply_outer_state, and apply_registers for every thread. Signals stay blocked in
 // the stub until apply_registers, except SIGTRAP: a breakpoint with SIGTRAP blocked makes the
 // kernel reset its action (force_sig_info_to_task in kernel/signal.c).
 #pragma once
@@ -23,6 +23,16 @@ namespace replpage {
 enum class SetScheduling : uint8_t { kByItself, kLater };
 void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetScheduling when,
                       SyscallBatch& batch);
+
+// The same in two parts. What lasts may be set some time before the thread is let go, and taken
+// back: a thread that forks, exits or loses the memory of its rseq area while that is registered is
+// killed, or writes where it has nothing to write. What passes comes last; `current`: credentials
+// that the thread has now, null when they are not known.
+void add_lasting_state(const ThreadImage& thread, SetScheduling when, SyscallBatch& batch);
+void add_removal(const ThreadImage& thread, SyscallBatch& batch);
+void add_passing_state(const ProcessImage& process, const ThreadImage& thread,
+                       const Credentials* current, SyscallBatch& batch);
+[[nodiscard]] bool lasts_alike(const ThreadImage& one, const ThreadImage& other);
 
 // SetScheduling::kLater: gives a thread that was hurried its affinity and policy, by the caller's
 // right to hurry it. A policy that is not to be had here (a deadline's budget) is the ordinary one
