@@ -1,6 +1,6 @@
 /** The life of a group as a pure machine, and how deaths are told. */
 import t from 'tap';
-import { describeDeath, nameSignals } from '../../src/capture/death.js';
+import { describeDeath, inWords, nameSignals } from '../../src/capture/death.js';
 import {
   crashDelayMs,
   laggingAfter,
@@ -178,5 +178,27 @@ t.test('a death is told in words', (t) => {
   t.equal(describeDeath({ cause: 'signal', signal: 63 }), 'ended by signal 63');
   t.equal(describeDeath({ cause: 'exit', status: 3 }), 'ended by itself with status 3');
   t.equal(nameSignals('ended by signal 15, then signal 99'), 'ended by SIGTERM, then signal 99');
+  const stale = 'a file has changed since the epoch /a: Stale file handle';
+  t.match(inWords(stale), /^a file has changed since the epoch \/a \(.*--files keep/);
+  t.end();
+});
+
+t.test('a process that ends while nobody guards it ends its group', (t) => {
+  const gone: GroupEvent = { type: 'ended', reason: 'gone' };
+  const detached = feed(fresh(), started, { type: 'detachAsked' }, gone);
+  t.same(detached.core.phase, { kind: 'ended', reason: 'gone' });
+  const lost = feed(fresh(), started, { type: 'lost', reason: 'keeper died' }, gone);
+  t.equal(lost.core.phase.kind, 'ended');
+  t.same(types(feed(fresh(), started, { type: 'ended', reason: 'x' }, gone)), []);
+  t.end();
+});
+
+t.test('a promotion says what was lost, a drain of nothing says nothing', (t) => {
+  const inexact = { ...report, exact: false, lostMs: 120 };
+  const run = feed(fresh(), started, crashed, { type: 'promoted', report: inexact });
+  const said = run.effects.find((effect) => effect.type === 'note');
+  t.match(said, { why: /from epoch 9, 120 ms lost/ });
+  const drained = step(run.core, { type: 'drained', us: 1, pages: 0 }).effects;
+  t.notOk(drained.some((effect) => effect.type === 'note'));
   t.end();
 });

@@ -170,7 +170,7 @@ t.test('a promotion starts the next generation; events of the old one are ignore
   natives[0]?.emit({ type: 'unprotected', reason: 'late' });
   t.equal(group.core.phase.kind, 'protected');
   t.equal(natives[0]?.stopped, 1);
-  t.same(notes, ['protected', 'died', 'promoted', 'drained', 'protected']);
+  t.same(notes, ['protected', 'died', 'promoted', 'protected']);
   await group.shutdown();
   t.equal(natives[1]?.stopped, 1);
   t.equal(group.core.phase.kind, 'protected', 'its record stays for the next daemon');
@@ -248,4 +248,37 @@ t.test('epochs that fail outright give protection up, abandoned ones do not', as
   await waitFor('lagging', () => slow.group.core.phase.kind === 'lagging');
   await waitFor('going on', () => (slow.natives[0]?.epochs ?? 0) > 50);
   await slow.group.unprotect();
+});
+
+t.test('what is over says why it cannot be acted on, and what to do', async (t) => {
+  const { group } = scene();
+  await group.protect();
+  await group.detach();
+  const again = { code: 'ERR_NO_REPLICA', advice: /replpage protect 1000 --name a/ };
+  await t.rejects(group.promote(), again);
+  await t.rejects(group.detach(), again);
+  group.gone();
+  await t.rejects(group.promote(), { code: 'ERR_ENDED', message: /ended while it was detached/ });
+});
+
+t.test('a tracker that the kernel lacks is refused with what to do', async (t) => {
+  const call = 'track memory by soft-dirty bits';
+  const lacking = Object.assign(new Error(`${call}: Operation not supported`), {
+    code: 'EOPNOTSUPP',
+    syscall: call,
+  });
+  const { group } = scene((native) => (native.startResult = () => Promise.reject(lacking)));
+  await t.rejects(group.protect(), {
+    code: 'ERR_REFUSED',
+    message:
+      'cannot protect process 1000: track memory by soft-dirty bits: Operation not supported',
+    advice: /--tracker auto/,
+  });
+});
+
+t.test('unprotecting during the first copy is told to whoever protects', async (t) => {
+  const { group } = scene((native) => (native.startResult = () => new Promise(() => undefined)));
+  const waiting = group.protect();
+  await group.unprotect();
+  await t.rejects(waiting, { code: 'ERR_ENDED', message: /was unprotected meanwhile/ });
 });
