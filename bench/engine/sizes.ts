@@ -20,7 +20,7 @@ export const usage = `
   --pairs 5         runs with and without protection, in turns
   --seconds 10      length of each of these runs
   --key-space 6000000
-  --small           128 MiB, 5 kills, 2 pairs of 3 seconds, for a first look
+  --small           128 MiB, 5 kills, 3 pairs of 3 seconds, for a first look
   --only restart,decision,pause,throughput,signals,churn,copy`;
 
 export function readSizes(args: readonly string[]): Sizes {
@@ -43,7 +43,7 @@ export function readSizes(args: readonly string[]): Sizes {
     mib: pick(values.mib, 1024, 128),
     mibMax: pick(values['mib-max'], 4096, 256),
     kills: pick(values.kills, 30, 5),
-    pairs: pick(values.pairs, 5, 2),
+    pairs: pick(values.pairs, 5, 3),
     seconds: pick(values.seconds, 10, 3),
     keySpace: pick(values['key-space'], 6_000_000, 500_000),
     only: values.only === '' ? [] : values.only.split(','),

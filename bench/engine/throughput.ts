@@ -24,6 +24,8 @@ export async function measureThroughput(
   for (let pair = 1; pair <= sizes.pairs; pair++) {
     const without = await measureLoad(stage, server, load, sizes, guess);
     const { epoch } = await stage.protect(server.pid, 'redis');
+    // The interval is found while the load runs. What comes before belongs to the start.
+    const settling = await measureLoad(stage, server, load, sizes, guess);
     const watch = setInterval(() => {
       void stage.group('redis').then((group) => {
         if (group && group.epoch > epoch) {
@@ -46,7 +48,8 @@ export async function measureThroughput(
     );
     ratios.push(protectedRate / without);
     figures.note(
-      `${load}, pair ${pair}: ${Math.round(without)} without, ${Math.round(protectedRate)} with`,
+      `${load}, pair ${pair}: ${Math.round(without)} without, ${Math.round(protectedRate)} with` +
+        ` (${Math.round(settling)} in the first seconds)`,
     );
     guess = without;
   }

@@ -1,10 +1,15 @@
-/** Small programs that count what they get done, with and without protection, in turns. */
+/**
+ * Small programs that count what they get done, with and without protection, in turns, and beside a
+ * tracer that does nothing: what the machine's own stops cost.
+ */
+import { once } from 'node:events';
 import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import { root } from '../../test/support/repository.js';
 import type { Stage } from '../../test/support/stage.js';
 import { buildIn } from '../../test/support/victim.js';
 import { letRun, waitFor } from '../../test/support/wait-for.js';
+import { endChild } from './redis-load.js';
 import { median, type Figures } from '../figures.js';
 import type { Sizes } from './sizes.js';
 
@@ -49,20 +54,40 @@ async function measureWork(stage: Stage, sizes: Sizes, figures: Figures, work: W
     return ((await count(0)) - before) / tookS;
   };
   const ratios: number[] = [];
+  const bareRatios: number[] = [];
   for (let pair = 1; pair <= sizes.pairs; pair++) {
     const without = await run();
     await stage.protect(child.pid ?? 0, 'work');
     const protectedRate = await run();
     await stage.json('unprotect', 'work');
+    const bare = await besideBareTracer(stage, programs, child.pid ?? 0, run);
     ratios.push(protectedRate / without);
+    bareRatios.push(bare / without);
     figures.note(
       `${work.name}, pair ${pair}: ${Math.round(without)}/s without, ` +
-        `${Math.round(protectedRate)}/s with`,
+        `${Math.round(protectedRate)}/s with, ${Math.round(bare)}/s beside a bare tracer`,
     );
   }
+  figures.distribution(`${work.name}: ratio beside a bare tracer`, '', bareRatios);
   figures.distribution(`${work.name}: ratio`, '', ratios);
   figures.atLeast(work.name, median(ratios), 'of unprotected', work.target);
   await stage.endPid(child.pid ?? 0);
+}
+
+async function besideBareTracer(
+  stage: Stage,
+  programs: string,
+  pid: number,
+  run: () => Promise<number>,
+): Promise<number> {
+  const tracer = stage.spawn(path.join(programs, 'bare_tracer'), [String(pid)]);
+  try {
+    if (tracer.stdout) await Promise.race([once(tracer.stdout, 'data'), once(tracer, 'exit')]);
+    if (tracer.exitCode !== null) throw new Error('the bare tracer cannot attach');
+    return await run();
+  } finally {
+    await endChild(tracer);
+  }
 }
 
 export async function measureSignals(stage: Stage, sizes: Sizes, figures: Figures): Promise<void> {

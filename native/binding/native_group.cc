@@ -28,13 +28,25 @@ NativeGroup::NativeGroup(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Nati
   to_main_.Unref(env);
   session_ = std::make_unique<GroupSession>(std::move(options), static_cast<GroupEvents&>(*this));
   worker_ = std::thread([this] { jobs_.run_until_closed(); });
+  // Hooks run last in, first out: this one while the thread-safe function still lives, which the
+  // end of the program frees before it finalizes objects.
+  at_exit_ = info.Env().AddCleanupHook(&NativeGroup::end_with_program, this);
 }
 
 NativeGroup::~NativeGroup() {
+  if (worker_.joinable() && !at_exit_.IsEmpty()) at_exit_.Remove(Env());
+  shut_down();
+}
+
+void NativeGroup::end_with_program(NativeGroup* group) { group->shut_down(); }
+
+void NativeGroup::shut_down() {
+  if (!worker_.joinable()) return;
+  session_->interrupt();
   jobs_.close();
-  if (worker_.joinable()) worker_.join();
+  worker_.join();
   session_.reset();
-  if (to_main_) to_main_.Release();
+  to_main_.Release();
 }
 
 Napi::Value NativeGroup::run(Napi::Env env, std::function<MakeValue(GroupSession&)> work) {

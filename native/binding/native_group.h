@@ -30,6 +30,9 @@ class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEve
 
   // Runs `work` on the worker thread; what it returns makes the promise's value on the main thread.
   Napi::Value run(Napi::Env env, std::function<MakeValue(GroupSession&)> work);
+  // Ends the threads; nothing comes from them afterwards.
+  void shut_down();
+  static void end_with_program(NativeGroup* group);
   void emit(std::function<Napi::Object(Napi::Env)> make_event);
 
   void on_progress(uint64_t bytes, uint64_t bytes_total) override;
@@ -45,6 +48,7 @@ class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEve
   JobQueue jobs_;
   std::unique_ptr<GroupSession> session_;
   std::thread worker_;
+  Napi::Env::CleanupHook<void (*)(NativeGroup*), NativeGroup> at_exit_;
 };
 
 }  // namespace replpage::binding

@@ -10,6 +10,8 @@
 
 #include "core/base/crc32c.h"
 #include "core/base/page.h"
+#include "core/capture/epoch_runs.h"
+#include "core/capture/not_this_time.h"
 #include "core/capture/page_stream.h"
 #include "core/capture/staging.h"
 #include "test/test.h"
@@ -174,12 +176,12 @@ TEST(staging_appends_spills_and_gives_memory_back) {
   StagingArea staging(
       {.memory_bytes = 8 << 20, .spill_bytes_max = 4 << 20, .spill_directory = "/tmp"});
   uint64_t last = 0;
-  for (int chunk = 0; chunk < 6; ++chunk) {
-    const std::span<uint8_t> room = staging.reserve(kStagingChunkBytes);
-    std::memset(room.data(), chunk + 1, room.size());
+  const auto fill = [&](std::span<uint8_t> room, int byte) {
+    std::memset(room.data(), byte, room.size());
     last = staging.keep(room.size());
     staging.add({.pid = 5, .address = last, .length = room.size(), .data_offset = last});
-  }
+  };
+  for (int chunk = 0; chunk < 4; ++chunk) fill(staging.reserve(kStagingChunkBytes), chunk + 3);
   CHECK(last == 10 << 20 && staging.spilled_bytes() == 4 << 20);
   CHECK(staging.runs_waiting() == 2);  // one before the border, one after it
   uint8_t byte = 0;
@@ -191,6 +193,10 @@ TEST(staging_appends_spills_and_gives_memory_back) {
     full = error.error() == ENOSPC;
   }
   CHECK(full);
+  // What is copied during a pause still finds memory, and then no disk.
+  for (int chunk = 0; chunk < 2; ++chunk) fill(staging.reserve_in_memory(kStagingChunkBytes), 1);
+  CHECK(last == 6 << 20 && staging.spilled_bytes() == 4 << 20);
+  CHECK(staging.reserve_in_memory(kPageSize).empty());
   staging.reset();
   CHECK(blocks_of(staging.spill_fd()) == 0 && staging.used_bytes() == 0);
   for (int idle = 0; idle < 64; ++idle) staging.reset();
@@ -207,6 +213,42 @@ TEST(staging_keeps_an_encoded_structure_whole) {
   CHECK(staged.offset == staging.memory_bytes() && staged.crc == crc32c(bytes));
   Bytes back(bytes.size());
   CHECK(::pread(staging.spill_fd(), back.data(), back.size(), 0) == 12 << 20 && back == bytes);
+}
+
+// Whoever waits for a disk while the primary stands still harms it.
+TEST(staging_keeps_memory_for_the_frozen_part) {
+  StagingArea staging(
+      {.memory_bytes = 16 << 20, .spill_bytes_max = 16 << 20, .spill_directory = "/tmp"});
+  EpochRuns runs(staging);
+  const auto put = [&](PageSink& sink, uint64_t address) {
+    const std::span<uint8_t> room = sink.reserve(kStagingChunkBytes);
+    const uint64_t offset = sink.keep(room.size());
+    sink.add({.pid = 5, .address = address, .length = room.size(), .data_offset = offset});
+    return offset;
+  };
+  uint64_t address = 0;
+  for (int chunk = 0; chunk < 6; ++chunk) put(runs, address += kStagingChunkBytes);
+  CHECK(staging.spilled_bytes() > 0);
+  FrozenRuns frozen(runs, UINT64_MAX);
+  bool refused = false;
+  int in_memory = 0;
+  try {
+    for (;; ++in_memory) CHECK(put(frozen, address += kStagingChunkBytes) < 16u << 20);
+  } catch (const NotThisTime&) {
+    refused = true;
+  }
+  CHECK(refused && in_memory > 0);
+  put(runs, address += kStagingChunkBytes);
+  for (const PageRun& run : runs.all()) {
+    CHECK(run.data_offset + run.length <= 16u << 20 || run.data_offset >= 16u << 20);
+  }
+  refused = false;
+  try {
+    FrozenRuns(runs, 0).reserve(kPageSize);
+  } catch (const NotThisTime&) {
+    refused = true;
+  }
+  CHECK(refused);
 }
 
 // Answers one kPages as a keeper would, after looking at the pages.

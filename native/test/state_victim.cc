@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <stdexcept>
 
+#include "core/base/clock.h"
 #include "core/base/sys_error.h"
 
 namespace replpage::testing {
@@ -48,8 +49,13 @@ StateVictim::StateVictim(const Body& body) {
 }
 
 StateVictim::~StateVictim() {
-  tree_.reset();
+  // In this order: let go alive it would run on for a moment.
   ::kill(pid_, SIGKILL);
+  const uint64_t deadline = now_ns() + kFreezeDeadlineUs * 1000;
+  while (tree_ && tree_->processes().contains(pid_) && now_ns() < deadline) {
+    tree_->wait_events(now_ns() + 1'000'000);
+  }
+  tree_.reset();
   ::waitpid(pid_, nullptr, 0);
 }
 

@@ -394,7 +394,6 @@ TEST(execve_by_another_thread_is_followed) {
 }
 
 TEST(attaching_in_the_middle_of_an_execve_does_not_hang) {
-  SKIP("open: in some runs the attempt ends with ESRCH instead of being tried again");
   uint64_t retries = 0;
   uint64_t slowest_us = 0;
   for (int round = 0; round < 150; ++round) {

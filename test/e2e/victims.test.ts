@@ -27,7 +27,9 @@ async function survives(t: Test, stage: Stage, victim: Victim, entry: VictimEntr
   group = await stage.waitForState(name, ['protected', 'lagging']);
   for (let kill = 1; kill <= kills; kill++) {
     const killed = group.hostPid;
-    sendSignal(killed, 'SIGKILL');
+    // Every other time the whole process group, as kill -9 -PGID does.
+    const whole = entry.killGroup === true && kill % 2 === 0;
+    t.ok(sendSignal(whole ? -killed : killed, 'SIGKILL'), `kill ${kill}: it is hit`);
     group = await stage.waitForPromotion(name, group.generation);
     t.not(group.hostPid, killed, `kill ${kill}: another process of this machine runs`);
     t.equal(group.promotion?.exact, true, `kill ${kill}: nothing is lost`);

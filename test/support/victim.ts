@@ -15,6 +15,8 @@ export interface VictimEntry {
   readonly covers?: string;
   /** A round takes long: fewer of them are waited for. */
   readonly slow?: boolean;
+  /** It is killed with its process group too, which it leads. */
+  readonly killGroup?: boolean;
   /** What the refusal must match; such a victim is not to be replicated. */
   readonly refused?: string;
   /** What a refusal must name. */

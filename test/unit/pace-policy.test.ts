@@ -120,6 +120,6 @@ t.test('copying beside the primary counts as far as processors are short', (t) =
   const cost = { pauseUs: 1000, cpuUs: 5000, dirtyPages: 0, elapsedMs: 100, abandoned: false };
   t.equal(costUs(cost, 2), 5000);
   t.equal(costUs(cost, 4), 3000);
-  t.equal(costUs({ ...cost, dirtyPages: 1000 }, 2), 6500, 'the write faults are its own');
+  t.equal(costUs({ ...cost, dirtyPages: 1000 }, 2), 7000, 'the write faults are its own');
   t.end();
 });

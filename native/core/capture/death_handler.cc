@@ -3,9 +3,12 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
+#include <thread>
 
 #include "core/base/clock.h"
+#include "core/base/urgency.h"
 #include "core/capture/death_cause.h"
 #include "core/capture/first_copy.h"
 #include "core/capture/hand_over.h"
@@ -17,6 +20,19 @@ namespace {
 
 // How long threads of a dying group may take to reach their stops: one in a disk wait is late.
 constexpr uint64_t kDeathDeadlineUs = 2'000'000;
+
+// One kill of many reaches one after the other, and the first stands at its exit stop before the
+// last is hit: a moment is waited for that.
+bool kill_comes(pid_t pid) {
+  constexpr uint64_t kSameKillUs = 1000;
+  constexpr auto kLook = std::chrono::microseconds(50);
+  const uint64_t ends = now_us() + kSameKillUs;
+  while (!kill_is_pending(pid)) {
+    if (now_us() >= ends) return false;
+    std::this_thread::sleep_for(kLook);
+  }
+  return true;
+}
 
 uint64_t pages_of(const std::vector<LazyRange>& lazy) {
   uint64_t pages = 0;
@@ -62,7 +78,7 @@ bool DeathHandler::is_part_of_death(const TracedProcess& process,
   if (process.pid != context_.tree->root()) {
     // A child that was killed alone just dies, as its parent expects; one that was killed along
     // with the root (kill -9 -PGID) is part of the root's death.
-    return cause == DeathCause::kSigkill && kill_is_pending(context_.tree->root());
+    return cause == DeathCause::kSigkill && kill_comes(context_.tree->root());
   }
   // A thread that ends alone is none of the process's end.
   if (cause == DeathCause::kExit && process.threads.size() > 1) return false;
@@ -70,6 +86,7 @@ bool DeathHandler::is_part_of_death(const TracedProcess& process,
 }
 
 void DeathHandler::begin(int wait_status) {
+  run_before_others();
   context_.dying = true;
   death_ = Death{.cause = cause_of(wait_status), .wait_status = wait_status, .seen_us = now_us()};
   context_.tree->wake();
@@ -95,7 +112,7 @@ std::future<PromotionReport> DeathHandler::order_promotion() {
   if (context_.out_of_reach) throw KeeperLost(context_.out_of_reach->why);
   const FreezeResult frozen = freezer_.freeze(kStartDeadlineUs);
   if (!frozen.frozen) {
-    if (!death_ && !context_.options.attach_always) context_.tree->detach();
+    if (!death_) freezer_.let_run();
     throw KeeperLost("the primary did not stop: " + frozen.reason);
   }
   context_.dying = true;

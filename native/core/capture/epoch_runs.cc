@@ -6,16 +6,10 @@
 #include <utility>
 
 #include "core/base/clock.h"
-#include "core/base/sys_error.h"
+#include "core/capture/not_this_time.h"
 
 namespace replpage {
 namespace {
-
-bool joins(const PageRun& last, const PageRun& next) {
-  if (last.pid != next.pid || last.object != next.object || last.kind != next.kind) return false;
-  if (last.address + last.length != next.address) return false;
-  return next.kind != PageRunKind::kData || last.data_offset + last.length == next.data_offset;
-}
 
 const MappingImage* first_ending_after(const std::vector<MappingImage>& mappings,
                                        uint64_t address) {
@@ -48,7 +42,7 @@ bool knows_object(const GroupImage& image, uint32_t id) {
 
 void EpochRuns::add(const PageRun& run) {
   if (run.kind == PageRunKind::kData) data_pages_ += run.length / kPageSize;
-  if (!runs_.empty() && joins(runs_.back(), run)) {
+  if (!runs_.empty() && staging_.joins(runs_.back(), run)) {
     runs_.back().length += run.length;
   } else {
     runs_.push_back(run);
@@ -56,13 +50,11 @@ void EpochRuns::add(const PageRun& run) {
 }
 
 std::span<uint8_t> FrozenRuns::reserve(uint64_t bytes) {
-  if (now_us() > deadline_us_) {
-    throw SysError("copy what is written within the longest pause", ETIMEDOUT);
-  }
-  if (runs_.would_spill(bytes)) {
-    throw SysError("keep what is copied during a pause in memory", EBUSY);
-  }
-  return runs_.reserve(bytes);
+  if (now_us() > deadline_us_)
+    throw NotThisTime("what was written is not copied within the longest pause (--max-pause)");
+  const std::span<uint8_t> room = runs_.reserve_in_memory(bytes);
+  if (room.empty()) throw NotThisTime("what was written does not fit the staging memory");
+  return room;
 }
 
 void EpochRuns::clear() {

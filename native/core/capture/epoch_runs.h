@@ -23,8 +23,7 @@ class EpochRuns final : public PageSink {
 
   [[nodiscard]] bool empty() const { return runs_.empty(); }
   [[nodiscard]] const std::vector<PageRun>& all() const { return runs_; }
-  // Whether `bytes` more would go to the disk.
-  [[nodiscard]] bool would_spill(uint64_t bytes) const { return staging_.would_spill(bytes); }
+  std::span<uint8_t> reserve_in_memory(uint64_t bytes) { return staging_.reserve_in_memory(bytes); }
   [[nodiscard]] uint64_t data_pages() const { return data_pages_; }
   void clear();
 
@@ -43,7 +42,7 @@ class EpochRuns final : public PageSink {
 };
 
 // Takes what is copied while the primary stands still. It never waits for a disk, and after
-// `deadline_us` (see now_us()) it takes no more: reserve() throws SysError with EBUSY or ETIMEDOUT.
+// `deadline_us` (see now_us()) it takes no more: reserve() throws NotThisTime.
 class FrozenRuns final : public PageSink {
  public:
   FrozenRuns(EpochRuns& runs, uint64_t deadline_us) : runs_(runs), deadline_us_(deadline_us) {}

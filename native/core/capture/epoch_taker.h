@@ -27,7 +27,7 @@ class EpochTaker {
   // Worker thread.
   bool take_or_throw(EpochStats& stats);
   void keep_staging_small(bool full);
-  void check_what_is_left(const EpochStats& stats, uint64_t dirty_pages) const;
+  void check_what_is_left(uint64_t dirty_pages) const;
   void admit_newcomers();
   uint32_t precopy(EpochStats& stats);
   bool freeze_and_copy(GroupImage& image, EpochStats& stats);

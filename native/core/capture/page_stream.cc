@@ -11,14 +11,17 @@ namespace replpage {
 
 PageStream::PageStream(StagingArea& staging, Keeper keeper)
     : staging_(staging), keeper_(std::move(keeper)) {
-  if (staging.used_bytes() != 0 || staging.memory_bytes() < kChunks * kChunkBytes) {
+  if (staging.used_bytes() != 0 || staging.memory_bytes() < kRingBytes) {
     throw SysError("start the first copy in a staging area in use or too small", EINVAL);
   }
   runs_.reserve(kRunsPerChunk);
+  // Only saves page faults: a kernel without huge pages for memory files refuses it.
+  (void)::madvise(staging_.memory_, kPagesBytes, MADV_HUGEPAGE);
 }
 
 PageStream::~PageStream() {
-  staging_.at_ = std::max(staging_.at_, kChunks * kChunkBytes);
+  (void)::madvise(staging_.memory_, kPagesBytes, MADV_NOHUGEPAGE);
+  staging_.memory_used_ = std::max(staging_.memory_used_, kRingBytes);
   try {
     staging_.reset();
   } catch (const SysError&) {  // only a spill file can fail here, and none was used
@@ -27,7 +30,7 @@ PageStream::~PageStream() {
 
 std::span<uint8_t> PageStream::reserve(uint64_t bytes) {
   if (bytes > kStagingChunkBytes) throw SysError("reserve a staging chunk", EINVAL);
-  if (filled_ + bytes > kDataBytes || runs_.size() >= kRunsPerChunk / 2) flush();
+  if (filled_ + bytes > kChunkBytes || runs_.size() >= kRunsPerChunk / 2) flush();
   return {staging_.memory_ + chunk_ * kChunkBytes + filled_, bytes};
 }
 
@@ -39,19 +42,13 @@ uint64_t PageStream::keep(uint64_t used) {
 }
 
 void PageStream::add(const PageRun& run) {
-  if (!runs_.empty()) {
-    PageRun& last = runs_.back();
-    if (last.pid == run.pid && last.object == run.object && last.kind == run.kind &&
-        last.address + last.length == run.address &&
-        (run.kind != PageRunKind::kData || last.data_offset + last.length == run.data_offset)) {
-      last.length += run.length;
-      if (run.kind == PageRunKind::kData) covered_ += run.length;
-      return;
-    }
+  if (run.kind == PageRunKind::kData) covered_ += run.length;
+  if (!runs_.empty() && staging_.joins(runs_.back(), run)) {
+    runs_.back().length += run.length;
+    return;
   }
   if (runs_.size() == kRunsPerChunk) throw SysError("list a chunk's page runs", E2BIG);
   runs_.push_back(run);
-  if (run.kind == PageRunKind::kData) covered_ += run.length;
   // Runs without data need no reservation, so the list may grow long here. The chunk must not leave
   // before all of its pages are listed.
   if (runs_.size() >= kRunsPerChunk / 2 && covered_ >= filled_) flush();
@@ -63,7 +60,7 @@ void PageStream::flush() {
   runs_ = {};
   runs_.reserve(kRunsPerChunk);
   const Bytes encoded = encode(list);
-  const uint64_t offset = chunk_ * kChunkBytes + kDataBytes;
+  const uint64_t offset = kPagesBytes + chunk_ * kListBytes;
   std::copy(encoded.begin(), encoded.end(), staging_.memory_ + offset);
   keeper_.send_pages({.offset = offset, .length = encoded.size(), .crc = crc32c(encoded)});
   ++in_flight_;

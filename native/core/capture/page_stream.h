@@ -14,9 +14,11 @@ namespace replpage {
 
 class PageStream : public PageSink {
  public:
-  static constexpr uint64_t kChunkBytes = 8ull << 20;
-  static constexpr size_t kChunks = 4;
-  static constexpr size_t kRunsPerChunk = 8192;
+  // Small enough for the whole ring to stay in the processor's cache, where the keeper finds a page
+  // that was just read; enough chunks that neither side waits for the other's time slice.
+  static constexpr uint64_t kChunkBytes = kStagingChunkBytes;
+  static constexpr size_t kChunks = 8;
+  static constexpr size_t kRunsPerChunk = 2048;
 
   // The way to the keeper. What these throw (KeeperLost) passes through.
   struct Keeper {
@@ -43,7 +45,10 @@ class PageStream : public PageSink {
 
  private:
   static constexpr uint64_t kRunBytesMax = 64;  // of one encoded run, amply
-  static constexpr uint64_t kDataBytes = kChunkBytes - kRunsPerChunk * kRunBytesMax;
+  static constexpr uint64_t kListBytes = kRunsPerChunk * kRunBytesMax;
+  // The chunks' pages, then the chunks' lists of runs.
+  static constexpr uint64_t kPagesBytes = kChunks * kChunkBytes;
+  static constexpr uint64_t kRingBytes = kPagesBytes + kChunks * kListBytes;
   void flush();
   void wait_one();
 

@@ -1,8 +1,9 @@
 // The tracer's end of the staging area: a memfd, then a bounded spill file, in one offset space.
 //
 // An epoch appends to it (pages, run lists, encoded images), the keeper reads it through its own
-// mapping, and reset() gives the room back once the keeper holds the epoch. Both files have no
-// name, so nothing is left behind by a killed daemon.
+// mapping, and reset() gives the room back once the keeper holds the epoch. A part of the memory is
+// kept for what is copied while the primary stands still, which must not wait for a disk. Both
+// files have no name, so nothing is left behind by a killed daemon.
 #pragma once
 
 #include <sys/mman.h>
@@ -39,6 +40,8 @@ class StagingArea : public PageSink {
   StagingArea& operator=(const StagingArea&) = delete;
 
   std::span<uint8_t> reserve(uint64_t bytes) override;
+  // The same, from all of the memory and no disk; empty when that is full.
+  std::span<uint8_t> reserve_in_memory(uint64_t bytes);
   [[nodiscard]] uint64_t chunk_bytes_max() const override { return kStagingChunkBytes; }
   uint64_t keep(uint64_t used) override;
   // Joins a run with the one before it where address and data go on.
@@ -59,11 +62,12 @@ class StagingArea : public PageSink {
   // nothing.
   void reset();
 
-  [[nodiscard]] uint64_t used_bytes() const { return at_; }
-  [[nodiscard]] uint64_t spilled_bytes() const {
-    return at_ > memory_bytes_ ? at_ - memory_bytes_ : 0;
-  }
-  [[nodiscard]] bool would_spill(uint64_t bytes) const { return at_ + bytes > memory_bytes_; }
+  // Whether one run can hold both: the next goes on where the last ends, in memory and here. None
+  // crosses the border to the spill file: the reader maps the two parts separately.
+  [[nodiscard]] bool joins(const PageRun& last, const PageRun& next) const;
+
+  [[nodiscard]] uint64_t used_bytes() const { return memory_used_ + spill_used_; }
+  [[nodiscard]] uint64_t spilled_bytes() const { return spill_used_; }
   [[nodiscard]] uint64_t memory_bytes() const { return memory_bytes_; }
   [[nodiscard]] uint64_t spill_bytes_max() const { return spill_bytes_max_; }
   [[nodiscard]] int memory_fd() const { return memory_fd_.get(); }
@@ -74,6 +78,7 @@ class StagingArea : public PageSink {
  private:
   friend class PageStream;
   [[nodiscard]] uint64_t place(uint64_t bytes) const;
+  void take(uint64_t offset, uint64_t bytes);
   void write_spill(uint64_t offset, std::span<const uint8_t> bytes);
   void punch_memory(uint64_t start, uint64_t end);
 
@@ -83,7 +88,7 @@ class StagingArea : public PageSink {
   uint8_t* memory_ = nullptr;
   std::vector<uint8_t> spill_buffer_;
   std::vector<PageRun> runs_;
-  uint64_t at_ = 0;           // first free offset
+  uint64_t memory_used_ = 0, spill_used_ = 0;
   uint64_t reserved_at_ = 0;  // of the last reservation
   uint64_t reserved_bytes_ = 0;
   uint64_t warm_bytes_ = 0;  // kept populated across resets

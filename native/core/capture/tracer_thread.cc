@@ -24,9 +24,8 @@ TracerThread::~TracerThread() {
 }
 
 void TracerThread::run() {
-  // While the primary stands still nothing may run in its tracer's stead, and every signal of the
-  // primary waits for this thread.
-  run_before_others();
+  // Every signal of the primary waits for this thread.
+  run_promptly();
   TraceTree tree(owner_);
   tree_ = &tree;
   wakeable_ = &tree;

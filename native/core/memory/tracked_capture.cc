@@ -75,7 +75,8 @@ void TrackedCapture::copy_again(std::span<const PageRange> written,
 }
 
 uint64_t TrackedCapture::count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) {
-  return tracker_->count(mappings, limit);
+  const uint64_t owed = total_bytes(owed_written_) / kPageSize;
+  return owed >= limit ? owed : owed + tracker_->count(mappings, limit - owed);
 }
 
 void TrackedCapture::look_last(const std::vector<MappingImage>& mappings) {

@@ -3,6 +3,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
@@ -34,6 +36,12 @@ bool is_dead(pid_t pid, pid_t tid) {
   if (name_end == std::string::npos || name_end + 2 >= stat->size()) return true;
   const char state = (*stat)[name_end + 2];
   return state == 'Z' || state == 'X';
+}
+
+bool is_dead(pid_t pid) {
+  const auto tids = numeric_entries("/proc/" + std::to_string(pid) + "/task");
+  return !tids ||
+         std::all_of(tids->begin(), tids->end(), [pid](pid_t tid) { return is_dead(pid, tid); });
 }
 
 // Threads attached in its life are new to the observer.
@@ -76,7 +84,11 @@ void TraceTree::Implementation::seize(pid_t pid, bool trace_exits) {
 bool TraceTree::Implementation::seize_tree(pid_t pid) {
   try {
     seize_process(pid, 0);
-    if (!processes.contains(pid)) throw SysError("PTRACE_SEIZE", ESRCH, on_pid(pid));
+    if (!processes.contains(pid)) {
+      // Alive: an execve was giving its number to another thread.
+      if (!is_dead(pid)) return false;
+      throw SysError("PTRACE_SEIZE", ESRCH, on_pid(pid));
+    }
     // A thread seized early may have made children that a later pass finds: until nothing is new.
     for (bool found = true; found;) {
       found = false;
@@ -190,6 +202,7 @@ void TraceTree::Implementation::detach() noexcept {
   adopted.clear();
   gone.clear();
   injection.reset();
+  follower.leave();
   holding = false;
   detaching = false;
   wait.unbind();

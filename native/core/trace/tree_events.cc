@@ -229,6 +229,8 @@ void TraceTree::Implementation::handle_stop(TracedThread& thread, ThreadMark& ma
       thread.signal = event.signal();
       ++counters.signals;
       note_crash(thread);
+      // One that makes processes or threads all the time wants them on the other processors.
+      if (!holding && !churns.contains(thread.pid)) follower.note_signal(thread.pid, thread.tid);
       return settle(thread, mark);
     default:
       break;
@@ -408,7 +410,9 @@ void TraceTree::Implementation::handle_vanished(pid_t tid) {
 }
 
 void TraceTree::Implementation::settle(TracedThread& thread, ThreadMark& mark) {
-  if (!holding || thread.pid == dying) resume(thread, mark);
+  if (holding && thread.pid != dying) return;
+  if (thread.stop == StopKind::kSignal) follower.keep_thread_here();
+  resume(thread, mark);
 }
 
 // ESRCH everywhere here: it was killed meanwhile, and its exit stop or end will be reported.

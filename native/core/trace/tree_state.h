@@ -11,6 +11,7 @@
 
 #include "core/trace/child_wait.h"
 #include "core/trace/injection_site.h"
+#include "core/trace/stop_follower.h"
 #include "core/trace/trace_tree.h"
 
 namespace replpage {
@@ -115,6 +116,7 @@ struct TraceTree::Implementation {
 
   TraceObserver& observer;
   ChildWait wait;
+  StopFollower follower;
   std::map<pid_t, TracedProcess> processes;
   std::unordered_map<pid_t, ThreadMark> marks;
   std::unordered_map<pid_t, pid_t> announced;    // child not seen yet -> thread that made it
