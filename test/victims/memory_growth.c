@@ -1,6 +1,8 @@
 // Memory that grows by 64 KiB a round up to a limit (MiB as second argument, default 64), for ever
 // checked from its first page to its last. With "hold" as third argument it begins to grow when it
 // gets SIGUSR1. Whoever wants it to run out of memory gives it a control group of its own.
+#include <signal.h>
+
 #include "victim.h"
 
 enum { kStepPages = 16, kChecksARound = 64 };
