@@ -46,13 +46,11 @@ void become_daemon() {
   (void)::prctl(PR_SET_NAME, "replpage-holder");
 }
 
-// Killing the holder first would take away what keeps cold pages from being read as zeros.
-void avoid_oom_killer(std::vector<std::string>& notes) {
+// Killing the holder first would take away what keeps cold pages from being read as zeros. Where
+// the right is missing (CAP_SYS_RESOURCE), `replpage doctor` says so, once for the machine.
+void avoid_oom_killer() {
   UniqueFd fd(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
-  if (!fd.valid() || ::write(fd.get(), "-1000", 5) != 5) {
-    notes.push_back(std::string("the OOM killer may choose the replica's holder (lower its ") +
-                    "oom_score_adj: " + strerrordesc_np(errno) + ")");
-  }
+  if (fd.valid()) (void)!::write(fd.get(), "-1000", 5);
 }
 
 // A group's open files pass through the keeper. Raising the limit needs no more than the rights we
@@ -187,7 +185,7 @@ int hold(Channel& channel) {
                         std::to_string(setup.configuration.generation) + "." +
                         std::to_string(::getpid()),
                     notes);
-  avoid_oom_killer(notes);
+  avoid_oom_killer();
   allow_many_descriptors();
   setup.control = listen_on(control);
   setup.channel.reset(::fcntl(channel.fd(), F_DUPFD_CLOEXEC, 0));

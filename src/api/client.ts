@@ -1,4 +1,5 @@
 /** Talks to the daemon. Every failure is a ReplicationError with what to do about it. */
+import { statSync } from 'node:fs';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { hasCode, ReplicationError } from '../base/errors.js';
 import { fromProblem } from './problem.js';
@@ -108,6 +109,15 @@ export class ApiClient {
     });
   }
 
+  #whoMay(): string {
+    const group = statSync(this.socketPath, { throwIfNoEntry: false })?.gid ?? 0;
+    if (group !== 0) return 'use sudo, or be a member of the group replpage (log in again after)';
+    return (
+      'use sudo; to do without, as root: groupadd --system replpage; usermod -aG replpage YOU; ' +
+      'the daemon sees the group within seconds, you after the next login'
+    );
+  }
+
   #unreachable(error: unknown): unknown {
     if (hasCode(error, 'ENOENT') || hasCode(error, 'ECONNREFUSED')) {
       return new ReplicationError('ERR_NO_DAEMON', `no daemon answers at ${this.socketPath}`, {
@@ -116,7 +126,7 @@ export class ApiClient {
     }
     if (hasCode(error, 'EACCES')) {
       return new ReplicationError('ERR_DENIED', `you may not talk to ${this.socketPath}`, {
-        advice: 'use sudo, or be a member of the group replpage',
+        advice: this.#whoMay(),
       });
     }
     if (hasCode(error, 'EPIPE') || hasCode(error, 'ECONNRESET')) {

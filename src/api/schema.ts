@@ -31,6 +31,21 @@ export interface ProtectRequest {
   readonly onPromote?: string | undefined;
 }
 
+/** What holds where a request to protect does not say; `stdio` is then a file in the log folder. */
+export const protectDefaults = {
+  intervalMs: 100,
+  overhead: 0.05,
+  maxPauseMs: 50,
+  attach: 'always',
+  onExit: 'end',
+  files: 'refuse',
+  retries: 3,
+  tracker: 'auto',
+} as const;
+
+/** All but which process and under what name. */
+export type ProtectOption = Exclude<keyof ProtectRequest, 'pid' | 'name'>;
+
 export interface MemoryStatus {
   readonly primaryBytes: number;
   readonly residentBytes: number;
@@ -51,6 +66,8 @@ export interface PromotionStatus {
   readonly pid: number;
   readonly hostPid: number;
   readonly exact: boolean;
+  /** Of the process's time; null where nobody can tell. */
+  readonly lostMs: number | null;
   readonly decisionToRunUs: number;
   readonly deathToRunUs: number;
   readonly lazyPages: number;
@@ -71,6 +88,8 @@ export interface GroupStatus extends GroupBrief {
   /** As the program sees it. */
   readonly pid: number;
   readonly hostPid: number;
+  /** Whether that very process still runs; a group may be over and its process not. */
+  readonly running: boolean;
   readonly generation: number;
   readonly epoch: number;
   readonly lagMs: number;
@@ -98,12 +117,16 @@ export interface GroupStatus extends GroupBrief {
   } | null;
   readonly progress: { readonly bytes: number; readonly bytesTotal: number } | null;
   readonly tracker: string | null;
+  /** As asked: auto, uffd-wp or soft-dirty. */
+  readonly trackerAsked: string;
   readonly attach: string;
   readonly onExit: string;
   readonly files: string;
   readonly retries: { readonly allowed: number; readonly left: number };
   /** Where output that led outside the group goes after a promotion; null is /dev/null. */
   readonly stdio: string | null;
+  readonly pidfile: string | null;
+  readonly onPromote: string | null;
   readonly promotion: PromotionStatus | null;
   readonly warnings: readonly string[];
   readonly counters: Readonly<Record<string, number>>;
@@ -126,6 +149,8 @@ export interface ProtectReport {
   readonly copiedBytes: number;
   readonly copyUs: number;
   readonly warnings: readonly string[];
+  /** What was not asked for now but before, of the process or under the name: see group. */
+  readonly takenOver: readonly ProtectOption[];
 }
 
 export type ProtectLine =
@@ -187,7 +212,8 @@ const isAbsolutePath: Check<string> = (value): value is string =>
 const protectFields: {
   readonly [K in keyof Required<ProtectRequest>]: readonly [Check<ProtectRequest[K]>, string];
 } = {
-  pid: [isInteger(1, 2 ** 22), 'a process id'],
+  // More than any kernel gives: whether there is one is another question.
+  pid: [isInteger(1, 2 ** 31 - 1), 'a process id'],
   name: [
     (value): value is string => typeof value === 'string' && namePattern.test(value),
     'up to 63 letters, digits, dots, dashes or underscores, the first a letter or digit',
@@ -211,8 +237,11 @@ const protectFields: {
   ],
 };
 
-/** Throws ERR_BAD_REQUEST that names the field. */
-export function checkProtectRequest(value: unknown): ProtectRequest {
+/** Throws ERR_BAD_REQUEST that names the field, as `nameOf` does. */
+export function checkProtectRequest(
+  value: unknown,
+  nameOf: (field: keyof ProtectRequest) => string = (field) => field,
+): ProtectRequest {
   if (typeof value !== 'object' || value === null || Array.isArray(value)) {
     throw new ReplicationError('ERR_BAD_REQUEST', 'the request is not an object');
   }
@@ -224,9 +253,10 @@ export function checkProtectRequest(value: unknown): ProtectRequest {
     if (!Object.hasOwn(protectFields, key)) {
       throw new ReplicationError('ERR_BAD_REQUEST', `${key} is not known here`);
     }
-    const [check, words] = protectFields[key as keyof ProtectRequest];
+    const field = key as keyof ProtectRequest;
+    const [check, words] = protectFields[field];
     if (given !== undefined && !check(given)) {
-      throw new ReplicationError('ERR_BAD_REQUEST', `${key} must be ${words}`);
+      throw new ReplicationError('ERR_BAD_REQUEST', `${nameOf(field)} must be ${words}`);
     }
   }
   return request as unknown as ProtectRequest;

@@ -26,11 +26,14 @@ export const errorCodes = [
   'ERR_PROTECTED_ALREADY',
   'ERR_STATE',
   'ERR_ENDED',
+  'ERR_NO_REPLICA',
   'ERR_LIMIT',
   'ERR_FILES_CHANGED',
   'ERR_NATIVE_MISSING',
   'ERR_NATIVE',
   'ERR_STATE_FILE',
+  'ERR_FOLDER',
+  'ERR_INTERRUPTED',
   'ERR_TIMEOUT',
 ] as const;
 

@@ -36,6 +36,37 @@ function parseQuantity(
   return Number(match[1]) * factor;
 }
 
+/** `parser`, with the option that was wrong at the front of its error. */
+export function parseOption<T>(option: string, text: string, parser: (text: string) => T): T {
+  try {
+    return parser(text);
+  } catch (error) {
+    if (!(error instanceof ReplicationError)) throw error;
+    throw new ReplicationError(error.code, `${option}: ${error.message}`, {
+      advice: error.advice,
+    });
+  }
+}
+
+/** Throws ERR_USAGE with both ends as `format` writes them. */
+export function checkRange(
+  value: number,
+  low: number,
+  high: number,
+  format: (value: number) => string,
+): number {
+  if (value >= low && value <= high) return value;
+  throw new ReplicationError('ERR_USAGE', `${format(value)} is not possible`, {
+    advice: `from ${format(low)} to ${format(high)}`,
+  });
+}
+
+/** "42" -> 42; up to nine digits. */
+export function parseWhole(text: string): number {
+  if (/^\d{1,9}$/.test(text)) return Number(text);
+  throw new ReplicationError('ERR_USAGE', `"${text}" is not a whole number`);
+}
+
 /** "250us", "100ms", "2s", "1min", "1h" -> milliseconds. */
 export function parseDurationMs(text: string): number {
   return parseQuantity(text, durationUnitsMs, '100ms');
@@ -85,4 +116,15 @@ export function formatMs(ms: number): string {
 /** 0.0512 -> "5.1%". */
 export function formatPercent(share: number): string {
   return `${(share * 100).toFixed(1)}%`;
+}
+
+/** What a promotion lost: "nothing lost", "from epoch 7, 120 ms lost". */
+export function formatLoss(promotion: {
+  readonly exact: boolean;
+  readonly epoch: number;
+  readonly lostMs?: number | null | undefined;
+}): string {
+  const { exact, epoch, lostMs } = promotion;
+  if (exact) return 'nothing lost';
+  return `from epoch ${epoch}${typeof lostMs === 'number' ? `, ${formatMs(lostMs)} lost` : ''}`;
 }

@@ -23,6 +23,17 @@ export function describeDeath(died: Omit<Died, 'type'>): string {
   }
 }
 
+/**
+ * What native code says, for a user: signals by name, and the file rule instead of the error number
+ * that carries it (ESTALE has no other meaning here).
+ */
+export function inWords(text: string): string {
+  return nameSignals(text).replaceAll(
+    ': Stale file handle',
+    ' (the file rule: --files keep promotes all the same)',
+  );
+}
+
 /** Native code gives signals by number: "ended by signal 15" -> "ended by SIGTERM". */
 export function nameSignals(text: string): string {
   return text.replace(/\bsignal (\d+)/g, (_all, number: string) => signalName(Number(number)));

@@ -8,12 +8,20 @@
  *   promoting ---- promoted ----> promoted ---- drained ----> protecting (generation + 1)
  *   promoting ---- promoteFailed ----> protected
  *   any ---- ended ----> ended;  any ---- lost ----> unprotected
+ *   detached, unprotected ---- ended ----> ended
  *   any ---- detachAsked ----> detached;  any ---- unprotectAsked ----> removed
  *
  * Events of an older generation's native group are ignored.
  */
 import { assertNever } from '../base/assert.js';
+import { formatLoss } from '../base/units.js';
 import type { DeathCause, PromotionReport } from '../native/group.js';
+
+/** What was promoted. */
+export interface Promotion extends PromotionReport {
+  /** Of the process's time, that its replica does not know of; undefined where nobody can tell. */
+  readonly lostMs?: number | undefined;
+}
 
 export type Phase =
   | { readonly kind: 'protecting'; readonly bytes: number; readonly bytesTotal: number }
@@ -46,7 +54,7 @@ export interface GroupCore {
   readonly retries: number;
   /** Failed tries to protect again what was promoted. */
   readonly failedStarts: number;
-  readonly promotion: PromotionReport | undefined;
+  readonly promotion: Promotion | undefined;
   /** Taken up again by a restarted daemon: a failed start is tried again, as after a promotion. */
   readonly resumed: boolean;
 }
@@ -61,7 +69,7 @@ export type GroupEvent =
   | { readonly type: 'late'; readonly reason: string }
   | { readonly type: 'died'; readonly cause: DeathCause; readonly reason: string }
   | { readonly type: 'promoteAsked' }
-  | { readonly type: 'promoted'; readonly report: PromotionReport }
+  | { readonly type: 'promoted'; readonly report: Promotion }
   | { readonly type: 'promoteFailed'; readonly reason: string }
   | { readonly type: 'drained'; readonly us: number; readonly pages: number }
   | { readonly type: 'ended'; readonly reason: string }
@@ -179,7 +187,11 @@ export function step(group: GroupCore, event: GroupEvent): Step {
 }
 
 function stepOver(group: GroupCore, event: GroupEvent): Step {
-  // The process may end while nobody guards it; what else comes late is of no use.
+  const { kind } = group.phase;
+  if (event.type === 'ended' && (kind === 'detached' || kind === 'unprotected')) {
+    return leave(group, { kind: 'ended', reason: event.reason }, 'ended', event.reason);
+  }
+  // What else comes late is of no use.
   if (event.type === 'unprotectAsked' && group.phase.kind !== 'removed') {
     return leave(group, { kind: 'removed' }, 'removed', 'asked for');
   }
@@ -291,14 +303,14 @@ function stepPromotion(group: GroupCore, event: PromotionEvent): Step {
     case 'drained': {
       if (kind !== 'promoted') return stay(group);
       const why = `${event.pages} pages came from the dying process`;
-      return again(group, [note('drained', why)]);
+      return again(group, event.pages > 0 ? [note('drained', why)] : []);
     }
     default:
       return assertNever(event);
   }
 }
 
-function promoted(group: GroupCore, report: PromotionReport): Step {
+function promoted(group: GroupCore, report: Promotion): Step {
   if (group.phase.kind === 'promoted') return stay(group);
   const next: GroupCore = {
     ...group,
@@ -309,7 +321,7 @@ function promoted(group: GroupCore, report: PromotionReport): Step {
     crashed: false,
     promotion: report,
   };
-  const exactly = report.exact ? 'nothing lost' : `epoch ${report.epoch}`;
+  const exactly = formatLoss(report);
   const effects: GroupEffect[] = [
     { type: 'persist' },
     { type: 'announce', report, generation: group.generation },

@@ -4,7 +4,7 @@
  * native code and waits for nobody here.
  */
 import { assertNever } from '../base/assert.js';
-import { describe, hasCode, isSystemError, refusalsOf, ReplicationError } from '../base/errors.js';
+import { describe, hasCode, ReplicationError } from '../base/errors.js';
 import { QuantileWindow } from '../base/quantiles.js';
 import type {
   EpochStats,
@@ -13,7 +13,8 @@ import type {
   PromotionReport,
   StartReport,
 } from '../native/group.js';
-import { describeDeath, nameSignals } from './death.js';
+import { describeDeath, inWords } from './death.js';
+import { asOwnError, asStartError, overError, reasonOf } from './group-errors.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
 import {
   crashDelayMs,
@@ -24,6 +25,7 @@ import {
   type GroupCore,
   type GroupEffect,
   type GroupEvent,
+  type Phase,
 } from './group-state.js';
 import { firstPace, nextPace, type Pace } from './pace-policy.js';
 
@@ -32,8 +34,6 @@ const pauseSamples = 1024;
 const epochErrorsMax = 3;
 /** How long epochs may fail for what cannot be replicated before protection is given up. */
 const refusedPatienceMs = 3000;
-/** Of what was refused, in the reason of a state; `protect` itself tells all. */
-const refusalsTold = 3;
 const promotedPollMs = 500;
 /** An epoch that takes longer than this shows as lagging, so that a hung keeper does. */
 const epochOverdueMs = 5000;
@@ -61,7 +61,9 @@ export class Group {
   #native: NativeGroup | undefined;
   #start: StartReport | undefined;
   #lastEpoch: EpochStats | undefined;
+  /** When the last committed epoch was begun. */
   #lastCommitMs = 0;
+  #diedMs: number | undefined;
   readonly #pauseUs = new QuantileWindow(pauseSamples);
   readonly #closing = new AbortController();
   /** Stops and starts of native groups, one after the other. */
@@ -97,6 +99,7 @@ export class Group {
   /** Resolves when the replica runs. Throws ERR_STATE when there is none to promote. */
   async promote(): Promise<void> {
     const { kind } = this.#core.phase;
+    if (isOver(kind)) throw overError('promote', { name: this.spec.name, ...this.#core });
     if (kind !== 'protected' && kind !== 'lagging') {
       throw new ReplicationError('ERR_STATE', `cannot promote ${this.spec.name}: it is ${kind}`, {
         advice: 'wait until replpage status shows it as protected',
@@ -114,9 +117,20 @@ export class Group {
     await this.#lifecycle;
   }
 
+  /** Throws ERR_NO_REPLICA or ERR_ENDED when nothing is attached. */
   async detach(): Promise<void> {
+    if (isOver(this.#core.phase.kind)) {
+      throw overError('detach', { name: this.spec.name, ...this.#core });
+    }
     this.#apply({ type: 'detachAsked' });
     await this.#lifecycle;
+  }
+
+  /** Its process, that nobody guards, has ended. */
+  gone(): void {
+    const { phase } = this.#core;
+    const lost = phase.kind === 'unprotected' ? ` (${phase.reason})` : '';
+    this.#apply({ type: 'ended', reason: `it ended while it was ${phase.kind}${lost}` });
   }
 
   /** The daemon ends: lets the process go and leaves the group's record as it is. */
@@ -197,6 +211,7 @@ export class Group {
       if (this.#core.generation !== generation) return;
       this.#start = report;
       this.#lastCommitMs = this.#host.clock.nowMs();
+      this.#diedMs = undefined;
       this.#pace = firstPace(this.spec);
       this.#apply({ type: 'started', epoch: report.epoch });
       this.#firstStart.resolve(report);
@@ -253,20 +268,27 @@ export class Group {
         this.#onProgress?.(event.bytes, event.bytesTotal);
         return this.#apply(event);
       case 'died':
+        this.#diedMs = this.#host.clock.nowMs();
         return this.#apply({ type: 'died', cause: event.cause, reason: describeDeath(event) });
       case 'promoted':
-        this.#apply({ type: 'promoted', report: event });
+        this.#apply({ type: 'promoted', report: { ...event, lostMs: this.#lostMs(event) } });
         this.#settleWaiters();
         return void this.#watchPromoted(event.keeperSocket, generation);
       case 'ended':
-        return this.#apply({ type: 'ended', reason: nameSignals(event.reason) });
+        return this.#apply({ type: 'ended', reason: inWords(event.reason) });
       case 'unprotected':
-        return this.#apply({ type: 'lost', reason: nameSignals(event.reason) });
+        return this.#apply({ type: 'lost', reason: inWords(event.reason) });
       case 'drained':
         return this.#apply(event);
       default:
         return assertNever(event);
     }
+  }
+
+  #lostMs({ exact }: PromotionReport): number | undefined {
+    if (exact) return 0;
+    if (this.#lastCommitMs === 0) return undefined;
+    return Math.max(0, (this.#diedMs ?? this.#host.clock.nowMs()) - this.#lastCommitMs);
   }
 
   /** One epoch after the other, at the pace that their cost allows, until the group moves on. */
@@ -336,7 +358,7 @@ export class Group {
     } catch (error) {
       if (this.#core.generation !== generation) return;
       this.#promotionAsked.splice(0).forEach((asked) => asked.reject(asOwnError(error)));
-      this.#apply({ type: 'promoteFailed', reason: describe(error) });
+      this.#apply({ type: 'promoteFailed', reason: inWords(describe(error)) });
       if (this.#native && this.#isTakingEpochs(generation)) {
         void this.#takeEpochs(this.#native, generation);
       }
@@ -375,19 +397,10 @@ export class Group {
     const { phase } = this.#core;
     const asked = this.#promotionAsked.splice(0);
     if (!isOver(phase.kind)) return asked.forEach((one) => one.resolve());
-    const why = 'reason' in phase ? phase.reason : phase.kind;
-    const over = new ReplicationError('ERR_ENDED', `${this.spec.name} is ${phase.kind}: ${why}`);
+    const over = new ReplicationError('ERR_ENDED', overText(this.spec.name, phase));
     asked.forEach((one) => one.reject(over));
     this.#firstStart.reject(over);
   }
-}
-
-function reasonOf(error: unknown): string {
-  const refused = refusalsOf(error).map(
-    ({ pid, object, kind, why }) => `pid ${pid}, ${object}: ${kind}: ${why}`,
-  );
-  const more = refused.length > refusalsTold ? [`${refused.length - refusalsTold} more`] : [];
-  return [describe(error), ...refused.slice(0, refusalsTold), ...more].join('; ');
 }
 
 /** What cannot be replicated may be held for a moment only, as a descriptor on its way. */
@@ -412,28 +425,7 @@ function deferred<T>(): Deferred<T> {
   return { promise, resolve, reject };
 }
 
-/** Native rejections in our own words; what is ours already stays as it is. */
-function asOwnError(error: unknown): ReplicationError {
-  if (error instanceof ReplicationError) return error;
-  const refusals = refusalsOf(error);
-  if (hasCode(error, 'ERR_REFUSED')) {
-    return new ReplicationError('ERR_REFUSED', describe(error), { refusals });
-  }
-  return new ReplicationError('ERR_NATIVE', describe(error), { cause: undefined });
-}
-
-function asStartError(error: unknown, pid: number): ReplicationError {
-  const doing = `cannot protect process ${pid}`;
-  if (error instanceof ReplicationError) return error;
-  if (hasCode(error, 'ESRCH')) {
-    return new ReplicationError('ERR_NO_PROCESS', `${doing}: it is gone`);
-  }
-  if (hasCode(error, 'ERR_REFUSED')) {
-    return new ReplicationError('ERR_REFUSED', `${doing}: it has what cannot be replicated`, {
-      refusals: refusalsOf(error),
-      advice: 'the process runs on untouched; remove what is named and protect again',
-    });
-  }
-  const call = isSystemError(error) && error.syscall ? ` (${error.syscall})` : '';
-  return new ReplicationError('ERR_NATIVE', `${doing}: ${describe(error)}${call}`);
+function overText(name: string, phase: Phase): string {
+  if (phase.kind === 'removed') return `${name} was unprotected meanwhile; its process runs on`;
+  return `${name} is ${phase.kind}${'reason' in phase ? `: ${phase.reason}` : ''}`;
 }

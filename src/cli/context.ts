@@ -1,6 +1,7 @@
 /** What every command has: the client, and where results, progress and errors go. */
 import type { Command } from 'commander';
 import { ApiClient } from '../api/client.js';
+import { namePattern } from '../api/schema.js';
 import { describe, ReplicationError, type ErrorCode } from '../base/errors.js';
 import { runtimeDirOf, socketPathOf } from '../base/paths.js';
 
@@ -29,6 +30,14 @@ export function contextOf(flags: CommonFlags): Context {
     runtimeDir,
     client: new ApiClient(socketPathOf(runtimeDir)),
   };
+}
+
+/** A group's name as the user gave it. Throws ERR_USAGE. */
+export function groupName(text: string): string {
+  if (namePattern.test(text)) return text;
+  throw new ReplicationError('ERR_USAGE', `"${text}" is no name of a group`, {
+    advice: 'replpage status shows those there are',
+  });
 }
 
 export function print(text: string): void {
@@ -69,11 +78,14 @@ const exitCodeOf: Readonly<Record<ErrorCode, number>> = {
   ERR_PROTECTED_ALREADY: exitCodes.failure,
   ERR_STATE: exitCodes.tryAgain,
   ERR_ENDED: exitCodes.failure,
+  ERR_NO_REPLICA: exitCodes.failure,
   ERR_LIMIT: exitCodes.tryAgain,
   ERR_FILES_CHANGED: exitCodes.refused,
   ERR_NATIVE_MISSING: exitCodes.failure,
   ERR_NATIVE: exitCodes.failure,
   ERR_STATE_FILE: exitCodes.failure,
+  ERR_FOLDER: exitCodes.failure,
+  ERR_INTERRUPTED: exitCodes.interrupted,
   ERR_TIMEOUT: exitCodes.tryAgain,
 };
 

@@ -11,12 +11,13 @@ export function addDaemon(program: Command, setStatus: (code: number) => void): 
     .option('--state-dir <dir>', 'groups and spill files (default /var/lib/replpage)')
     .option('--log-dir <dir>', 'output of promoted programs (default /var/log/replpage)')
     .option('--log-level <level>', 'debug, info, warn, error or silent (default info)')
-    .option('--freeze-deadline <time>', 'a freeze is given up after this (default 20ms)')
-    .option('--staging-max <bytes>', 'memory for one epoch (default 256MiB)')
-    .option('--spill-max <bytes>', 'disk for what an epoch has beyond that (default 16GiB)')
+    .option('--freeze-deadline <time>', 'a freeze is given up after this, 1ms to 1s (default 20ms)')
+    .option('--staging-max <bytes>', 'memory for one epoch, 8MiB to 256MiB (default 256MiB)')
+    .option('--spill-max <bytes>', 'disk beyond that, 0B to 1TiB (default 16GiB)')
     .addHelpText(
       'after',
       `
+With another --runtime-dir state and logs move below it, to state/ and log/, unless they are given.
 Each option can be given as REPLPAGE_RUNTIME_DIR, REPLPAGE_STATE_DIR ... in the environment.
 SIGTERM lets every protected process go, unharmed; the next start protects them again.`,
     )

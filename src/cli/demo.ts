@@ -8,7 +8,14 @@ import type { Command } from 'commander';
 import type { GroupStatus } from '../api/schema.js';
 import { systemClock } from '../base/clock.js';
 import { ReplicationError } from '../base/errors.js';
-import { formatBytes, formatMs, formatUs, parseBytes } from '../base/units.js';
+import {
+  formatBytes,
+  formatMs,
+  formatUs,
+  parseBytes,
+  parseOption,
+  parseWhole,
+} from '../base/units.js';
 import { exitCodes, interruptSignal, print, printJson, say } from './context.js';
 import { RedisConnection } from './demo/resp.js';
 import { Stage, type Fill } from './demo/stage.js';
@@ -61,8 +68,10 @@ export function addDemo(program: Command, setStatus: (code: number) => void): vo
       const tell = flags.json ? say : print;
       const report = await run(flags, tell, signal);
       if (report === undefined) {
-        say('interrupted; everything that the demo started has been ended');
-        return setStatus(exitCodes.interrupted);
+        throw new ReplicationError(
+          'ERR_INTERRUPTED',
+          'interrupted; everything that the demo started has been ended',
+        );
       }
       if (flags.json) printJson(report);
       if (!report.ok) setStatus(exitCodes.failure);
@@ -76,9 +85,9 @@ async function run(
   tell: Tell,
   signal: AbortSignal,
 ): Promise<DemoReport | undefined> {
-  const bytes = parseBytes(flags.size);
-  const clients = Number(flags.clients);
-  const kills = Number(flags.kills);
+  const bytes = parseOption('--size', flags.size, parseBytes);
+  const clients = parseOption('--clients', flags.clients, parseWhole);
+  const kills = parseOption('--kills', flags.kills, parseWhole);
   if (!(clients >= 1 && clients <= 64 && kills >= 1)) {
     throw new ReplicationError('ERR_USAGE', '--clients is 1 to 64, --kills at least 1');
   }

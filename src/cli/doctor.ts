@@ -1,6 +1,7 @@
 /** `replpage doctor`: what this machine offers, and what is missing for what. */
 import type { Command } from 'commander';
 import { hasCode } from '../base/errors.js';
+import type { DoctorCheck } from '../daemon/doctor.js';
 import {
   contextOf,
   exitCodes,
@@ -21,17 +22,24 @@ export function addDoctor(program: Command, setStatus: (code: number) => void): 
       const report = examine(await daemonState(context));
       if (!report.ok) setStatus(exitCodes.failure);
       if (context.json) return printJson(report);
-      const mark = (ok: boolean | null): string => (ok === null ? '   ' : ok ? 'ok ' : '!! ');
       const rows = report.checks.map((check) => [
-        `${mark(check.ok)} ${check.name}`,
+        `${markOf(check)} ${check.name}`,
         String(check.value),
         check.meaning,
       ]);
       print(formatTable(rows));
+      if (report.checks.some(({ degraded }) => degraded === true)) {
+        print('what is marked ! works less well here than it could');
+      }
       print(
         report.ok ? 'this machine can protect processes' : 'this machine lacks what is marked !!',
       );
     });
+}
+
+function markOf({ ok, degraded }: DoctorCheck): string {
+  if (ok === null) return degraded === true ? ' ! ' : '   ';
+  return ok ? 'ok ' : '!! ';
 }
 
 async function daemonState(context: Context): Promise<string> {

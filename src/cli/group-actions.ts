@@ -1,8 +1,16 @@
 /** `replpage promote`, `unprotect` and `detach`: one request on a named group. */
 import type { Command } from 'commander';
 import type { GroupStatus } from '../api/schema.js';
-import { formatUs } from '../base/units.js';
-import { contextOf, print, printJson, withCommonFlags, type CommonFlags } from './context.js';
+import { formatLoss, formatUs } from '../base/units.js';
+import {
+  contextOf,
+  groupName,
+  print,
+  printJson,
+  withCommonFlags,
+  type CommonFlags,
+} from './context.js';
+import { protectCommand } from './protect-options.js';
 
 export function addPromote(program: Command): void {
   withCommonFlags(program.command('promote'))
@@ -10,7 +18,7 @@ export function addPromote(program: Command): void {
     .argument('<name>', 'of the group')
     .action(async (name: string, flags: CommonFlags) => {
       const context = contextOf(flags);
-      const group = await context.client.act(name, 'promote');
+      const group = await context.client.act(groupName(name), 'promote');
       if (context.json) return printJson(group);
       print(`${name}: ${promotionText(group)}`);
     });
@@ -18,9 +26,8 @@ export function addPromote(program: Command): void {
 
 function promotionText({ promotion, hostPid }: GroupStatus): string {
   if (promotion === null) return `runs as process ${hostPid}`;
-  const lost = promotion.exact ? 'nothing lost' : `from epoch ${promotion.epoch}`;
   const time = formatUs(promotion.decisionToRunUs);
-  return `runs as process ${promotion.hostPid}, ${lost}, ${time} after the decision`;
+  return `runs as process ${promotion.hostPid}, ${formatLoss(promotion)}, ${time} after the decision`;
 }
 
 export function addUnprotect(program: Command): void {
@@ -29,9 +36,13 @@ export function addUnprotect(program: Command): void {
     .argument('<name>', 'of the group')
     .action(async (name: string, flags: CommonFlags) => {
       const context = contextOf(flags);
-      const group = await context.client.act(name, 'unprotect');
+      const group = await context.client.act(groupName(name), 'unprotect');
       if (context.json) return printJson(group);
-      print(`${name}: no longer protected; process ${group.hostPid} is left as it is`);
+      print(
+        group.running
+          ? `${name}: no longer protected; process ${group.hostPid} is left as it is`
+          : `${name}: forgotten; its process ${group.hostPid} has ended before`,
+      );
     });
 }
 
@@ -41,11 +52,12 @@ export function addDetach(program: Command): void {
     .argument('<name>', 'of the group')
     .action(async (name: string, flags: CommonFlags) => {
       const context = contextOf(flags);
-      const group = await context.client.act(name, 'detach');
+      const group = await context.client.act(groupName(name), 'detach');
       if (context.json) return printJson(group);
       print(
-        `${name}: detached; protect it again with: ` +
-          `replpage protect ${group.hostPid} --name ${name}`,
+        `${name}: detached, process ${group.hostPid} runs on untraced; protect it again, with the ` +
+          `options that it had, with:\n  replpage protect ${group.hostPid} --name ${name}\n` +
+          `which is short for:\n  ${protectCommand(group)}`,
       );
     });
 }

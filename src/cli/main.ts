@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /** The command line: one file per command, each adds itself here. */
 import { Command, CommanderError } from 'commander';
+import { ReplicationError } from '../base/errors.js';
 import { replpageVersion } from '../base/version.js';
 import { exitCodes, report } from './context.js';
 import { addDaemon } from './daemon.js';
@@ -24,15 +25,17 @@ Exit status:
   77  not permitted
   130 interrupted
 
-Every command takes --json: one object on stdout, errors as {"error": {...}} too.`;
+Every command but daemon takes --json: one object on stdout, errors as {"error": {...}} too.`;
 
 async function main(): Promise<number> {
+  const json = process.argv.includes('--json');
   const program = new Command('replpage')
     .description('Keeps a warm replica of a running, unmodified process.')
     .version(replpageVersion)
     .showHelpAfterError('(replpage --help shows the commands)')
     .addHelpText('after', help)
-    .exitOverride();
+    .exitOverride()
+    .configureOutput({ writeErr: (text) => void (json || process.stderr.write(text)) });
   let status = 0;
   const setStatus = (code: number): void => {
     status = code;
@@ -52,8 +55,11 @@ async function main(): Promise<number> {
   try {
     await program.parseAsync();
   } catch (error) {
-    if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : exitCodes.usage;
-    return report(error, process.argv.includes('--json'));
+    if (!(error instanceof CommanderError)) return report(error, json);
+    if (error.exitCode === 0) return 0;
+    const message = error.message.replace(/^error: /, '');
+    // Without --json the parser has said it already.
+    return json ? report(new ReplicationError('ERR_USAGE', message), json) : exitCodes.usage;
   }
   return status;
 }
@@ -61,5 +67,7 @@ async function main(): Promise<number> {
 // A reader that went away (`replpage events | head`) ends the command quietly.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code === 'EPIPE') process.exit(0);
+  process.stderr.write(`replpage: cannot write the result: ${error.message}\n`);
+  process.exit(exitCodes.failure);
 });
 process.exitCode = await main();

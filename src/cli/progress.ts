@@ -33,8 +33,14 @@ export function progressLine(bytes: number, bytesTotal: number, elapsedMs: numbe
   const share = bytesTotal > 0 ? Math.min(1, bytes / bytesTotal) : 0;
   const filled = Math.round(share * barWidth);
   const bar = '#'.repeat(filled) + '-'.repeat(barWidth - filled);
+  const speed = rateText(bytes, elapsedMs);
+  // What was written meanwhile is copied once more, and comes on top.
+  if (bytes > bytesTotal) return `[${bar}] ${formatBytes(bytes)}, changes included${speed}`;
   const rate = elapsedMs > 0 ? (bytes / elapsedMs) * 1000 : 0;
   const left = rate > 0 ? `, ${((bytesTotal - bytes) / rate).toFixed(1)} s left` : '';
-  const speed = `${formatBytes(rate)}/s`;
-  return `[${bar}] ${formatBytes(bytes)} of ${formatBytes(bytesTotal)}, ${speed}${left}`;
+  return `[${bar}] ${formatBytes(bytes)} of ${formatBytes(bytesTotal)}${speed}${left}`;
+}
+
+function rateText(bytes: number, elapsedMs: number): string {
+  return `, ${formatBytes(elapsedMs > 0 ? (bytes / elapsedMs) * 1000 : 0)}/s`;
 }

@@ -1,66 +1,72 @@
 /** `replpage protect`: returns when the first epoch is committed. */
-import { resolve } from 'node:path';
+import { existsSync, readFileSync } from 'node:fs';
 import type { Command } from 'commander';
-import type { ProtectReport, ProtectRequest } from '../api/schema.js';
-import { ReplicationError } from '../base/errors.js';
-import { formatBytes, formatUs, parseDurationMs, parsePercent } from '../base/units.js';
+import { protectDefaults, type ProtectReport } from '../api/schema.js';
+import { systemClock } from '../base/clock.js';
+import { hasCode, ReplicationError } from '../base/errors.js';
+import { formatBytes, formatMs, formatPercent, formatUs } from '../base/units.js';
 import {
   contextOf,
-  exitCodes,
   interruptSignal,
   print,
   printJson,
   say,
   withCommonFlags,
   type CommonFlags,
+  type Context,
 } from './context.js';
 import { ProgressBar } from './progress.js';
+import { optionsText, toRequest, type ProtectFlags } from './protect-options.js';
 import { ensureDaemon } from './start-daemon.js';
 
-interface ProtectFlags extends CommonFlags {
-  readonly name?: string;
-  readonly epoch?: string;
-  readonly overhead?: string;
-  readonly maxPause?: string;
-  readonly attach?: string;
-  readonly onExit?: string;
-  readonly retries?: string;
-  readonly files?: string;
-  readonly stdio?: string;
-  readonly pidfile?: string;
-  readonly onPromote?: string;
-  readonly tracker?: string;
-}
+/** How long the daemon may take to let a process go before it is not waited for any more. */
+const letGoMs = 10_000;
 
-export function addProtect(program: Command, setStatus: (code: number) => void): void {
+export function addProtect(program: Command): void {
+  const { intervalMs, overhead, maxPauseMs, retries } = protectDefaults;
   withCommonFlags(program.command('protect'))
     .description('keep a warm replica of a running process and its children')
     .argument('<pid>', 'root of the process tree')
     .option('--name <name>', 'of the group (default: the name of the program)')
-    .option('--epoch <time>', 'interval between epochs; stretched to fit the budget', '100ms')
-    .option('--overhead <share>', 'of its time that the process may lose', '5%')
-    .option('--max-pause <time>', 'longest pause wanted for an epoch', '50ms')
-    .option('--attach <mode>', 'always: a kill loses nothing; epochs: up to one epoch', 'always')
-    .option('--on-exit <what>', 'when it ends by itself or by SIGTERM: end or promote', 'end')
-    .option('--retries <n>', 'crashes answered by a promotion', '3')
-    .option('--files <rule>', 'promotion when files have changed since: refuse or keep', 'refuse')
-    .option('--stdio <file>', "file for its terminal's output once promoted, or null")
+    .option(
+      '--epoch <time>',
+      'interval between epochs, 10ms to 60s; stretched to fit the budget ' +
+        `(default ${formatMs(intervalMs)})`,
+    )
+    .option(
+      '--overhead <share>',
+      `of its time that the process may lose, 0.01% to 100% (default ${formatPercent(overhead)})`,
+    )
+    .option(
+      '--max-pause <time>',
+      `longest pause of an epoch, 100us to 60s (default ${formatMs(maxPauseMs)})`,
+    )
+    .option('--attach <mode>', 'always (default): a kill loses nothing; epochs: up to one epoch')
+    .option('--on-exit <what>', 'when it ends by itself or by SIGTERM: end (default) or promote')
+    .option('--retries <n>', `crashes answered by a promotion, 0 to 1000 (default ${retries})`)
+    .option('--files <rule>', 'promotion when files have changed: refuse (default) or keep')
+    .option(
+      '--stdio <file>',
+      "file for its terminal's output once promoted, or null (default: NAME.log in the log folder)",
+    )
     .option('--pidfile <file>', 'write the pid here after each promotion')
     .option('--on-promote <command>', 'run this after each promotion, with your rights')
-    .option('--tracker <kind>', 'auto, uffd-wp or soft-dirty', 'auto')
+    .option('--tracker <kind>', 'auto (default), uffd-wp or soft-dirty')
     .addHelpText(
       'after',
       `
+A process that was detached, or whose protection was lost, keeps the options that it had: give
+only what is to change.
 --on-promote finds REPLPAGE_GROUP, REPLPAGE_PID, REPLPAGE_HOST_PID, REPLPAGE_GENERATION,
 REPLPAGE_EPOCH and REPLPAGE_EXACT in its environment.
 
   sudo replpage protect $(pidof redis-server)
   sudo replpage protect 1234 --name web --epoch 50ms --pidfile /run/web.pid`,
     )
-    .action(async (pid: string, flags: ProtectFlags) => {
+    .action(async (pid: string, flags: ProtectFlags & CommonFlags) => {
       const request = toRequest(pid, flags);
       const context = contextOf(flags);
-      const started = await ensureDaemon(context);
+      const started = await daemonFor(request.pid, context);
       if (started !== undefined && !context.json) say(`started a daemon (pid ${started})`);
       const bar = new ProgressBar(`copying process ${pid}`);
       const signal = interruptSignal();
@@ -75,61 +81,56 @@ REPLPAGE_EPOCH and REPLPAGE_EXACT in its environment.
       } catch (error) {
         bar.end();
         if (!signal.aborted) throw error;
-        say(`interrupted: process ${pid} is let go and runs on unprotected`);
-        setStatus(exitCodes.interrupted);
+        throw await interrupted(request.pid);
       }
     });
 }
 
-function toRequest(pid: string, flags: ProtectFlags): ProtectRequest {
-  // What is not one of the choices is told by the daemon, with what would be.
-  const choice = <T extends string>(value: string | undefined): T | undefined =>
-    value as T | undefined;
-  return {
-    pid: wholeNumber(pid, 'pid'),
-    name: flags.name,
-    intervalMs: parse(flags.epoch, '--epoch', parseDurationMs),
-    overhead: parse(flags.overhead, '--overhead', parsePercent),
-    maxPauseMs: parse(flags.maxPause, '--max-pause', parseDurationMs),
-    attach: choice(flags.attach),
-    onExit: choice(flags.onExit),
-    files: choice(flags.files),
-    retries: parse(flags.retries, '--retries', (text) => wholeNumber(text, '--retries')),
-    tracker: choice(flags.tracker),
-    stdio: flags.stdio === 'null' ? null : absolute(flags.stdio),
-    pidfile: absolute(flags.pidfile),
-    onPromote: flags.onPromote,
-  };
-}
-
-function parse<T>(
-  text: string | undefined,
-  flag: string,
-  parser: (text: string) => T,
-): T | undefined {
-  if (text === undefined) return undefined;
+/** No daemon is started for a process that is not there. */
+async function daemonFor(pid: number, context: Context): Promise<number | undefined> {
+  if (existsSync(`/proc/${pid}`)) return ensureDaemon(context);
   try {
-    return parser(text);
+    await context.client.status();
+    return undefined;
   } catch (error) {
-    if (!(error instanceof ReplicationError)) throw error;
-    const { advice } = error;
-    throw new ReplicationError('ERR_USAGE', `${flag}: ${error.message}`, { advice });
+    if (!hasCode(error, 'ERR_NO_DAEMON')) throw error;
+    const message = `cannot protect process ${pid}: there is no such process`;
+    throw new ReplicationError('ERR_NO_PROCESS', message);
   }
 }
 
-function wholeNumber(text: string, what: string): number {
-  if (/^\d{1,9}$/.test(text)) return Number(text);
-  throw new ReplicationError('ERR_USAGE', `${what} "${text}" is not a whole number`);
+/** Waits until the daemon has let the process go, and says so. */
+async function interrupted(pid: number): Promise<ReplicationError> {
+  const deadline = systemClock.nowMs() + letGoMs;
+  let tracer = tracerOf(pid);
+  while (tracer !== undefined && tracer > 0 && systemClock.nowMs() < deadline) {
+    await systemClock.sleep(20);
+    tracer = tracerOf(pid);
+  }
+  const what =
+    tracer === undefined
+      ? 'has ended'
+      : tracer > 0
+        ? `is still traced by process ${tracer}; see replpage status`
+        : 'was let go and runs on unprotected';
+  return new ReplicationError('ERR_INTERRUPTED', `interrupted: process ${pid} ${what}`);
 }
 
-const absolute = (path: string | undefined): string | undefined =>
-  path === undefined ? undefined : resolve(path);
+function tracerOf(pid: number): number | undefined {
+  try {
+    const status = readFileSync(`/proc/${pid}/status`, 'utf8');
+    return Number(/^TracerPid:\s*(\d+)$/m.exec(status)?.[1] ?? 0);
+  } catch {
+    return undefined;
+  }
+}
 
-function show({ group, copiedBytes, copyUs, warnings }: ProtectReport): void {
+function show({ group, copiedBytes, copyUs, warnings, takenOver }: ProtectReport): void {
   const rate = copyUs > 0 ? `, ${formatBytes((copiedBytes / copyUs) * 1e6)}/s` : '';
   print(
     `${group.name}: process ${group.hostPid} is protected ` +
       `(${formatBytes(copiedBytes)} in ${formatUs(copyUs)}${rate}; ${group.tracker})`,
   );
+  if (takenOver.length > 0) say(`options as before: ${optionsText(group, takenOver)}`);
   for (const warning of warnings) say(`warning: ${warning}`);
 }

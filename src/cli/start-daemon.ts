@@ -1,9 +1,10 @@
 /** Starts a daemon for this machine when none answers, as `protect` does. */
 import { spawn } from 'node:child_process';
-import { mkdir, open, readFile } from 'node:fs/promises';
+import { open, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { systemClock } from '../base/clock.js';
 import { hasCode, ReplicationError } from '../base/errors.js';
+import { makeFolder } from '../base/folder.js';
 import type { Context } from './context.js';
 
 const startMs = 15_000;
@@ -18,7 +19,7 @@ export async function ensureDaemon(context: Context): Promise<number | undefined
     if (process.getuid?.() !== 0) throw error;
   }
   const logPath = join(context.runtimeDir, 'daemon.log');
-  await mkdir(context.runtimeDir, { recursive: true, mode: 0o755 });
+  await makeFolder(context.runtimeDir, 0o755, 'the runtime folder');
   // Begun anew with each daemon, and only warnings go there: it stays small.
   const log = await open(logPath, 'w', 0o640);
   const args = [process.argv[1] ?? '', 'daemon', '--runtime-dir', context.runtimeDir];

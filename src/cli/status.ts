@@ -2,9 +2,10 @@
 import type { Command } from 'commander';
 import { isGroupStatus, type GroupStatus, type StatusReport } from '../api/schema.js';
 import { systemClock } from '../base/clock.js';
-import { formatBytes, formatMs, formatPercent, formatUs } from '../base/units.js';
+import { formatBytes, formatLoss, formatMs, formatPercent, formatUs } from '../base/units.js';
 import {
   contextOf,
+  groupName,
   interruptSignal,
   print,
   withCommonFlags,
@@ -39,7 +40,7 @@ export function addStatus(program: Command): void {
 
 async function look(context: Context, name: string | undefined): Promise<string> {
   if (name !== undefined) {
-    const group = await context.client.group(name);
+    const group = await context.client.group(groupName(name));
     return context.json ? JSON.stringify(group) : groupText(group);
   }
   const status = await context.client.status();
@@ -50,32 +51,48 @@ async function look(context: Context, name: string | undefined): Promise<string>
 
 export function statusText(status: StatusReport): string {
   if (status.groups.length === 0) return 'no groups; protect one with: replpage protect <pid>';
-  const head = ['GROUP', 'STATE', 'PID', 'HOST PID', 'EPOCH', 'LAG', 'PAUSE P50', 'RAM'];
+  const head = ['GROUP', 'STATE', 'HOST PID', 'OWN PID', 'EPOCH', 'LAG', 'PAUSE P50', 'RAM'];
   const rows = status.groups.map((group) => {
     if (!isGroupStatus(group)) return [group.name, group.state, '-', '-', '-', '-', '-', '-'];
     return [
       group.name,
       group.state,
-      String(group.pid),
-      String(group.hostPid),
+      group.running ? String(group.hostPid) : '-',
+      group.running ? String(group.pid) : '-',
       String(group.epoch),
       group.lagMs > 0 ? formatMs(group.lagMs) : '-',
       group.pauseUs.p50 > 0 ? formatUs(group.pauseUs.p50) : '-',
-      formatBytes(group.memory.primaryBytes),
+      ramText(group),
     ];
   });
-  return formatTable([head, ...rows]);
+  const reasons = status.groups.flatMap((group) =>
+    isGroupStatus(group) && group.reason !== null
+      ? [`${group.name} is ${group.state}: ${group.reason}`]
+      : [],
+  );
+  return [formatTable([head, ...rows]), ...reasons].join('\n');
+}
+
+function ramText({ progress, memory }: GroupStatus): string {
+  if (progress !== null && progress.bytesTotal > 0) return copiedText(progress);
+  return memory.primaryBytes > 0 ? formatBytes(memory.primaryBytes) : '-';
+}
+
+/** Of a first copy. */
+function copiedText({ bytes, bytesTotal }: NonNullable<GroupStatus['progress']>): string {
+  return `${formatBytes(bytes)} of ${formatBytes(Math.max(bytes, bytesTotal))} copied`;
 }
 
 export function groupText(group: GroupStatus): string {
   const { pauseUs, memory, interval, overhead, epochs, promotion } = group;
   const pauses = [pauseUs.last, pauseUs.p50, pauseUs.p99, pauseUs.max].map(formatUs).join(', ');
   const ram = `${formatBytes(memory.primaryBytes)} here, ${formatBytes(memory.residentBytes)}`;
+  const age = group.lagMs > 0 ? `, ${formatMs(group.lagMs)} old` : '';
   const rows: (readonly [string, string])[] = [
     ['group', group.name],
     ['state', group.reason === null ? group.state : `${group.state}: ${group.reason}`],
-    ['process', `pid ${group.pid}, on this machine ${group.hostPid}`],
-    ['epoch', `${group.epoch} of generation ${group.generation}, ${formatMs(group.lagMs)} old`],
+    ['process', processText(group)],
+    ['epoch', `${group.epoch} of generation ${group.generation}${age}`],
     ['epochs', `${epochs.committed} committed, ${epochs.abandoned} abandoned`],
     ['interval', `${formatMs(interval.ms)}: ${interval.why}`],
     [
@@ -83,16 +100,29 @@ export function groupText(group: GroupStatus): string {
       `${formatPercent(overhead.used)} of a budget of ${formatPercent(overhead.budget)}`,
     ],
     ['pause', `${pauses} (last, p50, p99, max)`],
-    ['memory', `${ram} in the replica, ${formatBytes(memory.coldBytes)} cold`],
+    [
+      'memory',
+      group.progress === null
+        ? `${ram} in the replica, ${formatBytes(memory.coldBytes)} cold`
+        : copiedText(group.progress),
+    ],
     ['tracker', group.tracker ?? '-'],
     ['attach', `${group.attach}; on exit ${group.onExit}; files ${group.files}`],
     ['retries', `${group.retries.left} of ${group.retries.allowed} crashes left`],
     ['output', group.stdio ?? '/dev/null'],
+    ['pid file', group.pidfile ?? '-'],
+    ['on promote', group.onPromote ?? '-'],
   ];
   if (promotion !== null) {
-    const lost = promotion.exact ? 'nothing lost' : `from epoch ${promotion.epoch}`;
+    const lost = formatLoss(promotion);
     rows.push(['promoted', `${lost}, ran ${formatUs(promotion.deathToRunUs)} after the death`]);
   }
   for (const warning of group.warnings) rows.push(['warning', warning]);
   return formatTable(rows);
+}
+
+/** The pid of this machine is the one to kill and trace; the program knows itself by the other. */
+function processText({ hostPid, pid, running }: GroupStatus): string {
+  const own = pid === hostPid ? '' : `; to itself, inside its own namespace, ${pid}`;
+  return running ? `${hostPid} (to kill, trace or protect)${own}` : `${hostPid}, which has ended`;
 }

@@ -5,7 +5,14 @@
 import { join, resolve } from 'node:path';
 import { logLevels, type LogLevel } from '../base/log.js';
 import { ReplicationError } from '../base/errors.js';
-import { parseBytes, parseDurationMs } from '../base/units.js';
+import {
+  checkRange,
+  formatBytes,
+  formatMs,
+  parseBytes,
+  parseDurationMs,
+  parseOption,
+} from '../base/units.js';
 import { runtimeDirDefault, runtimeDirOf, socketPathOf } from '../base/paths.js';
 
 export interface DaemonConfig {
@@ -44,7 +51,28 @@ const defaults = {
   spillMax: '16GiB',
 } as const;
 
-/** Throws ERR_USAGE on a value that is not understood. */
+const mebibyte = 1024 ** 2;
+
+/** What native code can work with: four chunks of 2 MiB, up to what the keeper maps. */
+const stagingBytes = { min: 8 * mebibyte, max: 256 * mebibyte };
+/** 0: no spill file. */
+const spillBytes = { min: 0, max: 1024 ** 4 };
+/** Below, no freeze is ever complete; above, the primary stands still for longer than it may. */
+const freezeMs = { min: 1, max: 1000 };
+
+type Range = { readonly min: number; readonly max: number };
+
+const bytesIn =
+  ({ min, max }: Range) =>
+  (text: string): number =>
+    checkRange(parseBytes(text), min, max, formatBytes);
+
+const durationIn =
+  ({ min, max }: Range) =>
+  (text: string): number =>
+    checkRange(parseDurationMs(text), min, max, formatMs);
+
+/** Throws ERR_USAGE, with the name of the option, on what is not understood or out of its range. */
 export function readConfig(
   flags: DaemonFlags,
   env: Readonly<Record<string, string | undefined>>,
@@ -61,9 +89,13 @@ export function readConfig(
       env['REPLPAGE_LOG_DIR'] ??
       (elsewhere ? join(runtimeDir, 'log') : defaults.logDir),
   );
-  const take = (flag: string | undefined, variable: string, byDefault: string): string =>
-    flag ?? env[variable] ?? byDefault;
-  const deadline = take(flags.freezeDeadline, 'REPLPAGE_FREEZE_DEADLINE', defaults.freezeDeadline);
+  const take = <T>(option: keyof typeof defaults, parser: (text: string) => T): T => {
+    const name = option.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+    const variable = `REPLPAGE_${name.replaceAll('-', '_').toUpperCase()}`;
+    const flag = flags[option];
+    if (flag !== undefined) return parseOption(`--${name}`, flag, parser);
+    return parseOption(variable, env[variable] ?? defaults[option], parser);
+  };
   return {
     runtimeDir,
     socketPath: socketPathOf(runtimeDir),
@@ -71,12 +103,10 @@ export function readConfig(
     stateDir,
     spillDir: join(stateDir, 'spill'),
     logDir,
-    logLevel: readLevel(take(flags.logLevel, 'REPLPAGE_LOG_LEVEL', defaults.logLevel)),
-    freezeDeadlineUs: Math.round(parseDurationMs(deadline) * 1000),
-    stagingBytesMax: parseBytes(
-      take(flags.stagingMax, 'REPLPAGE_STAGING_MAX', defaults.stagingMax),
-    ),
-    spillBytesMax: parseBytes(take(flags.spillMax, 'REPLPAGE_SPILL_MAX', defaults.spillMax)),
+    logLevel: take('logLevel', readLevel),
+    freezeDeadlineUs: Math.round(take('freezeDeadline', durationIn(freezeMs)) * 1000),
+    stagingBytesMax: take('stagingMax', bytesIn(stagingBytes)),
+    spillBytesMax: take('spillMax', bytesIn(spillBytes)),
     groupsMax: 64,
     eventsMax: 1024,
   };

@@ -2,16 +2,18 @@
  * The composition root: makes the folders, takes the lock, wires native code, groups and API, takes
  * up the groups of the daemon before it, and lets every process go when it is told to end.
  */
-import { chown, mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { watchFile, unwatchFile } from 'node:fs';
+import { chown, readdir, readFile, rename, rm } from 'node:fs/promises';
 import type { Server } from 'node:http';
 import { availableParallelism, hostname } from 'node:os';
 import { join } from 'node:path';
 import { createApiServer } from '../api/server.js';
 import { systemClock } from '../base/clock.js';
 import { describe, hasCode } from '../base/errors.js';
+import { makeFolder } from '../base/folder.js';
 import { createLog, type Log } from '../base/log.js';
 import { Group } from '../capture/group.js';
-import type { GroupHost } from '../capture/group-spec.js';
+import type { Announcement, GroupHost, GroupSpec } from '../capture/group-spec.js';
 import { keeperPath, loadNative, type NativeAddon } from '../native/binding.js';
 import { askKeeper } from '../native/keeper-status.js';
 import { replpageVersion } from '../base/version.js';
@@ -27,6 +29,10 @@ import { StateStore } from './state-store.js';
 
 /** The group whose members may use the socket, where the machine has it. */
 const socketGroup = 'replpage';
+const groupFile = '/etc/group';
+const groupFileLookMs = 5000;
+/** Between looks at processes that nobody guards. */
+const sweepMs = 2000;
 /** Letting go of all processes takes milliseconds; a hung one must not hold the machine's end. */
 const shutdownMs = 10_000;
 
@@ -40,7 +46,8 @@ export class Daemon {
   readonly #store: StateStore;
   /** About groups that the state file should have had. */
   readonly #lost: string[] = [];
-  #lock: { close(): Promise<void> } | undefined;
+  readonly #locks: { close(): Promise<void> }[] = [];
+  #sweep: NodeJS.Timeout | undefined;
 
   constructor(config: DaemonConfig) {
     this.#config = config;
@@ -70,23 +77,28 @@ export class Daemon {
     });
   }
 
-  /** Throws ERR_DAEMON_RUNS or a SystemError. */
+  /** Throws ERR_FOLDER, ERR_DAEMON_RUNS or a SystemError. */
   async start(): Promise<void> {
     const { runtimeDir, keepersDir, stateDir, spillDir, logDir, socketPath } = this.#config;
-    await mkdir(runtimeDir, { recursive: true, mode: 0o755 });
-    await mkdir(stateDir, { recursive: true, mode: 0o700 });
-    await mkdir(keepersDir, { recursive: true, mode: 0o700 });
-    await mkdir(spillDir, { recursive: true, mode: 0o700 });
-    await mkdir(logDir, { recursive: true, mode: 0o755 });
-    this.#lock = await takeLock(join(runtimeDir, 'lock'));
+    await makeFolder(runtimeDir, 0o755, 'the runtime folder');
+    await makeFolder(stateDir, 0o700, 'the state folder');
+    await makeFolder(keepersDir, 0o700, 'the folder of keepers');
+    await makeFolder(spillDir, 0o700, 'the folder of spill files');
+    await makeFolder(logDir, 0o755, 'the log folder');
+    for (const folder of new Set([runtimeDir, stateDir])) {
+      this.#locks.push(await takeLock(join(folder, 'lock')));
+    }
     await this.#takeUpGroups();
     await this.#listen(socketPath);
+    this.#sweep = setInterval(() => this.#table.sweep(), sweepMs).unref();
     this.#log.info({ pid: process.pid, socketPath, version: replpageVersion }, 'daemon started');
   }
 
   /** Every process is let go and runs on; the state file keeps the groups for the next start. */
   async stop(why: string): Promise<void> {
     this.#log.info({ why }, 'daemon ending');
+    clearInterval(this.#sweep);
+    unwatchFile(groupFile);
     this.#server.close();
     this.#server.closeAllConnections();
     const letGo = Promise.allSettled(this.#table.groups.map((group) => group.shutdown())).then(() =>
@@ -99,7 +111,7 @@ export class Daemon {
     ]);
     waiting.abort();
     await rm(this.#config.socketPath, { force: true });
-    await this.#lock?.close();
+    for (const lock of this.#locks) await lock.close();
     this.#log.info({}, 'daemon ended');
     if (inTime) return;
     // A native thread that hangs would keep us, and the processes traced, for ever. Our death
@@ -128,8 +140,12 @@ export class Daemon {
         log.info({ group, what, why }, 'group changed');
       },
       persist: () => this.#store.write(),
-      announce: (spec, report) => announce(spec, report, log),
+      announce: (spec, report) => void this.#announce(spec, report),
     };
+  }
+
+  async #announce(spec: GroupSpec, report: Announcement): Promise<void> {
+    this.#table.told(spec.name, await announce(spec, report, this.#log));
   }
 
   /** The socket gets its name last: whoever finds it has the rights that it is going to have. */
@@ -145,9 +161,14 @@ export class Daemon {
     } finally {
       process.umask(mask);
     }
-    const gid = await groupId(socketGroup);
-    if (gid !== undefined) await chown(fresh, 0, gid);
+    await giveToGroup(fresh);
     await rename(fresh, path);
+    // The group may be made later.
+    watchFile(groupFile, { persistent: false, interval: groupFileLookMs }, () => {
+      giveToGroup(path).catch((error: unknown) => {
+        this.#log.warn({ reason: describe(error) }, 'socket not given to its group');
+      });
+    });
   }
 
   async #takeUpGroups(): Promise<void> {
@@ -188,7 +209,7 @@ export class Daemon {
     if (promoted) {
       const pid = readProcess(hostPid)?.ownPid ?? hostPid;
       const { epoch } = decision.core;
-      announce(spec, { pid, hostPid, generation, epoch, exact: false }, this.#log);
+      void this.#announce(spec, { pid, hostPid, generation, epoch, exact: false });
     }
     if (decision.kind === 'wait') group.resumePromoted(decision.keeperSocket);
     if (decision.kind !== 'protect') return;
@@ -218,8 +239,13 @@ export class Daemon {
   }
 }
 
+async function giveToGroup(path: string): Promise<void> {
+  const gid = await groupId(socketGroup);
+  if (gid !== undefined) await chown(path, 0, gid);
+}
+
 async function groupId(name: string): Promise<number | undefined> {
-  const text = await readFile('/etc/group', 'utf8').catch(() => '');
+  const text = await readFile(groupFile, 'utf8').catch(() => '');
   const line = text.split('\n').find((entry) => entry.startsWith(`${name}:`));
   return line === undefined ? undefined : Number(line.split(':')[2]);
 }

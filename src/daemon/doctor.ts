@@ -8,6 +8,8 @@ export interface DoctorCheck {
   readonly value: boolean | string | number;
   /** null: for information. */
   readonly ok: boolean | null;
+  /** Protecting works without it, but not as well. */
+  readonly degraded?: boolean;
   readonly meaning: string;
 }
 
@@ -27,7 +29,7 @@ export function examine(daemon: string): DoctorReport {
       meaning: root ? 'the daemon can run' : 'the daemon needs it, and some checks here do too',
     },
     keeperCheck(),
-    ...kernelChecks(),
+    ...kernelChecks(root),
   ];
   return { ok: checks.every((check) => check.ok !== false), checks };
 }
@@ -46,6 +48,10 @@ interface Feature {
   readonly meaning: string;
   /** Whether a value makes protecting impossible; without it the feature is for information. */
   readonly impossible?: (value: unknown) => boolean;
+  /** Whether a value makes it work less well. */
+  readonly degraded?: (value: unknown) => boolean;
+  /** Only root can find out. */
+  readonly asRoot?: boolean;
 }
 
 const features: Readonly<Record<string, Feature>> = {
@@ -59,6 +65,7 @@ const features: Readonly<Record<string, Feature>> = {
   pagemapScan: { meaning: 'finds and re-arms written pages in one call' },
   setTid: {
     meaning: 'gives a replica the ids of its primary; needed',
+    asRoot: true,
     impossible: (value) => value === false,
   },
   rseqConfiguration: {
@@ -77,11 +84,17 @@ const features: Readonly<Record<string, Feature>> = {
   },
   capSysPtrace: { meaning: 'traces processes; the daemon needs it' },
   capSysAdmin: { meaning: 'makes namespaces; the daemon needs it' },
-  capSysResource: { meaning: 'without it resource limits and oom_score_adj are kept less exactly' },
+  capSysResource: {
+    meaning:
+      'CAP_SYS_RESOURCE: without it a process with higher resource limits than the daemon is ' +
+      "refused, and the OOM killer may choose a replica's holder",
+    asRoot: true,
+    degraded: (value) => value === false,
+  },
   capNetAdmin: { meaning: 'keeps options of sockets that only an administrator may set' },
 };
 
-function kernelChecks(): readonly DoctorCheck[] {
+function kernelChecks(root: boolean): readonly DoctorCheck[] {
   try {
     const found = loadNative().probeKernel();
     const tracked = found['uffdWp'] === true || found['softDirty'] === true;
@@ -93,7 +106,7 @@ function kernelChecks(): readonly DoctorCheck[] {
         ok: tracked,
         meaning: 'one of uffdWp and softDirty is needed to find what was written',
       },
-      ...Object.entries(found).map(([name, value]) => featureCheck(name, value)),
+      ...Object.entries(found).map(([name, value]) => featureCheck(name, value, root)),
     ];
   } catch (error) {
     const [first = ''] = describe(error).split('\n');
@@ -101,8 +114,17 @@ function kernelChecks(): readonly DoctorCheck[] {
   }
 }
 
-function featureCheck(name: string, value: boolean | string | number): DoctorCheck {
+export function featureCheck(
+  name: string,
+  value: boolean | string | number,
+  root: boolean,
+): DoctorCheck {
   const feature = features[name];
+  const meaning = feature?.meaning ?? '';
+  const check = { name: `kernel: ${name}`, value, meaning };
+  if (feature?.asRoot === true && !root && value === false) {
+    return { ...check, ok: null, meaning: `${meaning} (only root can tell)` };
+  }
   const ok = feature?.impossible?.(value) === true ? false : null;
-  return { name: `kernel: ${name}`, value, ok, meaning: feature?.meaning ?? '' };
+  return feature?.degraded?.(value) === true ? { ...check, ok, degraded: true } : { ...check, ok };
 }

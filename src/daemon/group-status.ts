@@ -8,6 +8,7 @@ export interface Place {
   readonly keepersDir: string;
   /** Of the root as it sees itself; undefined when it is gone. */
   readonly ownPid: number | undefined;
+  readonly running: boolean;
   /** About the process as it is now; those of its start come with the snapshot. */
   readonly warnings: readonly string[];
 }
@@ -27,6 +28,7 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
     details: true,
     pid: place.ownPid ?? promotion?.pid ?? core.hostPid,
     hostPid: core.hostPid,
+    running: place.running,
     generation: core.generation,
     epoch: core.epoch,
     lagMs: isKept(snapshot) ? snapshot.lagMs : 0,
@@ -45,11 +47,14 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
     lastEpoch: lastEpochOf(snapshot),
     progress: progressOf(phase),
     tracker: snapshot.start?.tracker ?? null,
+    trackerAsked: spec.tracker,
     attach: spec.attach,
     onExit: spec.onExit,
     files: spec.files,
     retries: { allowed: spec.retries, left: retriesLeft(core) },
     stdio: spec.stdio,
+    pidfile: spec.pidfile ?? null,
+    onPromote: spec.onPromote ?? null,
     promotion: promotion === undefined ? null : promotionOf(promotion),
     warnings: [...place.warnings, ...(snapshot.start?.warnings ?? [])],
     counters: snapshot.counters,
@@ -110,5 +115,6 @@ function promotionOf(
   promotion: NonNullable<GroupSnapshot['core']['promotion']>,
 ): NonNullable<GroupStatus['promotion']> {
   const { epoch, pid, hostPid, exact, decisionToRunUs, deathToRunUs, lazyPages } = promotion;
-  return { epoch, pid, hostPid, exact, decisionToRunUs, deathToRunUs, lazyPages };
+  const lostMs = promotion.lostMs ?? (exact ? 0 : null);
+  return { epoch, pid, hostPid, exact, lostMs, decisionToRunUs, deathToRunUs, lazyPages };
 }

@@ -1,4 +1,4 @@
-/** One daemon per runtime folder: an flock(2) that the kernel drops when the daemon dies. */
+/** One daemon per runtime folder and per state folder: an flock(2) that the kernel drops when the daemon dies. */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { open, type FileHandle } from 'node:fs/promises';
@@ -21,7 +21,9 @@ export async function takeLock(path: string): Promise<FileHandle> {
   if (status === 0) return file;
   await file.close();
   if (status === conflict) {
-    throw new ReplicationError('ERR_DAEMON_RUNS', `a daemon runs already (${path} is locked)`);
+    throw new ReplicationError('ERR_DAEMON_RUNS', `a daemon runs already (${path} is locked)`, {
+      advice: 'give this one its own --runtime-dir and --state-dir, or end the other first',
+    });
   }
   throw new ReplicationError('ERR_STATE_FILE', `flock ended with ${status} on ${path}`);
 }

@@ -5,9 +5,9 @@
 import { spawn } from 'node:child_process';
 import { constants } from 'node:fs';
 import { lstat, open, rename, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
+import { describe, ReplicationError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
-import { describe } from '../base/errors.js';
 import type { Announcement, GroupSpec, Owner } from '../capture/group-spec.js';
 
 const hookTimeoutMs = 30_000;
@@ -17,17 +17,37 @@ const outputBytesMax = 4096;
 /** New name, then rename: whoever reads it never sees half a number. */
 const writePidfile = 'umask 022; printf "%s\\n" "$2" >"$1.new.$$" && mv -f "$1.new.$$" "$1"';
 
-export function announce(spec: GroupSpec, report: Announcement, log: Log): void {
-  const { pidfile, onPromote, owner } = spec;
-  if (pidfile !== undefined) {
-    const own = log.child({ group: spec.name, pidfile });
-    if (isOurselves(owner)) void writeOurPidfile(pidfile, report.hostPid, own);
-    else {
-      const command = ['/bin/sh', '-c', writePidfile, 'sh', pidfile, String(report.hostPid)];
-      void run(command, owner, {}, own);
-    }
-  }
-  if (onPromote === undefined) return;
+/** Gives who could not be told, and why: one line each. */
+export async function announce(
+  spec: GroupSpec,
+  report: Announcement,
+  log: Log,
+): Promise<readonly string[]> {
+  const told = await Promise.all([tellPidfile(spec, report, log), runHook(spec, report, log)]);
+  return told.filter((problem) => problem !== undefined);
+}
+
+async function tellPidfile(
+  { name, pidfile, owner }: GroupSpec,
+  { hostPid }: Announcement,
+  log: Log,
+): Promise<string | undefined> {
+  if (pidfile === undefined) return undefined;
+  const own = log.child({ group: name, pidfile });
+  const command = ['/bin/sh', '-c', writePidfile, 'sh', pidfile, String(hostPid)];
+  const problem = isOurselves(owner)
+    ? await writeOurPidfile(pidfile, hostPid, own)
+    : await run(command, owner, {}, own);
+  return problem === undefined ? undefined : `--pidfile ${pidfile}: ${problem}`;
+}
+
+async function runHook(
+  spec: GroupSpec,
+  report: Announcement,
+  log: Log,
+): Promise<string | undefined> {
+  const { onPromote, owner } = spec;
+  if (onPromote === undefined) return undefined;
   const env = {
     REPLPAGE_GROUP: spec.name,
     REPLPAGE_PID: String(report.pid),
@@ -36,20 +56,82 @@ export function announce(spec: GroupSpec, report: Announcement, log: Log): void 
     REPLPAGE_EPOCH: String(report.epoch),
     REPLPAGE_EXACT: String(report.exact),
   };
-  void run(['/bin/sh', '-c', onPromote], owner, env, log.child({ group: spec.name, onPromote }));
+  const own = log.child({ group: spec.name, onPromote });
+  const problem = await run(['/bin/sh', '-c', onPromote], owner, env, own);
+  return problem === undefined ? undefined : `--on-promote ${onPromote}: ${problem}`;
 }
+
+/** Exit statuses of the checks below, in words. */
+const checks: Readonly<Record<number, string>> = {
+  10: 'its folder does not exist, or may not be entered',
+  11: 'its folder may not be written to',
+  12: 'it is no file that can be replaced',
+  20: 'the shell does not understand it',
+  21: 'there is no such program, or it may not be run',
+};
+const pidfileCheck =
+  'test -d "$2" && test -x "$2" || exit 10; test -w "$2" || exit 11; test ! -d "$1" || exit 12';
+/** A name with a slash is not looked for in PATH. */
+const hookCheck =
+  'sh -n -c "$1" || exit 20; first=${1%%[[:space:]]*}; ' +
+  'case $first in *[!A-Za-z0-9_./+-]*) ;; /*) test -f "$first" && test -x "$first" || exit 21;; esac';
+
+/**
+ * Tries what a promotion will need, with the rights that it will have.
+ * Throws ERR_BAD_REQUEST that names the option.
+ */
+export async function checkOutsiders(spec: GroupSpec, log: Log): Promise<void> {
+  const { pidfile, onPromote, owner } = spec;
+  const check = async (option: string, command: readonly string[]): Promise<void> => {
+    const status = await statusOf(['/bin/sh', '-c', ...command], owner, log);
+    if (status === 0) return;
+    const why = checks[status ?? -1] ?? `it could not be tried (status ${status})`;
+    throw new ReplicationError('ERR_BAD_REQUEST', `${option}: ${why}`, {
+      advice: `it is used with the rights of user ${owner.uid}, in the folder /`,
+    });
+  };
+  if (pidfile !== undefined) {
+    await check(`--pidfile ${pidfile}`, [pidfileCheck, 'sh', pidfile, dirname(pidfile)]);
+  }
+  if (onPromote !== undefined) {
+    await check(`--on-promote ${onPromote}`, [hookCheck, 'sh', onPromote]);
+  }
+}
+
+function statusOf(command: readonly string[], owner: Owner, log: Log): Promise<number | undefined> {
+  const [file = '', ...args] = withRights(command, owner);
+  return new Promise((resolve) => {
+    const child = spawn(file, args, { cwd: '/', env: environment(), stdio: 'ignore' });
+    child.on('error', (error) => {
+      log.warn({ reason: describe(error) }, 'outsiders could not be checked');
+      resolve(undefined);
+    });
+    child.on('exit', (status) => resolve(status ?? undefined));
+  });
+}
+
+const environment = (): Readonly<Record<string, string>> => ({
+  PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin',
+});
 
 const isOurselves = (owner: Owner): boolean => owner.uid === process.getuid?.();
 
-async function writeOurPidfile(path: string, hostPid: number, log: Log): Promise<void> {
+async function writeOurPidfile(
+  path: string,
+  hostPid: number,
+  log: Log,
+): Promise<string | undefined> {
   const fresh = `${path}.new.${process.pid}`;
   try {
     await rm(fresh, { force: true });
     await writeFile(fresh, `${hostPid}\n`, { mode: 0o644, flag: 'wx' });
     await rename(fresh, path);
     log.info({ hostPid }, 'outsider told');
+    return undefined;
   } catch (error) {
     log.warn({ hostPid, reason: describe(error) }, 'outsider could not be told');
+    await rm(fresh, { force: true }).catch(() => undefined);
+    return describe(error);
   }
 }
 
@@ -60,19 +142,19 @@ function withRights(command: readonly string[], owner: Owner): readonly string[]
   return ['setpriv', `--reuid=${owner.uid}`, `--regid=${owner.gid}`, groups, '--', ...command];
 }
 
+/** Gives why it failed, if it did. */
 function run(
   command: readonly string[],
   owner: Owner,
   env: Readonly<Record<string, string>>,
   log: Log,
-): Promise<void> {
+): Promise<string | undefined> {
   const [file = '', ...args] = withRights(command, owner);
-  const path = process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin';
-  return new Promise<void>((resolve) => {
+  return new Promise<string | undefined>((resolve) => {
     // Throws, or gives a child without streams, where the machine or the arguments allow none.
     const child = spawn(file, args, {
       cwd: '/',
-      env: { PATH: path, ...env },
+      env: { ...environment(), ...env },
       stdio: ['ignore', 'pipe', 'pipe'],
       // Its own process group, so that the time limit ends all of it.
       detached: true,
@@ -84,19 +166,22 @@ function run(
     child.stdout.on('data', take);
     child.stderr.on('data', take);
     const limit = setTimeout(() => endGroup(child.pid), hookTimeoutMs);
-    const done = (fields: object): void => {
+    const done = (problem: string | undefined): void => {
       clearTimeout(limit);
-      const failed = !('status' in fields) || fields.status !== 0;
-      const all = { ...fields, output: output.slice(0, outputBytesMax) };
-      if (failed) log.warn(all, 'outsider could not be told');
-      else log.info(all, 'outsider told');
-      resolve();
+      const said = output.slice(0, outputBytesMax);
+      if (problem === undefined) log.info({ output: said }, 'outsider told');
+      else log.warn({ reason: problem, output: said }, 'outsider could not be told');
+      const [line = ''] = said.trim().split('\n').slice(-1);
+      resolve(problem === undefined || line === '' ? problem : `${problem}: ${line}`);
     };
-    child.on('error', (error) => done({ reason: describe(error) }));
-    child.on('close', (status, signal) => done({ status, signal }));
+    child.on('error', (error) => done(describe(error)));
+    child.on('close', (status, signal) => {
+      done(status === 0 ? undefined : `it ended with ${signal ?? `status ${status}`}`);
+    });
   }).catch((error: unknown) => {
     // Nobody's hook may end the daemon.
     log.warn({ reason: describe(error) }, 'outsider could not be told');
+    return describe(error);
   });
 }
 

@@ -2,7 +2,8 @@
  * What /proc says about a process, read at once: a handful of small files, and only when something
  * is asked about it. proc(5) has the fields.
  */
-import { readFileSync, readlinkSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { runtimeDirDefault } from '../base/paths.js';
 
 export interface ProcessFacts {
   readonly pid: number;
@@ -69,6 +70,18 @@ function readExecutable(pid: number): string | undefined {
   }
 }
 
+/** Of a running replpage daemon (or one of its threads), where it has its socket. */
+export function daemonRuntimeDir(pid: number): string | undefined {
+  // The addon is what no other program has.
+  if (!(readProc(`/proc/${pid}/maps`) ?? '').includes('/replpage.node\n')) return undefined;
+  const args = (readProc(`/proc/${pid}/cmdline`) ?? '').split('\0');
+  const at = args.findIndex((arg) => arg.startsWith('--runtime-dir'));
+  const flag = args[at]?.split('=')[1] ?? args[at + 1];
+  const environment = (readProc(`/proc/${pid}/environ`) ?? '').split('\0');
+  const variable = environment.find((entry) => entry.startsWith('REPLPAGE_RUNTIME_DIR='));
+  return (at >= 0 ? flag : variable?.split('=')[1]) ?? runtimeDirDefault;
+}
+
 export function isAlive(facts: ProcessFacts | undefined): facts is ProcessFacts {
   return facts !== undefined && facts.state !== 'Z' && facts.state !== 'X';
 }
@@ -97,6 +110,32 @@ export function supplementaryGroups(pid: number, uid: number): readonly number[]
 
 export function bootId(): string {
   return (readProc('/proc/sys/kernel/random/boot_id') ?? '').trim();
+}
+
+const accessMode = 0o3;
+
+/** Paths of regular files that the process has open for writing; those of its children are not. */
+export function filesWritten(pid: number): readonly string[] {
+  const found = new Set<string>();
+  for (const fd of readFolder(`/proc/${pid}/fd`)) {
+    const flags = /^flags:\s*([0-7]+)$/m.exec(readProc(`/proc/${pid}/fdinfo/${fd}`) ?? '')?.[1];
+    if (flags === undefined || (parseInt(flags, 8) & accessMode) === 0) continue;
+    try {
+      const link = `/proc/${pid}/fd/${fd}`;
+      if (statSync(link).isFile()) found.add(readlinkSync(link));
+    } catch {
+      // It was closed meanwhile.
+    }
+  }
+  return [...found].filter((path) => path.startsWith('/') && !path.startsWith('/memfd:'));
+}
+
+function readFolder(path: string): readonly string[] {
+  try {
+    return readdirSync(path);
+  } catch {
+    return [];
+  }
 }
 
 /** Whose unit's main process this seems to be: a child of the service manager in a .service cgroup. */

@@ -15,17 +15,25 @@ import type {
 } from '../api/schema.js';
 import { ReplicationError } from '../base/errors.js';
 import { Group } from '../capture/group.js';
-import type { GroupHost, GroupSpec } from '../capture/group-spec.js';
+import { socketPathBytesMax } from '../base/paths.js';
+import type { GroupHost, Owner } from '../capture/group-spec.js';
 import { isFirstStart, isOver, newGroup } from '../capture/group-state.js';
 import type { NativeAddon } from '../native/binding.js';
 import type { DaemonConfig } from './config.js';
 import type { EventRing } from './event-ring.js';
 import { groupBrief, groupStatus } from './group-status.js';
-import { makeOutputFile } from './outsiders.js';
-import { readProcess, supplementaryGroups, type ProcessFacts } from './process-facts.js';
+import { defaultOutput, newSpec } from './new-spec.js';
+import { checkOutsiders, makeOutputFile } from './outsiders.js';
+import {
+  filesWritten,
+  isAlive,
+  readProcess,
+  supplementaryGroups,
+  type ProcessFacts,
+} from './process-facts.js';
 import { parseKeeperName } from './recover.js';
 import type { GroupRecord } from './state-file.js';
-import { checkTarget, warningsFor } from './target-check.js';
+import { checkTarget, fileRuleWarnings, warningsFor } from './target-check.js';
 
 export interface TableOptions {
   readonly config: DaemonConfig;
@@ -40,23 +48,20 @@ export interface TableOptions {
   warnings(): readonly string[];
 }
 
-const protectDefaults = {
-  intervalMs: 100,
-  overhead: 0.05,
-  maxPauseMs: 50,
-  attach: 'always',
-  onExit: 'end',
-  files: 'refuse',
-  retries: 3,
-  tracker: 'auto',
-} as const;
+/** Promotions to come lengthen the name of a keeper's socket. */
+const roomFor = 1_000_000;
 
 export class ReplicaTable implements DaemonControl {
   readonly #options: TableOptions;
   readonly #groups = new Map<string, Group>();
   /** Of each group's process, read once: its pid may be another's later. */
-  readonly #startTimes = new Map<Group, { readonly hostPid: number; readonly startTime: string }>();
+  readonly #startTimes = new WeakMap<
+    Group,
+    { readonly hostPid: number; readonly startTime: string }
+  >();
   readonly #startedMs: number;
+  /** Per name of a group, who was not told of its last promotion, and why. */
+  readonly #untold = new Map<string, readonly string[]>();
 
   constructor(options: TableOptions) {
     this.#options = options;
@@ -82,6 +87,29 @@ export class ReplicaTable implements DaemonControl {
     });
   }
 
+  /** After a promotion: what outsiders of the group could not be told. */
+  told(name: string, problems: readonly string[]): void {
+    if (problems.length === 0) this.#untold.delete(name);
+    else this.#untold.set(name, problems);
+    for (const problem of problems) this.#options.host.note(name, 'outsider not told', problem);
+  }
+
+  /** Ends the groups whose process has gone while nobody guarded it; call it now and then. */
+  sweep(): void {
+    for (const group of this.groups) {
+      const { kind } = group.core.phase;
+      if ((kind === 'detached' || kind === 'unprotected') && !this.#runs(group)) group.gone();
+    }
+  }
+
+  /** The group's very process, and not another that got its pid. */
+  #runs(group: Group): boolean {
+    const facts = readProcess(group.core.hostPid);
+    if (!isAlive(facts)) return false;
+    const startTime = this.#startTimeOf(group);
+    return startTime === '' || startTime === facts.startTime;
+  }
+
   #startTimeOf(group: Group): string {
     const { hostPid } = group.core;
     const known = this.#startTimes.get(group);
@@ -92,6 +120,7 @@ export class ReplicaTable implements DaemonControl {
   }
 
   status(caller: Caller): StatusReport {
+    this.sweep();
     const { node, version, host } = this.#options;
     const uptimeMs = Math.round(host.clock.nowMs() - this.#startedMs);
     return {
@@ -110,41 +139,97 @@ export class ReplicaTable implements DaemonControl {
     request: ProtectRequest,
     watch: { onProgress(bytes: number, bytesTotal: number): void; signal: AbortSignal },
   ): Promise<ProtectReport> {
-    const { native, host, config } = this.#options;
-    const facts = checkTarget(
-      {
-        mayTrace: (who, pid) => native.mayTrace(who, pid),
-        keeperPath: host.paths.keeperPath,
-        daemonPid: process.pid,
-        groupOf: (pid) => this.#groupOf(pid),
-      },
-      caller,
-      request.pid,
-    );
-    const name = this.#freeName(request.name, facts);
-    const previous = this.#replaceable(caller, name);
-    if (previous === undefined && this.#groups.size >= config.groupsMax) {
+    const { host, config } = this.#options;
+    const facts = this.#checkTarget(caller, request.pid);
+    const same = this.#overOf(facts);
+    const name = request.name ?? same?.spec.name ?? this.#freeName(facts);
+    const named = this.#replaceable(caller, name);
+    const left = [...new Set([named, same])].filter((group) => group !== undefined);
+    if (left.length === 0 && this.#groups.size >= config.groupsMax) {
       throw new ReplicationError('ERR_LIMIT', `there are ${config.groupsMax} groups already`, {
         advice: 'unprotect groups that have ended',
       });
     }
-    const generation = this.#freeGeneration(name, previous);
-    const spec = newSpec(name, caller, request, config);
+    const before = same ?? (named?.core.phase.kind === 'detached' ? named : undefined);
+    const owner = ownerOf(caller);
+    const { spec, takenOver, warnings } = newSpec(
+      ...([name, request, owner, before?.spec, config.logDir] as const),
+    );
+    const generation = this.#freeGeneration(name, named);
     const core = newGroup(facts.pid, generation, spec.retries);
     const group = new Group(spec, host, core, facts.startTime);
     this.add(group, facts.startTime);
-    return this.#firstEpoch(group, watch);
+    try {
+      const report = await this.#firstEpoch(group, watch);
+      if (same !== undefined && same.spec.name !== name) this.#rename(same, name);
+      return { ...report, warnings: [...warnings, ...report.warnings], takenOver };
+    } catch (error) {
+      // What it was to take the place of keeps its options for the next try.
+      if (named !== undefined && !this.#groups.has(name)) {
+        this.#groups.set(name, named);
+        host.persist();
+      }
+      throw error;
+    }
+  }
+
+  /** Throws as checkTarget does; of a pid that only the process itself knows it says more. */
+  #checkTarget(caller: Caller, pid: number): ProcessFacts {
+    const { native, host } = this.#options;
+    const knowing = isAlive(readProcess(pid)) ? undefined : this.#knownToItselfAs(pid);
+    if (knowing !== undefined && this.#mayAct(caller, knowing)) {
+      const { core, spec } = knowing;
+      const message = `cannot protect process ${pid}: there is no such process on this machine`;
+      throw new ReplicationError('ERR_NO_PROCESS', message, {
+        advice:
+          `the process of group ${spec.name} knows itself as ${pid}, as one that was promoted ` +
+          `does; here it is process ${core.hostPid}: replpage status ${spec.name}`,
+      });
+    }
+    return checkTarget(
+      {
+        mayTrace: (who, target) => native.mayTrace(who, target),
+        keeperPath: host.paths.keeperPath,
+        daemonPid: process.pid,
+        groupOf: (target) => this.#groupOf(target),
+      },
+      caller,
+      pid,
+    );
+  }
+
+  #knownToItselfAs(pid: number): Group | undefined {
+    return this.groups.find(({ core }) => {
+      const facts = isOver(core.phase.kind) ? undefined : readProcess(core.hostPid);
+      return isAlive(facts) && facts.ownPid === pid;
+    });
+  }
+
+  /** The group that was over this very process, and guards it no longer. */
+  #overOf(facts: ProcessFacts): Group | undefined {
+    return this.groups.find(
+      (group) =>
+        isOver(group.core.phase.kind) &&
+        group.core.hostPid === facts.pid &&
+        this.#startTimeOf(group) === facts.startTime,
+    );
+  }
+
+  #rename(group: Group, name: string): void {
+    this.#options.host.note(group.spec.name, 'renamed', `its process is in group ${name} now`);
+    this.#forget(group);
   }
 
   async #firstEpoch(
     group: Group,
     watch: { onProgress(bytes: number, bytesTotal: number): void; signal: AbortSignal },
-  ): Promise<ProtectReport> {
+  ): Promise<Omit<ProtectReport, 'takenOver'>> {
     const { name, stdio, owner } = group.spec;
     const giveUp = (): void => void group.unprotect();
     watch.signal.addEventListener('abort', giveUp);
     try {
       const { logDir } = this.#options.config;
+      await checkOutsiders(group.spec, this.#options.host.log);
       if (stdio !== null && stdio === defaultOutput(logDir, name)) {
         await makeOutputFile(logDir, name, owner);
       }
@@ -153,7 +238,12 @@ export class ReplicaTable implements DaemonControl {
       await this.#options.persisted();
       const { copiedBytes, copyUs } = report;
       const status = this.#statusOf(group);
-      const warnings = [...status.warnings, ...this.#options.warnings()];
+      const written = group.spec.files === 'refuse' ? filesWritten(status.hostPid) : [];
+      const warnings = [
+        ...status.warnings,
+        ...fileRuleWarnings(written),
+        ...this.#options.warnings(),
+      ];
       return { group: status, copiedBytes, copyUs, warnings };
     } catch (error) {
       this.#forget(group);
@@ -179,9 +269,6 @@ export class ReplicaTable implements DaemonControl {
 
   async detach(caller: Caller, name: string): Promise<GroupStatus> {
     const group = this.#allowed(caller, name);
-    const { kind } = group.core.phase;
-    if (isOver(kind))
-      throw new ReplicationError('ERR_STATE', `cannot detach ${name}: it is ${kind}`);
     await group.detach();
     return this.#statusOf(group);
   }
@@ -203,9 +290,8 @@ export class ReplicaTable implements DaemonControl {
   /** The kernel's own rule on what runs; of what has ended, whose it was. */
   #mayAct(caller: Caller, group: Group): boolean {
     if (caller.uid === 0) return true;
-    const { hostPid } = group.core;
-    if (this.#options.host.processAlive(hostPid)) {
-      return this.#options.native.mayTrace(caller, hostPid).allowed;
+    if (this.#runs(group)) {
+      return this.#options.native.mayTrace(caller, group.core.hostPid).allowed;
     }
     return caller.uid === group.spec.owner.uid;
   }
@@ -216,6 +302,7 @@ export class ReplicaTable implements DaemonControl {
   }
 
   #allowed(caller: Caller, name: string): Group {
+    this.sweep();
     const group = this.#groups.get(name);
     if (group === undefined) {
       throw new ReplicationError('ERR_NO_GROUP', `there is no group ${name}`, {
@@ -238,10 +325,16 @@ export class ReplicaTable implements DaemonControl {
   #statusOf(group: Group): GroupStatus {
     const { node, config } = this.#options;
     const { hostPid, phase } = group.core;
-    const facts = isOver(phase.kind) ? undefined : readProcess(hostPid);
-    const warnings = facts === undefined ? [] : warningsFor(facts);
+    const running = this.#runs(group);
+    const facts = isOver(phase.kind) || !running ? undefined : readProcess(hostPid);
+    const untold = this.#untold.get(group.spec.name) ?? [];
+    const warnings = [
+      ...(facts === undefined ? [] : warningsFor(facts)),
+      ...untold.map((problem) => `the last promotion was not told everywhere: ${problem}`),
+    ];
     const { keepersDir } = config;
-    return groupStatus(group.snapshot(), { node, keepersDir, ownPid: facts?.ownPid, warnings });
+    const snapshot = group.snapshot();
+    return groupStatus(snapshot, { node, keepersDir, ownPid: facts?.ownPid, running, warnings });
   }
 
   #groupOf(pid: number): string | undefined {
@@ -251,8 +344,7 @@ export class ReplicaTable implements DaemonControl {
     return covering?.spec.name;
   }
 
-  #freeName(asked: string | undefined, facts: ProcessFacts): string {
-    if (asked !== undefined) return asked;
+  #freeName(facts: ProcessFacts): string {
     const plain = facts.name.replace(/[^A-Za-z0-9_.-]/g, '-').replace(/^[^A-Za-z0-9]+/, '');
     const base = plain === '' ? 'process' : plain.slice(0, 40);
     const isFree = (name: string): boolean => {
@@ -273,7 +365,13 @@ export class ReplicaTable implements DaemonControl {
     const taken = readdirSync(this.#options.config.keepersDir).map(parseKeeperName);
     const ofName = taken.filter((keeper) => keeper?.name === name);
     const used = ofName.map((keeper) => keeper?.generation ?? 0);
-    return Math.max(previous?.core.generation ?? 0, ...used) + 1;
+    const generation = Math.max(previous?.core.generation ?? 0, ...used) + 1;
+    const socket = `${this.#options.config.keepersDir}/${name}.${generation + roomFor}.sock`;
+    const tooMany = Buffer.byteLength(socket) - socketPathBytesMax;
+    if (tooMany <= 0) return generation;
+    throw new ReplicationError('ERR_BAD_REQUEST', `--name: ${name} is too long for a socket`, {
+      advice: `take away ${tooMany} characters, here or from the daemon's --runtime-dir`,
+    });
   }
 
   /** The group of that name that is over and gives way, if any. Throws ERR_GROUP_EXISTS. */
@@ -287,35 +385,16 @@ export class ReplicaTable implements DaemonControl {
   }
 
   #forget(group: Group): void {
-    if (this.#groups.get(group.spec.name) === group) this.#groups.delete(group.spec.name);
+    const { name } = group.spec;
+    if (this.#groups.get(name) === group) {
+      this.#groups.delete(name);
+      this.#untold.delete(name);
+    }
     this.#startTimes.delete(group);
     this.#options.host.persist();
   }
 }
 
-const defaultOutput = (logDir: string, name: string): string => `${logDir}/${name}.log`;
-
-function newSpec(
-  name: string,
-  caller: Caller,
-  request: ProtectRequest,
-  config: DaemonConfig,
-): GroupSpec {
-  const { uid, gid } = caller;
-  const groups = supplementaryGroups(caller.pid, uid) ?? [];
-  return {
-    name,
-    intervalMs: request.intervalMs ?? protectDefaults.intervalMs,
-    overhead: request.overhead ?? protectDefaults.overhead,
-    maxPauseMs: request.maxPauseMs ?? protectDefaults.maxPauseMs,
-    attach: request.attach ?? protectDefaults.attach,
-    onExit: request.onExit ?? protectDefaults.onExit,
-    files: request.files ?? protectDefaults.files,
-    retries: request.retries ?? protectDefaults.retries,
-    tracker: request.tracker ?? protectDefaults.tracker,
-    stdio: request.stdio === undefined ? defaultOutput(config.logDir, name) : request.stdio,
-    pidfile: request.pidfile,
-    onPromote: request.onPromote,
-    owner: { uid, gid, groups },
-  };
+function ownerOf({ pid, uid, gid }: Caller): Owner {
+  return { uid, gid, groups: supplementaryGroups(pid, uid) ?? [] };
 }

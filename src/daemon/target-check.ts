@@ -5,7 +5,14 @@
 import type { Caller } from '../api/server.js';
 import { ReplicationError } from '../base/errors.js';
 import type { TraceVerdict } from '../native/binding.js';
-import { ancestry, isAlive, readProcess, serviceOf, type ProcessFacts } from './process-facts.js';
+import {
+  ancestry,
+  daemonRuntimeDir,
+  isAlive,
+  readProcess,
+  serviceOf,
+  type ProcessFacts,
+} from './process-facts.js';
 
 export interface TargetRules {
   readonly mayTrace: (caller: Caller, pid: number) => TraceVerdict;
@@ -81,13 +88,28 @@ function checkKinship(rules: TargetRules, caller: Caller, pid: number, doing: st
 
 function checkTracer(rules: TargetRules, facts: ProcessFacts, doing: string): void {
   if (facts.tracer === 0) return;
-  if (facts.tracer === rules.daemonPid) {
-    throw new ReplicationError('ERR_PROTECTED_ALREADY', `${doing}: it is in a protected group`);
+  // The kernel names the thread that traces.
+  const tracing = readProcess(facts.tracer);
+  const tracerPid = tracing?.threadGroup ?? facts.tracer;
+  if (tracerPid === rules.daemonPid) {
+    throw new ReplicationError('ERR_PROTECTED_ALREADY', `${doing}: it is in a protected group`, {
+      advice: 'where protection of it was just given up, try again in a moment',
+    });
   }
-  const tracer = readProcess(facts.tracer)?.name ?? 'a process';
+  const runtimeDir = daemonRuntimeDir(tracerPid);
+  if (runtimeDir !== undefined) {
+    const message = `${doing}: another replpage daemon (pid ${tracerPid}) protects it`;
+    throw new ReplicationError('ERR_PROTECTED_ALREADY', message, {
+      advice: `see replpage status --runtime-dir ${runtimeDir}, and unprotect it there first`,
+    });
+  }
+  if (tracing?.executable === rules.keeperPath) {
+    refuse(facts, doing, 'replpage', 'it is a replica, or was promoted and is still being filled');
+  }
+  const tracer = tracing?.name ?? 'a process';
   throw new ReplicationError(
     'ERR_REFUSED',
-    `${doing}: ${tracer} (pid ${facts.tracer}) traces it already`,
+    `${doing}: ${tracer} (pid ${tracerPid}) traces it already`,
     {
       advice: 'a process has one tracer at a time: end that debugger or tracer first',
       refusals: [
@@ -95,11 +117,24 @@ function checkTracer(rules: TargetRules, facts: ProcessFacts, doing: string): vo
           pid: facts.pid,
           object: `process ${facts.pid}`,
           kind: 'tracer',
-          why: `traced by ${tracer} (pid ${facts.tracer})`,
+          why: `traced by ${tracer} (pid ${tracerPid})`,
         },
       ],
     },
   );
+}
+
+const filesNamed = 3;
+
+/** About the file rule, which a user learns of too late otherwise. */
+export function fileRuleWarnings(written: readonly string[]): readonly string[] {
+  if (written.length === 0) return [];
+  const more = written.length > filesNamed ? ` and ${written.length - filesNamed} more` : '';
+  return [
+    `it has ${written.slice(0, filesNamed).join(', ')}${more} open for writing: after a crash it ` +
+      `is not promoted when such a file has changed since the last epoch, unless --files keep is ` +
+      `given; after a kill it always is`,
+  ];
 }
 
 /** What the user should know although it can be protected. */
@@ -110,6 +145,7 @@ export function warningsFor(facts: ProcessFacts): readonly string[] {
     `process ${facts.pid} is the main process of ${unit}: when it dies, the service manager sees ` +
       `the unit end, and may start a second one. Before relying on the replica give the unit ` +
       `Restart=no, KillMode=process and RemainAfterExit=yes (systemctl edit ${unit}), and follow ` +
-      `the promoted process with --pidfile or --on-promote.`,
+      `the promoted process with --pidfile or --on-promote. What was promoted is in a control ` +
+      `group of its own: the unit's limits and systemctl stop no longer reach it.`,
   ];
 }

@@ -1,6 +1,6 @@
 /** The commands, as a user types them, and what they say about processes that cannot be protected. */
 import { once } from 'node:events';
-import { chown, readFile } from 'node:fs/promises';
+import { chown, mkdir, readFile } from 'node:fs/promises';
 import t from 'tap';
 import type { EventRecord, GroupStatus } from '../../src/api/schema.js';
 import { isRunning, sendSignal, statusField } from '../support/processes.js';
@@ -183,9 +183,15 @@ t.test('promote, detach, unprotect', { skip }, (t) =>
     const tracer = await stage.run(`${tools}/interrupter`, [String(group.hostPid), '300']);
     t.equal(tracer.status, 0, 'a debugger can attach');
     const { hostPid } = group;
-    group = await stage.protect(hostPid, 'main');
+    t.equal((await stage.refusal('promote', 'main')).code, 'ERR_NO_REPLICA');
+    t.equal((await stage.refusal('detach', 'main')).code, 'ERR_NO_REPLICA');
+    group = await stage.protect(hostPid, 'renamed');
     t.equal(group.state, 'protected', 'it can be protected again');
-    await stage.json('unprotect', 'main');
+    t.match(group, { pidfile, onPromote: /echo/ }, 'with the options that it had');
+    t.equal(await stage.group('main'), undefined, 'no second group is left on the process');
+    const old = await stage.refusal('protect', String(victim.pid));
+    t.match(old.advice, new RegExp(`process ${hostPid}`), 'its pid of before leads to it');
+    await stage.json('unprotect', 'renamed');
     await victim.waitForRounds(20);
     t.equal(await statusField(hostPid, 'TracerPid'), '0');
     sendSignal(hostPid, 'SIGKILL');
@@ -227,6 +233,37 @@ t.test('a process that ends by itself or is asked to ends its group', { skip }, 
     await stage.waitForPromotion('kept', group.generation);
     await kept.waitForRounds(20);
     t.pass('with --on-exit promote it goes on');
+  }),
+);
+
+t.test('outsiders that cannot be told are found out', { skip }, (t) =>
+  onStage(t, 'outsiders', async (stage) => {
+    await stage.startDaemon();
+    const victim = await startVictim(stage, 'clocks');
+    const pid = String(victim.pid);
+    const refused = await stage.refusal('protect', pid, '--pidfile', stage.path('none', 'a.pid'));
+    t.match(refused.message, /--pidfile .* folder does not exist/);
+    const pidfile = stage.path('main.pid');
+    await stage.protect(victim.pid, 'main', '--pidfile', pidfile);
+    await mkdir(pidfile);
+    const { generation } = await stage.json<GroupStatus>('promote', 'main');
+    t.match(await stage.waitForPromotion('main', generation), { warnings: [/--pidfile .*EISDIR/] });
+    const { hostPid } = await stage.json<GroupStatus>('detach', 'main');
+    sendSignal(hostPid, 'SIGKILL');
+    t.match(await stage.waitForState('main', ['ended']), { running: false });
+  }),
+);
+
+t.test('two daemons share nothing', { skip }, (t) =>
+  onStage(t, 'two-daemons', async (stage) => {
+    await stage.startDaemon();
+    const other = stage.path('other');
+    const state = stage.path('run', 'state');
+    const same = ['daemon', '--runtime-dir', other, '--state-dir', state];
+    const { status, stderr } = await stage.command(...same);
+    t.equal(status, 1);
+    t.match(stderr, /a daemon runs already .*state/);
+    t.equal((await stage.command('daemon', '--staging-max', '1MiB')).status, 64);
   }),
 );
 

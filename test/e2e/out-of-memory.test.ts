@@ -18,8 +18,9 @@ const noGroups = await access(path.join(hierarchy, 'memory.limit_in_bytes')).the
 const skip = whyNoEngine() ?? noGroups;
 const growthMiB = 64;
 
+/** Grows from SIGUSR1 on: its memory must not be there before the limit is. */
 const startGrowing = (stage: Stage): Promise<Victim> =>
-  startVictim(stage, 'memory_growth', String(growthMiB));
+  startVictim(stage, 'memory_growth', String(growthMiB), 'hold');
 
 const grown = (victim: Victim): Promise<unknown> =>
   victim.waitUntil(
@@ -61,6 +62,7 @@ t.test('a primary killed by the OOM killer runs on, with nothing lost', { skip }
     try {
       await limit(group, 8 << 20);
       await writeFile(path.join(group, 'cgroup.procs'), String(victim.pid));
+      process.kill(victim.pid, 'SIGUSR1');
       const promoted = await stage.waitForPromotion('main', protectedGroup.generation);
       t.equal(promoted.promotion?.exact, true, 'the last epoch is exact');
       await grown(victim);
@@ -89,6 +91,7 @@ t.test('a replica that runs out of memory leaves the primary unharmed', { skip }
     const group = await memoryGroupOf(holder);
     t.match(group, /replpage/, 'the replica has a control group of its own');
     await limitToHeadroom(group, 4 << 20);
+    process.kill(victim.pid, 'SIGUSR1');
     const left = await stage.waitForState('main', ['unprotected'], 30_000);
     t.ok(left.reason, `it says why: ${left.reason}`);
     await grown(victim);

@@ -21,7 +21,13 @@ class ScriptedDaemon implements DaemonControl {
   protect: DaemonControl['protect'] = (_caller, _request, watch) => {
     watch.onProgress(1, 2);
     watch.onProgress(2, 2);
-    return Promise.resolve({ group: status, copiedBytes: 2, copyUs: 1, warnings: ['mind'] });
+    return Promise.resolve({
+      group: status,
+      copiedBytes: 2,
+      copyUs: 1,
+      warnings: ['mind'],
+      takenOver: [],
+    });
   };
 
   status(caller: Caller) {
@@ -242,7 +248,7 @@ t.test('a request to protect is checked field by field', (t) => {
   };
   t.same(checkProtectRequest(good), good);
   const bad: Record<string, unknown[]> = {
-    pid: [0, -1, 1.5, 2 ** 23, null, '7', Number.NaN],
+    pid: [0, -1, 1.5, 2 ** 31, null, '7', Number.NaN],
     name: ['', '-a', '../x', 'a b', 'x'.repeat(64), 7],
     intervalMs: [0, 9, 60_001, Number.POSITIVE_INFINITY, '100'],
     overhead: [0, 1.1, -1],

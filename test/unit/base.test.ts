@@ -1,5 +1,9 @@
+import { mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import t from 'tap';
 import { describe, isSystemError, refusalsOf, ReplicationError } from '../../src/base/errors.js';
+import { makeFolder } from '../../src/base/folder.js';
 import { QuantileWindow } from '../../src/base/quantiles.js';
 import {
   formatBytes,
@@ -78,4 +82,18 @@ t.test('errors say the whole chain, and carry refusals that are well formed', (t
   t.same(refusalsOf({ refusals: 'many' }), []);
   t.same(refusalsOf(undefined), []);
   t.end();
+});
+
+t.test('folders are made with those above them, or it is said why not', async (t) => {
+  const top = mkdtempSync(join(tmpdir(), 'replpage-base-'));
+  t.teardown(() => rmSync(top, { recursive: true }));
+  const deep = join(top, 'a', 'b', 'c');
+  await makeFolder(deep, 0o700, 'it');
+  await makeFolder(deep, 0o755, 'it');
+  t.equal(statSync(deep).mode & 0o777, 0o700, 'one that is there stays as it is');
+  writeFileSync(join(top, 'file'), '');
+  for (const path of [join(top, 'file'), join(top, 'file', 'x'), '/proc/nope', '/proc/nope/x']) {
+    const message = /^cannot make the log folder/;
+    await t.rejects(makeFolder(path, 0o755, 'the log folder'), { code: 'ERR_FOLDER', message });
+  }
 });

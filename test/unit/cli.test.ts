@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import type { GroupStatus } from '../../src/api/schema.js';
 import { encodeCommand, ReplyParser } from '../../src/cli/demo/resp.js';
+import { optionsText, protectCommand } from '../../src/cli/protect-options.js';
 import { progressLine } from '../../src/cli/progress.js';
 import { groupText, statusText } from '../../src/cli/status.js';
 import { formatTable } from '../../src/cli/table.js';
@@ -29,7 +30,7 @@ t.test('a progress line has bytes, rate and time left', (t) => {
   const line = progressLine(512 * 1024 ** 2, 1024 ** 3, 500);
   t.equal(line, '[############------------] 512 MiB of 1.0 GiB, 1.0 GiB/s, 0.5 s left');
   t.match(progressLine(0, 0, 0), /^\[-{24}\] 0 B of 0 B/);
-  t.match(progressLine(9, 3, 10), /^\[#{24}\]/, 'more than was foreseen');
+  t.match(progressLine(9, 3, 10), /^\[#{24}\] 9 B, changes included, 900 B\/s$/);
   t.end();
 });
 
@@ -41,6 +42,7 @@ const group: GroupStatus = {
   reason: 'a thread is in D state',
   pid: 12,
   hostPid: 3456,
+  running: true,
   generation: 2,
   epoch: 99,
   lagMs: 120,
@@ -54,11 +56,14 @@ const group: GroupStatus = {
   lastEpoch: null,
   progress: null,
   tracker: 'uffd-wp',
+  trackerAsked: 'auto',
   attach: 'always',
   onExit: 'end',
   files: 'refuse',
   retries: { allowed: 3, left: 2 },
   stdio: null,
+  pidfile: '/run/redis.pid',
+  onPromote: null,
   promotion: null,
   warnings: ['mind this'],
   counters: {},
@@ -68,14 +73,19 @@ t.test('status is a table of groups, and all of one group', (t) => {
   const daemon = { pid: 1, uptimeMs: 1, version: '0', warnings: [] };
   const hidden = { name: 'other', state: 'protected', node: 'n', details: false };
   const table = statusText({ node: 'n', daemon, groups: [group, hidden] });
-  t.match(table, /^GROUP +STATE +PID +HOST PID/);
-  t.match(table, /redis +lagging +12 +3456 +99 +120 ms +390 us +1\.0 GiB/);
+  t.match(table, /^GROUP +STATE +HOST PID +OWN PID/);
+  t.match(table, /redis +lagging +3456 +12 +99 +120 ms +390 us +1\.0 GiB/);
   t.match(table, /other +protected +- +-/);
   t.match(statusText({ node: 'n', daemon, groups: [] }), /no groups/);
   const whole = groupText(group);
   t.match(whole, /state +lagging: a thread is in D state/);
   t.match(whole, /retries +2 of 3 crashes left/);
   t.match(whole, /warning +mind this/);
+  t.match(whole, /process +3456 \(to kill, .*itself.* 12/);
+  t.match(whole, /pid file +\/run\/redis\.pid/);
+  t.match(table, /^redis is lagging: a thread is in D state$/m);
+  const copying = { ...group, progress: { bytes: 1024, bytesTotal: 4096 } };
+  t.match(statusText({ node: 'n', daemon, groups: [copying] }), /1\.0 KiB of 4\.0 KiB copied/);
   t.equal(
     formatTable([
       ['a', 'b'],
@@ -83,6 +93,23 @@ t.test('status is a table of groups, and all of one group', (t) => {
     ]),
     'a    b\nccc',
   );
+  t.end();
+});
+
+t.test('a detached group can be protected again as it was', (t) => {
+  const options = {
+    pidfile: "/run/it's.pid",
+    onExit: 'promote',
+    maxPauseMs: 0.5,
+    trackerAsked: 'auto',
+  };
+  t.equal(
+    protectCommand({ ...group, ...options }),
+    'replpage protect 3456 --name redis --max-pause 0.5ms --on-exit promote --stdio null ' +
+      "--pidfile '/run/it'\\''s.pid'",
+  );
+  const text = optionsText(group, ['overhead', 'retries', 'onPromote']);
+  t.equal(text, '--overhead 5% --retries 3', 'what there is not is left out');
   t.end();
 });
 
@@ -106,11 +133,18 @@ t.test('the command line: exit status, stdout and stderr', built, (t) => {
     [['events'], 69, /^$/, /no daemon answers/],
     [['explode'], 64, /^$/, /unknown command/],
     [['protect'], 64, /^$/, /missing required argument/],
-    [['protect', 'x'], 64, /^$/, /pid "x" is not a whole number/],
+    [['protect', 'x'], 64, /^$/, /pid: "x" is not a whole number/],
+    [['protect', '0'], 64, /^$/, /pid must be/],
+    [['protect', '99999999'], 66, /^$/, /no such process/],
+    [['protect', '1', '--retries', 'x'], 64, /^$/, /^replpage: --retries: "x" is not/],
+    [['protect', '1', '--epoch', '1ms'], 64, /^$/, /--epoch must be between 10 ms and 60 s/],
+    [['status', '..'], 64, /^$/, /no name of a group/],
+    [['status', '--foo', '--json'], 64, /^\{"error":\{"code":"ERR_USAGE"/, /^$/],
+    [['status', '--runtime-dir', `/${'x'.repeat(120)}`], 64, /^$/, /too long for a socket/],
     [['protect', '1', '--epoch', '100'], 64, /^$/, /--epoch: "100" is not understood/],
     [['protect', '1', '--overhead', '5'], 64, /^$/, /such as 5%/],
     [['protect', '1', '--to', 'node'], 64, /^$/, /unknown option/],
-    [['demo', '--size', 'huge'], 64, /^$/, /"huge" is not understood/],
+    [['demo', '--size', 'huge'], 64, /^$/, /--size: "huge" is not understood/],
   ];
   for (const [args, status, stdout, stderr] of cases) {
     const done = run(...args);

@@ -18,11 +18,10 @@ import { systemClock } from '../../src/base/clock.js';
 import type { Log } from '../../src/base/log.js';
 import type { GroupSpec } from '../../src/capture/group-spec.js';
 import { newGroup, type GroupCore, type Phase } from '../../src/capture/group-state.js';
-import { readConfig } from '../../src/daemon/config.js';
+import { readConfig, type DaemonFlags } from '../../src/daemon/config.js';
 import { replaceFile } from '../../src/daemon/durable-file.js';
 import { EventRing } from '../../src/daemon/event-ring.js';
 import { takeLock } from '../../src/daemon/lock.js';
-import { announce, makeOutputFile } from '../../src/daemon/outsiders.js';
 import { ancestry, readProcess, serviceOf } from '../../src/daemon/process-facts.js';
 import { parseKeeperName, recover } from '../../src/daemon/recover.js';
 import {
@@ -82,10 +81,23 @@ t.test('configuration: flag before variable before default', (t) => {
   const moved = readConfig({}, { REPLPAGE_RUNTIME_DIR: '/tmp/x' });
   t.match(moved, { keepersDir: '/tmp/x/keepers', stateDir: '/tmp/x/state', logDir: '/tmp/x/log' });
   const flags = { runtimeDir: '/a', stateDir: '/b', freezeDeadline: '5ms', logLevel: 'debug' };
-  const both = readConfig(flags, { REPLPAGE_RUNTIME_DIR: '/x', REPLPAGE_STAGING_MAX: '1MiB' });
+  const both = readConfig(flags, { REPLPAGE_RUNTIME_DIR: '/x', REPLPAGE_STAGING_MAX: '8MiB' });
   t.match(both, { runtimeDir: '/a', stateDir: '/b', freezeDeadlineUs: 5000, logLevel: 'debug' });
-  t.equal(both.stagingBytesMax, 1024 ** 2);
-  t.throws(() => readConfig({ stagingMax: 'lots' }, {}), { code: 'ERR_USAGE' });
+  t.equal(both.stagingBytesMax, 8 * 1024 ** 2);
+  const out: [DaemonFlags, RegExp][] = [
+    [{ stagingMax: 'lots' }, /^--staging-max: "lots"/],
+    [{ stagingMax: '1B' }, /^--staging-max: 1 B is not possible/],
+    [{ stagingMax: '512MiB' }, /^--staging-max/],
+    [{ spillMax: '2TiB' }, /^--spill-max/],
+    [{ freezeDeadline: '0ms' }, /^--freeze-deadline/],
+    [{ freezeDeadline: '1h' }, /^--freeze-deadline/],
+    [{ runtimeDir: `/${'x'.repeat(100)}` }, /^--runtime-dir: .* too long/],
+  ];
+  for (const [flag, message] of out) {
+    t.throws(() => readConfig(flag, {}), { code: 'ERR_USAGE', message });
+  }
+  const variable = { REPLPAGE_FREEZE_DEADLINE: 'x' };
+  t.throws(() => readConfig({}, variable), { message: /^REPLPAGE_FREEZE_DEADLINE: "x"/ });
   t.throws(() => readConfig({ logLevel: 'loud' }, {}), { code: 'ERR_USAGE', advice: /debug/ });
   t.end();
 });
@@ -363,57 +375,4 @@ t.test('one daemon at a time: the lock lasts as long as its holder', async (t) =
   await lock.close();
   const next = await takeLock(path);
   await next.close();
-});
-
-t.test('outsiders are told: pid file and hook', async (t) => {
-  const folder = folderOf(t);
-  const pidfile = join(folder, 'web.pid');
-  const seen = join(folder, 'seen');
-  const onPromote = `echo "$REPLPAGE_GROUP $REPLPAGE_HOST_PID $REPLPAGE_EXACT" >'${seen}'`;
-  const lines: object[] = [];
-  const keep = (fields: object) => void lines.push(fields);
-  const log = { debug: keep, info: keep, warn: keep, error: keep, child: () => log };
-  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
-  announce({ ...spec, pidfile, onPromote }, told, log);
-  await waitFor('both', () => lines.length === 2);
-  t.equal(readFileSync(pidfile, 'utf8'), '2000\n');
-  t.equal(readFileSync(seen, 'utf8'), 'web 2000 true\n');
-  lines.length = 0;
-  announce({ ...spec, pidfile: '/nowhere/at/all.pid' }, told, log);
-  await waitFor('the failure', () => lines.length === 1);
-  t.match(lines[0], { reason: /ENOENT/ });
-  lines.length = 0;
-  announce({ ...spec, onPromote: 'no\0command' }, told, log);
-  await waitFor('the refused command', () => lines.length === 1);
-  t.match(lines[0], { reason: /null bytes/ });
-});
-
-const asRoot = me.uid === 0 ? {} : { skip: 'needs root' };
-
-t.test('hooks and pid files have the rights of whoever asked', asRoot, async (t) => {
-  const folder = folderOf(t);
-  mkdirSync(join(folder, 'closed'), { mode: 0o700 });
-  const lines: object[] = [];
-  const keep = (fields: object) => void lines.push(fields);
-  const log = { debug: keep, info: keep, warn: keep, error: keep, child: () => log };
-  const owner = { uid: 65534, gid: 65534, groups: [] };
-  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
-  announce({ ...spec, owner, onPromote: 'id -u; id -G; exit 3' }, told, log);
-  announce({ ...spec, owner, pidfile: join(folder, 'closed', 'web.pid') }, told, log);
-  await waitFor('both', () => lines.length === 2);
-  t.ok(lines.some((line) => 'output' in line && line.output === '65534\n65534\n'));
-  t.same(readdirSync(join(folder, 'closed')), []);
-});
-
-t.test("an output file is never one of another user's", asRoot, async (t) => {
-  const folder = folderOf(t);
-  const first = { uid: 65534, gid: 65534, groups: [] };
-  const path = await makeOutputFile(folder, 'web', first);
-  writeFileSync(path, 'secret');
-  t.equal(statSync(path).uid, 65534);
-  await makeOutputFile(folder, 'web', first);
-  t.equal(readFileSync(path, 'utf8'), 'secret', 'appended to, for the same user');
-  await makeOutputFile(folder, 'web', { uid: 1, gid: 1, groups: [] });
-  t.equal(readFileSync(path, 'utf8'), '');
-  t.equal(statSync(path).uid, 1);
 });

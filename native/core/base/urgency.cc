@@ -22,7 +22,6 @@ struct SchedAttributes {
 static_assert(sizeof(SchedAttributes) == 48);
 
 constexpr int kNiceFirst = -20;
-constexpr int kNiceLast = 19;
 constexpr uint64_t kShortestSliceNs = 100'000;  // the kernel takes no less
 
 }  // namespace
@@ -38,8 +37,6 @@ bool run_promptly() {
   attributes.runtime_ns = kShortestSliceNs;
   return ::syscall(SYS_sched_setattr, 0, &attributes, 0) == 0;
 }
-
-void run_after_others() { (void)::setpriority(PRIO_PROCESS, 0, kNiceLast); }
 
 void run_as_others(pid_t tid) {
   const sched_param none{.sched_priority = 0};

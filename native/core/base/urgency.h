@@ -16,9 +16,6 @@ bool run_before_others(pid_t tid = 0);
 // scheduler's usual rules, which let it run beside whom it wakes. False without CAP_SYS_NICE.
 bool run_promptly();
 
-// The calling thread takes what ordinary ones leave.
-void run_after_others();
-
 // The thread (0: the caller) runs as ordinary ones do again.
 void run_as_others(pid_t tid = 0);
 

@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 
+#include <array>
 #include <cstring>
 #include <ctime>
 #include <optional>
@@ -210,6 +211,15 @@ void add_limits(const ProcessImage& process, const std::vector<ResourceLimit>& c
   }
 }
 
+// As the shell's `ulimit` and getrlimit(2) know them.
+constexpr std::array<const char*, RLIM_NLIMITS> kLimitNames = {
+    "cpu",     "fsize", "data",  "stack",      "core",     "rss",  "nproc",  "nofile",
+    "memlock", "as",    "locks", "sigpending", "msgqueue", "nice", "rtprio", "rttime"};
+
+std::string limit_text(uint64_t limit) {
+  return limit == RLIM64_INFINITY ? "unlimited" : std::to_string(limit);
+}
+
 void write_number(const std::string& path, int64_t number) {
   const UniqueFd file = open_path(path, O_WRONLY);
   const std::string text = std::to_string(number);
@@ -302,8 +312,14 @@ void check_process_rights(const ProcessImage& process) {
     // Sets what is there already, but only who may raise it learns so.
     const rlimit64 raised{.rlim_cur = own.rlim_cur, .rlim_max = wanted.hard};
     if (::syscall(SYS_prlimit64, 0, resource, &raised, nullptr) != 0) {
-      throw SysError::from_errno("raise resource limit " + std::to_string(resource) + " to " +
-                                 std::to_string(wanted.hard));
+      const int error = errno;
+      const std::string name =
+          resource < kLimitNames.size() ? kLimitNames.at(resource) : std::to_string(resource);
+      throw SysError("give the replica the hard limit of its primary on " + name + " (" +
+                         limit_text(wanted.hard) + "; the daemon has " + limit_text(own.rlim_max) +
+                         " and lacks CAP_SYS_RESOURCE: start it with that right or limit, or lower "
+                         "the primary's with prlimit)",
+                     error);
     }
     ::syscall(SYS_prlimit64, 0, resource, &own, nullptr);
   }

@@ -411,7 +411,6 @@ void TraceTree::Implementation::handle_vanished(pid_t tid) {
 
 void TraceTree::Implementation::settle(TracedThread& thread, ThreadMark& mark) {
   if (holding && thread.pid != dying) return;
-  if (thread.stop == StopKind::kSignal) follower.keep_thread_here();
   resume(thread, mark);
 }
 

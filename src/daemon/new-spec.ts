@@ -1,0 +1,93 @@
+/**
+ * The options of a new group: what was asked for now, else what the group had that it takes the
+ * place of, else the defaults.
+ */
+import { protectDefaults, type ProtectOption, type ProtectRequest } from '../api/schema.js';
+import type { GroupSpec, Owner } from '../capture/group-spec.js';
+
+export interface NewSpec {
+  readonly spec: GroupSpec;
+  /** What came from the group before, and is not the default. */
+  readonly takenOver: readonly ProtectOption[];
+  readonly warnings: readonly string[];
+}
+
+/** Opened or run with somebody's rights. */
+const withRights: readonly ProtectOption[] = ['stdio', 'pidfile', 'onPromote'];
+
+const options = [
+  ...(['intervalMs', 'overhead', 'maxPauseMs', 'attach', 'onExit', 'files'] as const),
+  ...(['retries', 'tracker', 'stdio', 'pidfile', 'onPromote'] as const),
+] satisfies readonly ProtectOption[];
+
+export function defaultOutput(logDir: string, name: string): string {
+  return `${logDir}/${name}.log`;
+}
+
+/**
+ * `before` is the group of that process or name, if there was one. Files and hooks keep the owner
+ * that asked for them; where somebody else asks for some of these, none of the others' is kept.
+ */
+export function newSpec(
+  name: string,
+  request: ProtectRequest,
+  caller: Owner,
+  before: GroupSpec | undefined,
+  logDir: string,
+): NewSpec {
+  const foreign =
+    before !== undefined &&
+    before.owner.uid !== caller.uid &&
+    withRights.some((option) => request[option] !== undefined);
+  const inherited = before === undefined ? {} : inheritable(before, logDir, foreign);
+  const spec: GroupSpec = {
+    ...protectDefaults,
+    stdio: defaultOutput(logDir, name),
+    pidfile: undefined,
+    onPromote: undefined,
+    ...inherited,
+    ...given(request),
+    name,
+    owner: before === undefined || foreign ? caller : ownerOf(before, caller),
+  };
+  const takenOver = options.filter(
+    (option) => request[option] === undefined && Object.hasOwn(inherited, option),
+  );
+  const lost = foreign ? withRights.filter((option) => isLost(before, option, request)) : [];
+  const warnings = lost.map(
+    (option) =>
+      `${option} of the group before was asked for by user ${before?.owner.uid}, and is not kept`,
+  );
+  return { spec, takenOver, warnings };
+}
+
+function isLost(
+  before: GroupSpec | undefined,
+  option: ProtectOption,
+  request: ProtectRequest,
+): boolean {
+  if (option === 'stdio' || request[option] !== undefined) return false;
+  return before?.[option] !== undefined;
+}
+
+/** The caller's groups are newer, where the user is the same. */
+function ownerOf(before: GroupSpec, caller: Owner): Owner {
+  return before.owner.uid === caller.uid ? caller : before.owner;
+}
+
+function given(request: ProtectRequest): Partial<GroupSpec> {
+  const entries = options.map((option) => [option, request[option]] as const);
+  return Object.fromEntries(entries.filter(([, value]) => value !== undefined));
+}
+
+/** Of an earlier group, what differs from the defaults. */
+function inheritable(before: GroupSpec, logDir: string, foreign: boolean): Partial<GroupSpec> {
+  const defaults: Partial<GroupSpec> = {
+    ...protectDefaults,
+    stdio: defaultOutput(logDir, before.name),
+  };
+  const kept = options.filter(
+    (option) => before[option] !== defaults[option] && !(foreign && withRights.includes(option)),
+  );
+  return Object.fromEntries(kept.map((option) => [option, before[option]]));
+}

@@ -1,0 +1,124 @@
+/** What a promotion tells outsiders, with whose rights, and what is found out beforehand. */
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import type { GroupSpec } from '../../src/capture/group-spec.js';
+import { announce, checkOutsiders, makeOutputFile } from '../../src/daemon/outsiders.js';
+
+const me = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
+
+function folderOf(t: Test): string {
+  const folder = mkdtempSync(join(tmpdir(), 'replpage-outsiders-'));
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+  return folder;
+}
+
+const spec: GroupSpec = {
+  name: 'web',
+  intervalMs: 100,
+  overhead: 0.05,
+  maxPauseMs: 50,
+  attach: 'always',
+  onExit: 'end',
+  files: 'refuse',
+  retries: 3,
+  tracker: 'auto',
+  stdio: null,
+  pidfile: undefined,
+  onPromote: undefined,
+  owner: { ...me, groups: [] },
+};
+const silent = () => undefined;
+const quiet = { debug: silent, info: silent, warn: silent, error: silent, child: () => quiet };
+
+t.test('outsiders are told: pid file and hook', async (t) => {
+  const folder = folderOf(t);
+  const pidfile = join(folder, 'web.pid');
+  const seen = join(folder, 'seen');
+  const onPromote = `echo "$REPLPAGE_GROUP $REPLPAGE_HOST_PID $REPLPAGE_EXACT" >'${seen}'`;
+  const lines: object[] = [];
+  const keep = (fields: object) => void lines.push(fields);
+  const log = { debug: keep, info: keep, warn: keep, error: keep, child: () => log };
+  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
+  t.same(await announce({ ...spec, pidfile, onPromote }, told, log), []);
+  t.equal(lines.length, 2);
+  t.equal(readFileSync(pidfile, 'utf8'), '2000\n');
+  t.equal(readFileSync(seen, 'utf8'), 'web 2000 true\n');
+  lines.length = 0;
+  const lost = await announce({ ...spec, pidfile: '/nowhere/at/all.pid' }, told, log);
+  t.match(lost, [/^--pidfile \/nowhere\/at\/all\.pid: ENOENT/]);
+  t.match(lines[0], { reason: /ENOENT/ });
+  lines.length = 0;
+  t.match(await announce({ ...spec, onPromote: 'no\0command' }, told, log), [/null bytes/]);
+  t.match(lines[0], { reason: /null bytes/ });
+});
+
+const asRoot = me.uid === 0 ? {} : { skip: 'needs root' };
+
+t.test('hooks and pid files have the rights of whoever asked', asRoot, async (t) => {
+  const folder = folderOf(t);
+  mkdirSync(join(folder, 'closed'), { mode: 0o700 });
+  const lines: object[] = [];
+  const keep = (fields: object) => void lines.push(fields);
+  const log = { debug: keep, info: keep, warn: keep, error: keep, child: () => log };
+  const owner = { uid: 65534, gid: 65534, groups: [] };
+  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
+  const failing = await announce({ ...spec, owner, onPromote: 'id -u; id -G; exit 3' }, told, log);
+  t.match(failing, [/^--on-promote .*: it ended with status 3: 65534$/]);
+  const closed = { ...spec, owner, pidfile: join(folder, 'closed', 'web.pid') };
+  t.match(await announce(closed, told, log), [/^--pidfile .*: it ended with status/]);
+  t.ok(lines.some((line) => 'output' in line && line.output === '65534\n65534\n'));
+  t.same(readdirSync(join(folder, 'closed')), []);
+});
+
+t.test('what could not be told later is refused at once', async (t) => {
+  const folder = folderOf(t);
+  const bad: [Partial<GroupSpec>, RegExp][] = [
+    [{ pidfile: join(folder, 'none', 'web.pid') }, /--pidfile .*folder does not exist/],
+    [{ pidfile: folder }, /--pidfile .*no file that can be replaced/],
+    [{ onPromote: 'if then' }, /--on-promote if then: the shell does not understand/],
+    [{ onPromote: '/nowhere/hook now' }, /--on-promote .*no such program/],
+  ];
+  for (const [options, message] of bad) {
+    const checked = checkOutsiders({ ...spec, ...options }, quiet);
+    await t.rejects(checked, { code: 'ERR_BAD_REQUEST', message });
+  }
+  const onPromote = '/bin/echo "$REPLPAGE_HOST_PID"; cd / && A=1 true';
+  await checkOutsiders({ ...spec, pidfile: join(folder, 'web.pid'), onPromote }, quiet);
+  t.same(readdirSync(folder), [], 'and nothing is left behind');
+});
+
+t.test('a folder is tried with the rights of whoever asked', asRoot, async (t) => {
+  const folder = folderOf(t);
+  const owner = { uid: 65534, gid: 65534, groups: [] };
+  const theirs = { ...spec, owner, pidfile: join(folder, 'web.pid') };
+  await t.rejects(checkOutsiders(theirs, quiet), { message: /may not be entered/ });
+  mkdirSync(join(folder, 'open'), { mode: 0o755 });
+  await t.rejects(checkOutsiders({ ...theirs, pidfile: '/etc/web.pid' }, quiet), {
+    message: /may not be written to/,
+    advice: /user 65534/,
+  });
+  await checkOutsiders({ ...theirs, pidfile: '/tmp/web.pid' }, quiet);
+});
+
+t.test("an output file is never one of another user's", asRoot, async (t) => {
+  const folder = folderOf(t);
+  const first = { uid: 65534, gid: 65534, groups: [] };
+  const path = await makeOutputFile(folder, 'web', first);
+  writeFileSync(path, 'secret');
+  t.equal(statSync(path).uid, 65534);
+  await makeOutputFile(folder, 'web', first);
+  t.equal(readFileSync(path, 'utf8'), 'secret', 'appended to, for the same user');
+  await makeOutputFile(folder, 'web', { uid: 1, gid: 1, groups: [] });
+  t.equal(readFileSync(path, 'utf8'), '');
+  t.equal(statSync(path).uid, 1);
+});
