@@ -105,8 +105,8 @@ export class VmNode {
         const id = filters[way];
         await qmp.execute('chardev-add', { id, backend: { type: 'null', data: {} } });
         // Packets are redirected to nowhere. QEMU's queues are seen from its own side of the card:
-        // "tx" is what the guest sends.
-        const queue = way === 'out' ? 'tx' : 'rx';
+        // "rx" is what the guest sends.
+        const queue = way === 'out' ? 'rx' : 'tx';
         const filter = { 'qom-type': 'filter-redirector', id, netdev: 'net0', queue, outdev: id };
         await qmp.execute('object-add', filter);
       }
