@@ -1,9 +1,10 @@
 /** npm run vm -- COMMAND: nodes to play with. */
 import { parseArgs } from 'node:util';
-import { Bed } from './bed/bed.js';
+import { Bed, prepareMachine } from './bed/bed.js';
 import { BedError, reasonOf } from './bed/bed-error.js';
 import type { Clocks, Direction } from './bed/node.js';
 import { bedNames, dismantle, readState, sweep } from './bed/state.js';
+import { writeReport } from './findings.js';
 
 const usage = `Usage: npm run vm -- COMMAND
   up [NODES]                 makes NODES nodes (1), named n1, n2 ... at 10.77.0.1, 10.77.0.2 ...
@@ -22,7 +23,8 @@ const usage = `Usage: npm run vm -- COMMAND
   console N                  the last lines of its console
   down                       ends all of the bed, also what a killed tool has left
   prepare [--kernel K]       makes all images without starting anything
-Each takes --name BED (default: "default"). The project is /opt/replpage on each node, its disk
+  report                     writes docs/kernel-support.md from what the tests found
+Each takes --name=BED (default: "default"). The project is /opt/replpage on each node, its disk
 /dev/data. One command at a time runs on a node.`;
 
 const options = {
@@ -159,8 +161,11 @@ async function dispatch(args: readonly string[]): Promise<number> {
   if (command === 'down') return down(values.name);
   if (command === 'status') return showStatus();
   if (command === 'prepare') {
-    const { prepareMachine } = await import('./bed/bed.js');
     await prepareMachine({ kernel: values.kernel, nodes: 1, progress: say });
+    return 0;
+  }
+  if (command === 'report') {
+    writeReport();
     return 0;
   }
   return onNode(command, values, words, rest);

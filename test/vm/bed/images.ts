@@ -88,7 +88,7 @@ export async function prepareSystem(): Promise<{ readonly image: string; readonl
 }
 
 /** Packages that only tools of the developer's machine need. */
-const notInside = /^(typescript|tshy|@typescript\/.*|@types\/.*|@tapjs\/run|react.*|ink|esbuild)$/;
+const notInside = /^(typescript|tshy|@typescript\/.*|@types\/.*|@tapjs\/run|ink|esbuild)$/;
 
 /** The node modules that the project and its tests load, with all that these depend on. */
 function modulesInside(): string[] {
@@ -97,10 +97,11 @@ function modulesInside(): string[] {
     const file = path.join(root, 'node_modules', name, 'package.json');
     if (found.has(name) || notInside.test(name) || !existsSync(file)) return;
     found.add(name);
-    const { dependencies } = JSON.parse(readFileSync(file, 'utf8')) as {
+    const { dependencies, peerDependencies } = JSON.parse(readFileSync(file, 'utf8')) as {
       dependencies?: Record<string, string>;
+      peerDependencies?: Record<string, string>;
     };
-    for (const each of Object.keys(dependencies ?? {})) add(each);
+    for (const each of Object.keys({ ...dependencies, ...peerDependencies })) add(each);
   };
   for (const name of ['tap', 'pino', 'commander']) add(name);
   return [...found].sort();
@@ -166,7 +167,8 @@ export async function prepareProject(): Promise<{ readonly image: string }> {
     filesBelow,
   );
   const lock = readFileSync(path.join(root, 'package-lock.json'));
-  const key = keyOf([...[...built, ...files, ...sources].sort().map(fingerprint), lock, '1']);
+  const modules = modulesInside().join();
+  const key = keyOf([...[...built, ...files, ...sources].sort().map(fingerprint), lock, modules]);
   const folder = await cached('projects', key, async (fresh) => {
     await makeProject(fresh, tests);
     const image = path.join(fresh, 'project.img');

@@ -24,7 +24,10 @@ export async function connectTo(open: () => Socket, name: string): Promise<Socke
     try {
       return await tryConnect(open);
     } catch (error) {
-      if (Date.now() > last) throw new BedError(`nobody answers at ${name}: ${reasonOf(error)}`);
+      if (Date.now() < last) continue;
+      const busy = (error as NodeJS.ErrnoException).code === 'EAGAIN';
+      const why = busy ? 'another command uses it' : reasonOf(error);
+      throw new BedError(`nobody answers at ${name}: ${why}`);
     }
   }
 }
