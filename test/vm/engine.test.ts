@@ -12,10 +12,9 @@ import { kernels, onBed, short } from './on-bed.js';
 
 const slowness = 20;
 const hourMs = 3_600_000;
-const usualVictims = [
-  ...['registers', 'signal count', 'memory model', 'timers', 'family'],
-  ...['pipes', 'sockets', 'shared memory', 'locks'],
-];
+const usualVictims = ['signal count', 'memory model', 'pipes', 'family'];
+/** Native tests that repeat a thing hundreds of times, or judge how long it takes. */
+const tooMuch = '-a_killed_keeper -cost_little';
 const victims = process.env['REPLPAGE_VM_VICTIMS']?.split(',') ?? usualVictims;
 
 /** Runs a test program on the node; gives its cases by their words. */
@@ -87,7 +86,7 @@ for (const kernel of kernels) {
     onBed(t, { kernel, nodes: 1, memoryMiB: 2048 }, async (bed) => {
       const trackers = await asksDoctor(t, bed, kernel);
       t.same(trackers, expected[kernel] ?? trackers, 'the trackers that work here');
-      if (!short) await runs(t, bed, kernel, 'native tests', 'build/Release/core_test');
+      if (!short) await runs(t, bed, kernel, 'native tests', `build/Release/core_test ${tooMuch}`);
       for (const tracker of short ? trackers.slice(0, 1) : trackers) {
         const set = `export REPLPAGE_TEST_TRACKER=${tracker} REPLPAGE_TEST_REDIS_MIB=4`;
         const few = short ? victims.slice(0, 1) : victims;

@@ -56,6 +56,8 @@ function completeSystem(tree: string): void {
   writeFileSync(at('etc/passwd'), `${master('passwd.master')}${more}`.replaceAll(':*:', ':x:'));
   writeFileSync(at('etc/group'), master('group.master').replaceAll(':*:', ':x:'));
   if (!existsSync(at('usr/bin/awk'))) symlinkSync('mawk', at('usr/bin/awk'));
+  symlinkSync('/proc/self/mounts', at('etc/mtab'));
+  writeFileSync(at('etc/fstab'), '');
   copyFileSync(process.execPath, at('usr/bin/node'));
   for (const name of ['start.sh', 'become.sh']) {
     copyFileSync(path.join(guestFolder, name), at('vm', name));
@@ -82,7 +84,7 @@ export async function prepareSystem(): Promise<{ readonly image: string; readonl
     readFileSync(path.join(guestFolder, n)),
   );
   const names = debs.map((deb) => path.basename(deb)).sort();
-  const key = keyOf([...names, ...guest, fingerprint(process.execPath), '1']);
+  const key = keyOf([...names, ...guest, fingerprint(process.execPath), '2']);
   const folder = await cached('systems', key, (fresh) => makeSystem(debs, fresh));
   return { image: path.join(folder, 'system.img'), key };
 }
