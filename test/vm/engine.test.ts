@@ -83,7 +83,7 @@ const expected: Readonly<Record<string, readonly string[]>> = {
 
 for (const kernel of kernels) {
   t.test(`${kernel}: the engine`, { timeout: hourMs }, (t) =>
-    onBed(t, { kernel, nodes: 1, memoryMiB: 2048 }, async (bed) => {
+    onBed(t, { kernel, nodes: 1 }, async (bed) => {
       const trackers = await asksDoctor(t, bed, kernel);
       t.same(trackers, expected[kernel] ?? trackers, 'the trackers that work here');
       if (!short) await runs(t, bed, kernel, 'native tests', `build/Release/core_test ${tooMuch}`);
