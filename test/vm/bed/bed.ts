@@ -196,8 +196,8 @@ export class Bed {
 
   /** From now on it stays until someone takes it down. */
   #disown(): void {
-    const { owner: _, ...rest } = this.#state;
-    this.#state = rest;
+    const { name, kernel, machine, nodes } = this.#state;
+    this.#state = { name, kernel, machine, nodes };
     writeState(this.#state);
   }
 }
