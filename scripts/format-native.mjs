@@ -5,7 +5,7 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
-const folders = ['native', 'test/victims', 'bench'];
+const folders = ['native', 'test/victims', 'test/vm/guest', 'bench'];
 
 const sources = folders
   .map((folder) => join(root, folder))

@@ -1,6 +1,6 @@
 // Makes a fresh machine ready: system packages, node modules, native and TypeScript builds.
 // What is there already is left alone. Where it may not install, it says what is missing and fails.
-// Usage: node scripts/setup.mjs [build] [demo] [test]   (no name: all of them)
+// Usage: node scripts/setup.mjs [build] [demo] [test] [vm]   (no name: all but vm)
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { delimiter, dirname, join } from 'node:path';
@@ -30,7 +30,23 @@ const packages = {
     iproute2: 'ss',
     'util-linux': 'setpriv',
   },
+  vm: {
+    'qemu-system-x86': 'qemu-system-x86_64',
+    'busybox-static': 'busybox',
+    'squashfs-tools': 'mksquashfs',
+    kmod: 'depmod',
+    cpio: 'cpio',
+    zstd: 'zstd',
+    'xz-utils': 'xz',
+    gcc: 'gcc',
+    'libc6-dev': '/usr/lib/x86_64-linux-gnu/libc.a',
+    iproute2: 'ip',
+    'util-linux': 'setpriv',
+  },
 };
+
+/** What is set up when nothing is named: the virtual machines are large and a matter of their own. */
+const usual = ['build', 'demo', 'test'];
 
 const policyFile = '/usr/sbin/policy-rc.d';
 const policyMark = '# made by replpage setup while it installs packages';
@@ -135,6 +151,6 @@ if (major < 20 || (major === 20 && minor < 17))
 const named = process.argv.slice(2);
 const unknown = named.find((name) => packages[name] === undefined);
 if (unknown) fail(`unknown group ${unknown}: ${Object.keys(packages).join(', ')}`);
-installPackages(named.length > 0 ? named : Object.keys(packages));
+installPackages(named.length > 0 ? named : usual);
 installModules();
 await buildStale();

@@ -1,6 +1,6 @@
 // Runs the suites and prints, as the very last line, "N passed, N failed, N skipped" over all of
 // them. The exit status says the same. A suite that dies before it has counted is a failure.
-// Usage: node scripts/test.mjs [lint] [types] [native] [unit] [e2e]   (no name: all of them)
+// Usage: node scripts/test.mjs [lint] [types] [native] [unit] [e2e] [vm]   (no name: all but vm)
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -101,7 +101,11 @@ const suites = {
   unit: () => tapSuite(['test/unit', 'test/tidy']),
   // These own ports, namespaces and whole processes: one file at a time.
   e2e: () => tapSuite(['test/e2e'], ['--jobs=1', '--timeout=600']),
+  // Virtual machines: each test has as many as the machine can run at a time.
+  vm: () => tapSuite(['test/vm'], ['--jobs=1', '--timeout=7200']),
 };
+/** What runs when nothing is named: virtual machines take an hour, and packages of their own. */
+const usual = Object.keys(suites).filter((name) => name !== 'vm');
 
 function add(a, b) {
   return {
@@ -117,7 +121,7 @@ const line = ({ passed, failed, skipped }) =>
 const named = process.argv.slice(2);
 let total = { passed: 0, failed: 0, skipped: 0 };
 const summary = [];
-for (const name of named.length > 0 ? named : Object.keys(suites)) {
+for (const name of named.length > 0 ? named : usual) {
   if (!suites[name]) throw new Error(`unknown suite ${name}: ${Object.keys(suites).join(', ')}`);
   const started = Date.now();
   const count = suites[name]();

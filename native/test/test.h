@@ -5,6 +5,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace replpage::testing {
 
@@ -38,8 +39,9 @@ void check_equal(const char* file, int line, const char* text, const A& a, const
   fail(file, line, message.str());
 }
 
-// Runs every registered test whose name contains `filter` ("" for all). Returns how many failed.
-int run_all(const std::string& filter);
+// Runs the registered tests whose names contain one of `parts` (all, where none is given), but none
+// that contains a part given with a minus before it. Returns how many failed.
+int run_all(const std::vector<std::string>& parts);
 
 }  // namespace replpage::testing
 

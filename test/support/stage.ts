@@ -11,7 +11,7 @@ import path from 'node:path';
 import type { GroupStatus, StatusReport } from '../../src/api/schema.js';
 import { endProcessesOf, isRunning, processesOf, sendSignal } from './processes.js';
 import { cliPath } from './repository.js';
-import { waitFor } from './wait-for.js';
+import { slowness, waitFor } from './wait-for.js';
 
 export interface CommandResult {
   readonly status: number | null;
@@ -27,7 +27,9 @@ export interface CommandError {
   readonly refusals?: readonly { pid: number; object: string; kind: string; why: string }[];
 }
 
-const commandMs = 120_000;
+const commandMs = 120_000 * slowness;
+/** REPLPAGE_TEST_TRACKER=soft-dirty protects with that tracker wherever a test names none. */
+const tracker = process.env['REPLPAGE_TEST_TRACKER'];
 
 export class Stage {
   readonly folder: string;
@@ -193,6 +195,7 @@ export class Stage {
       String(pid),
       '--name',
       name,
+      ...(tracker === undefined ? [] : ['--tracker', tracker]),
       ...flags,
     );
     return report.group;

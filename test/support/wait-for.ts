@@ -5,6 +5,9 @@ export class WaitError extends Error {
   override readonly name = 'WaitError';
 }
 
+/** REPLPAGE_TEST_SLOWNESS=10 gives everything ten times as long: an emulated machine is slow. */
+export const slowness = Number(process.env['REPLPAGE_TEST_SLOWNESS'] ?? 1);
+
 /**
  * Asks `condition` every few milliseconds until it gives something other than false or undefined,
  * and gives that. `message` is a text, or a function that tells what was seen instead.
@@ -18,9 +21,9 @@ export async function waitFor<T>(
   for (let stepMs = 1; ; stepMs = Math.min(20, stepMs * 2)) {
     const result = await condition();
     if (result !== false && result !== undefined) return result as Exclude<T, false | undefined>;
-    if (performance.now() - start > limitMs) {
+    if (performance.now() - start > limitMs * slowness) {
       const text = typeof message === 'string' ? message : await message();
-      throw new WaitError(`after ${limitMs} ms: ${text}`);
+      throw new WaitError(`after ${limitMs * slowness} ms: ${text}`);
     }
     await pause(stepMs);
   }

@@ -1,0 +1,121 @@
+/**
+ * Debian packages, downloaded with apt but not installed. Names and versions come from apt's own
+ * lists: packages that carry a version in their name are replaced by newer ones and vanish.
+ */
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { BedError, reasonOf } from './bed-error.js';
+import { cacheFolder, keyOf, requireRoom } from './cache.js';
+import { command } from './command.js';
+
+const quietly = { env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C' } };
+const listsFolder = '/var/lib/apt/lists';
+const downloadMs = 900_000;
+
+/** A machine that never updated its lists knows no package at all. */
+async function requireLists(): Promise<void> {
+  if (existsSync(listsFolder) && readdirSync(listsFolder).some((n) => n.includes('Packages'))) {
+    return;
+  }
+  await command('apt-get', ['-qq', 'update'], { ...quietly, limitMs: downloadMs });
+}
+
+/** apt takes seconds to answer: its answers hold until its lists are updated. */
+async function ask(program: string, args: readonly string[], allowed: number[] = []) {
+  await requireLists();
+  const folder = path.join(cacheFolder(), 'answers');
+  const key = keyOf([program, ...args, String(statSync(listsFolder).mtimeMs)]);
+  const file = path.join(folder, key);
+  if (existsSync(file)) return readFileSync(file, 'utf8');
+  const answer = await command(program, args, { ...quietly, allowed });
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(file, answer);
+  return answer;
+}
+
+/**
+ * The package that a meta package stands for now: linux-image-6.12-amd64 gives
+ * linux-image-6.12.117+deb12-amd64.
+ * @throws BedError when there is no such package, with those that there are
+ */
+export async function resolveMeta(meta: string): Promise<string> {
+  if (/^linux-image-\d+\.\d+\.\d+/.test(meta)) return meta;
+  const depends = await ask('apt-cache', ['depends', '--important', meta], [100]);
+  const found = /Depends: (linux-image-\S+)/.exec(depends)?.[1];
+  if (found !== undefined) return resolveMeta(found);
+  const known = await ask('apt-cache', ['pkgnames', 'linux-image-']);
+  const names = known.split('\n').filter((name) => /^linux-image-([\d.]+-)?amd64$/.test(name));
+  throw new BedError(`no kernel package ${meta}; apt knows ${names.sort().join(', ') || 'none'}`);
+}
+
+/** Where downloaded packages are kept. */
+function archives(): string {
+  const folder = path.join(cacheFolder(), 'debs');
+  mkdirSync(path.join(folder, 'partial'), { recursive: true });
+  return folder;
+}
+
+/** Options that make apt resolve as on a machine on which nothing is installed. */
+function fromNothing(): string[] {
+  const status = path.join(archives(), 'status');
+  if (!existsSync(status)) writeFileSync(status, '');
+  const settings = [
+    `Dir::State::status=${status}`,
+    'APT::Sandbox::User=root',
+    'Acquire::Retries=3',
+  ];
+  return settings.flatMap((each) => ['-o', each]);
+}
+
+/** The file names in the lines `'URL' NAME SIZE HASH`. */
+function fileNames(uris: string): string[] {
+  const names = uris.split('\n').map((line) => /^'\S+' (\S+\.deb) /.exec(line)?.[1]);
+  return names.filter((name) => name !== undefined);
+}
+
+async function download(args: readonly string[], cwd: string): Promise<void> {
+  requireRoom(cacheFolder());
+  try {
+    await command('apt-get', args, { ...quietly, cwd, limitMs: downloadMs });
+  } catch (error) {
+    throw new BedError(
+      `packages could not be downloaded (is there a network?): ${reasonOf(error)}`,
+    );
+  }
+}
+
+/** The files of the packages and of all they depend on, in apt's order of installation. */
+export async function fetchAll(packages: readonly string[]): Promise<string[]> {
+  const folder = archives();
+  const none = path.join(folder, 'none');
+  mkdirSync(path.join(none, 'partial'), { recursive: true });
+  const install = ['install', '-qq', '-y', '--no-install-recommends', ...fromNothing()];
+  const listing = [
+    '--print-uris',
+    '-o',
+    `Dir::Cache::archives=${none}`,
+    '-o',
+    'Debug::NoLocking=1',
+  ];
+  const uris = await ask('apt-get', [...install, ...listing, ...packages]);
+  const files = fileNames(uris).map((name) => path.join(folder, name));
+  if (files.length === 0) throw new BedError(`apt lists no files for ${packages.join(' ')}`);
+  if (!files.every((file) => existsSync(file))) {
+    const into = ['--download-only', '-o', `Dir::Cache::archives=${folder}`];
+    await download([...install, ...into, ...packages], folder);
+  }
+  return files;
+}
+
+/** The file of one package, without what it depends on. */
+export async function fetchOne(name: string): Promise<string> {
+  const folder = archives();
+  const sandbox = ['-o', 'APT::Sandbox::User=root', '-o', 'Acquire::Retries=3'];
+  const uris = await ask('apt-get', ['download', '--print-uris', name]);
+  const [file] = fileNames(uris);
+  if (file === undefined) throw new BedError(`apt lists no file for ${name}`);
+  if (!existsSync(path.join(folder, file))) {
+    await download(['-qq', ...sandbox, 'download', name], folder);
+  }
+  return path.join(folder, file);
+}

@@ -1,0 +1,182 @@
+/** npm run vm -- COMMAND: nodes to play with. */
+import { parseArgs } from 'node:util';
+import { Bed, prepareMachine } from './bed/bed.js';
+import { BedError, reasonOf } from './bed/bed-error.js';
+import type { Clocks, Direction } from './bed/node.js';
+import { bedNames, dismantle, readState, sweep } from './bed/state.js';
+import { writeReport } from './findings.js';
+
+const usage = `Usage: npm run vm -- COMMAND
+  up [NODES]                 makes NODES nodes (1), named n1, n2 ... at 10.77.0.1, 10.77.0.2 ...
+     [--kernel 6.1|6.12|PACKAGE] [--memory MIB] [--processors N] [--cold]
+  sh N COMMAND...            runs a command on node N; ends with its status
+  crash N                    pulls its plug
+  start N [--cold]           starts it again after a crash, with the data disk it had
+  hang N [--clocks running|stopped]
+                             stops it; its clocks stop with it, or run on as in a real stall
+  partition N [--one-way[=out|in]]
+                             loses the packets it sends and receives, or only those it sends (out)
+                             or receives (in)
+  unplug N                   no packets and no carrier
+  heal [N]                   ends hangs and partitions, of all nodes if none is named
+  status                     beds and nodes there are
+  console N                  the last lines of its console
+  down                       ends all of the bed, also what a killed tool has left
+  prepare [--kernel K]       makes all images without starting anything
+  report                     writes docs/kernel-support.md from what the tests found
+Each takes --name=BED (default: "default"). The project is /opt/replpage on each node, its disk
+/dev/data. One command at a time runs on a node.`;
+
+const options = {
+  kernel: { type: 'string', default: '6.12' },
+  memory: { type: 'string' },
+  processors: { type: 'string' },
+  cold: { type: 'boolean', default: false },
+  clocks: { type: 'string', default: 'stopped' },
+  'one-way': { type: 'string' },
+  name: { type: 'string', default: 'default' },
+  help: { type: 'boolean', default: false },
+} as const;
+
+type Values = ReturnType<typeof parse>['values'];
+
+function parse(args: readonly string[]) {
+  // `--one-way` may stand alone, and what follows `sh N` belongs to the node's command.
+  const given = args.map((each) => (each === '--one-way' ? '--one-way=out' : each));
+  const own = given[0] === 'sh' ? given.findIndex((each, i) => i > 1 && !each.startsWith('-')) : -1;
+  const parsed = parseArgs({
+    args: own < 0 ? given : given.slice(0, own),
+    options,
+    allowPositionals: true,
+    strict: true,
+  });
+  return {
+    values: parsed.values,
+    positionals: parsed.positionals,
+    rest: own < 0 ? [] : given.slice(own),
+  };
+}
+
+const say = (text: string): void =>
+  console.error(`vm: ${(performance.now() / 1000).toFixed(1)} s: ${text}`);
+
+async function up(values: Values, [nodes = '1']: readonly string[]): Promise<number> {
+  const started = performance.now();
+  const { name } = values;
+  const interrupted = (signal: NodeJS.Signals): void => {
+    say(`${signal}: taking down what there is`);
+    void dismantle(name).then((left) => {
+      for (const each of left) say(`left behind: ${each}`);
+      process.exit(130);
+    });
+  };
+  process.once('SIGINT', interrupted).once('SIGTERM', interrupted).once('SIGHUP', interrupted);
+  const bed = await Bed.up({
+    kernel: values.kernel,
+    nodes: Number(nodes),
+    name,
+    cold: values.cold,
+    outlives: true,
+    progress: say,
+    ...(values.memory !== undefined && { memoryMiB: Number(values.memory) }),
+    ...(values.processors !== undefined && { processors: Number(values.processors) }),
+  });
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  say(`${bed.nodes.length} nodes of ${bed.kernel} answer after ${seconds} s`);
+  for (const node of bed.nodes) node.release();
+  return 0;
+}
+
+async function sh(bed: Bed, number: number, words: readonly string[]): Promise<number> {
+  if (words.length === 0) throw new BedError('sh N COMMAND: which command?');
+  const node = bed.node(number);
+  try {
+    const { status } = await node.run(words.join(' '), {
+      limitMs: 2 ** 31 - 1,
+      listener: (stream, chunk) => process[stream].write(chunk),
+    });
+    return status;
+  } finally {
+    node.release();
+  }
+}
+
+function chosen<T extends string>(value: string, from: readonly T[], flag: string): T {
+  const found = from.find((each) => each === value);
+  if (found === undefined) throw new BedError(`${flag} takes ${from.join(' or ')}, not ${value}`);
+  return found;
+}
+
+function showStatus(): number {
+  for (const name of bedNames()) {
+    const state = readState(name);
+    console.log(`${name}: ${state?.kernel ?? 'unfinished'}`);
+    if (!state) continue;
+    for (const node of Bed.attach(name).nodes) {
+      const how = node.running ? `runs as process ${node.process?.pid}` : 'does not run';
+      console.log(`  ${node.name} ${node.address} ${how}`);
+    }
+  }
+  return 0;
+}
+
+async function down(name: string): Promise<number> {
+  await sweep();
+  const left = bedNames().includes(name) ? await dismantle(name) : [];
+  for (const each of left) say(`left behind: ${each}`);
+  return left.length > 0 ? 1 : 0;
+}
+
+async function onNode(command: string, values: Values, words: readonly string[], rest: string[]) {
+  const bed = Bed.attach(values.name);
+  const number = Number(words[0]);
+  const node = bed.node(command === 'heal' && words.length === 0 ? 1 : number);
+  const ways: readonly Direction[] = ['out', 'in'];
+  const oneWay = values['one-way'];
+  if (command === 'sh') return sh(bed, number, rest);
+  if (command === 'crash') await node.crash();
+  else if (command === 'start') await bed.start(number, { cold: values.cold });
+  else if (command === 'hang') {
+    await node.hang(chosen<Clocks>(values.clocks, ['stopped', 'running'], '--clocks'));
+  } else if (command === 'partition') {
+    await node.partition(oneWay === undefined ? 'both' : chosen(oneWay, ways, '--one-way'));
+  } else if (command === 'unplug') await node.unplug();
+  else if (command === 'console') console.log(node.lastWords());
+  else if (command === 'heal') {
+    const all = words.length === 0 ? bed.nodes.filter((each) => each.running) : [node];
+    for (const each of all) await each.heal();
+  } else throw new BedError(`unknown command ${command}\n${usage}`);
+  for (const each of bed.nodes) each.release();
+  return 0;
+}
+
+async function dispatch(args: readonly string[]): Promise<number> {
+  const { values, positionals, rest } = parse(args);
+  const [command, ...words] = positionals;
+  if (command === undefined || values.help) {
+    console.log(usage);
+    return command === undefined && !values.help ? 64 : 0;
+  }
+  if (command === 'up') return up(values, words);
+  if (command === 'down') return down(values.name);
+  if (command === 'status') return showStatus();
+  if (command === 'prepare') {
+    await prepareMachine({ kernel: values.kernel, nodes: 1, progress: say });
+    return 0;
+  }
+  if (command === 'report') {
+    writeReport();
+    return 0;
+  }
+  return onNode(command, values, words, rest);
+}
+
+/** Gives the exit status. */
+export async function main(args: readonly string[]): Promise<number> {
+  try {
+    return await dispatch(args);
+  } catch (error) {
+    say(error instanceof BedError ? error.message : reasonOf(error));
+    return 1;
+  }
+}

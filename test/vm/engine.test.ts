@@ -1,0 +1,101 @@
+/**
+ * The engine's own tests on stock kernels: the native ones, and those of test/e2e that an emulated
+ * machine finishes in reasonable time, with every tracker that the kernel has.
+ *
+ * REPLPAGE_VM_VICTIMS=name,name runs these victims instead of the usual few.
+ */
+import t, { type Test } from 'tap';
+import { Bed } from './bed/bed.js';
+import { lastLines } from './bed/bed-error.js';
+import { note } from './findings.js';
+import { kernels, onBed, short } from './on-bed.js';
+
+const slowness = 20;
+const hourMs = 3_600_000;
+const usualVictims = ['signal count', 'memory model', 'pipes', 'family'];
+/** Native tests that repeat a thing hundreds of times, or judge how long it takes. */
+const tooMuch = '-a_killed_keeper -cost_little';
+const victims = process.env['REPLPAGE_VM_VICTIMS']?.split(',') ?? usualVictims;
+
+/** Runs a test program on the node; gives its cases by their words. */
+async function cases(
+  bed: Bed,
+  command: string,
+): Promise<{ passed: number; failed: string[]; skipped: number; status: number; text: string }> {
+  const settings = `TAP_TIMEOUT=3600 REPLPAGE_TEST_SLOWNESS=${slowness}`;
+  const { status, stdout, stderr } = await bed
+    .node(1)
+    .run(`cd /opt/replpage && export ${settings} && ${command}`, { limitMs: hourMs });
+  const lines = stdout.split('\n').map((line) => line.trim());
+  const ok = lines.filter((line) => /^ok \d/.test(line));
+  const skipped = ok.filter((line) => /# SKIP/i.test(line)).length;
+  return {
+    passed: ok.length - skipped,
+    failed: lines.filter((line) => /^not ok \d/.test(line)),
+    skipped,
+    status,
+    text: `${stdout}${stderr}`,
+  };
+}
+
+async function runs(
+  t: Test,
+  bed: Bed,
+  kernel: string,
+  what: string,
+  command: string,
+): Promise<void> {
+  const { passed, failed, skipped, status, text } = await cases(bed, command);
+  t.same(failed, [], `${what}: ${passed} pass, ${skipped} are skipped`);
+  t.equal(status, 0, `${what} ends with status 0`);
+  if (status !== 0) t.comment(lastLines(text, 40));
+  const counts = `${passed} passed, ${failed.length} failed, ${skipped} skipped`;
+  note(kernel, 'Engine', what, status === 0 || failed.length > 0 ? counts : `died, ${counts}`);
+}
+
+interface Report {
+  readonly ok: boolean;
+  readonly checks: readonly { name: string; value: unknown; ok: boolean | null }[];
+}
+
+async function asksDoctor(t: Test, bed: Bed, kernel: string): Promise<string[]> {
+  const text = await bed.node(1).sh('/opt/replpage/dist/cli/main.js doctor --json');
+  const report = JSON.parse(text) as Report;
+  t.ok(report.ok, 'the doctor finds nothing missing');
+  note(kernel, 'Kernel', 'Release', bed.kernel);
+  for (const { name, value, ok } of report.checks) {
+    if (!name.startsWith('kernel: ') && name !== 'write tracking') continue;
+    const words = value === true ? 'yes' : value === false ? 'no' : String(value);
+    note(kernel, 'Doctor', name.replace('kernel: ', ''), ok === false ? `**${words}**` : words);
+  }
+  const has = (name: string): boolean =>
+    report.checks.some((c) => c.name === name && c.value === true);
+  return [
+    ...(has('kernel: uffdWp') ? ['uffd-wp'] : []),
+    ...(has('kernel: softDirty') ? ['soft-dirty'] : []),
+  ];
+}
+
+const expected: Readonly<Record<string, readonly string[]>> = {
+  '6.1': ['soft-dirty'],
+  '6.12': ['uffd-wp', 'soft-dirty'],
+};
+
+for (const kernel of kernels) {
+  t.test(`${kernel}: the engine`, { timeout: hourMs }, (t) =>
+    onBed(t, { kernel, nodes: 1 }, async (bed) => {
+      const trackers = await asksDoctor(t, bed, kernel);
+      t.same(trackers, expected[kernel] ?? trackers, 'the trackers that work here');
+      if (!short) await runs(t, bed, kernel, 'native tests', `build/Release/core_test ${tooMuch}`);
+      for (const tracker of short ? trackers.slice(0, 1) : trackers) {
+        const set = `export REPLPAGE_TEST_TRACKER=${tracker} REPLPAGE_TEST_REDIS_MIB=4`;
+        const few = short ? victims.slice(0, 1) : victims;
+        const chosen = `REPLPAGE_TEST_VICTIMS='${few.join()}' node test/e2e/victims.test.js`;
+        await runs(t, bed, kernel, `${tracker}: victims killed twice`, `${set}; ${chosen}`);
+        if (short) continue;
+        const redis = 'REPLPAGE_TEST_PROGRAMS=redis node test/e2e/programs.test.js';
+        await runs(t, bed, kernel, `${tracker}: redis killed and crashed`, `${set}; ${redis}`);
+      }
+    }),
+  );
+}

@@ -1,0 +1,59 @@
+/** What the runs found on each kernel, kept for docs/kernel-support.md, which is made from nothing else. */
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { root } from '../support/repository.js';
+
+/** Parts of the page, in its order. */
+export const topics = ['Kernel', 'Doctor', 'Engine', 'Dying processes', 'NFS', 'NILFS2'] as const;
+export type Topic = (typeof topics)[number];
+
+interface Finding {
+  readonly topic: Topic;
+  readonly what: string;
+  readonly kernel: string;
+  readonly found: string;
+}
+
+const folder = path.join(root, 'build/vm/findings');
+
+export function note(kernel: string, topic: Topic, what: string, found: string): void {
+  mkdirSync(folder, { recursive: true });
+  const finding: Finding = { topic, what, kernel, found };
+  const name = `${kernel}-${topic}-${what}`.replaceAll(/[^A-Za-z0-9.]+/g, '-');
+  writeFileSync(path.join(folder, `${name}.json`), JSON.stringify(finding));
+}
+
+function read(): Finding[] {
+  const names = readdirSync(folder).sort();
+  return names.map((name) => JSON.parse(readFileSync(path.join(folder, name), 'utf8')) as Finding);
+}
+
+const introduction = `# Kernel support
+
+Made by \`npm run test:vm\` from what its runs found, on emulated nodes with Debian's own kernels; not
+written by hand. An empty field was not run.
+`;
+
+function table(findings: readonly Finding[], kernels: readonly string[]): string {
+  const rows = [...new Set(findings.map(({ what }) => what))];
+  const cell = (what: string, kernel: string): string =>
+    findings.find((each) => each.what === what && each.kernel === kernel)?.found ?? '';
+  return [
+    `| | ${kernels.join(' | ')} |`,
+    `| --- | ${kernels.map(() => '---').join(' | ')} |`,
+    ...rows.map((what) => `| ${[what, ...kernels.map((each) => cell(what, each))].join(' | ')} |`),
+  ].join('\n');
+}
+
+const inOrder = new Intl.Collator('en', { numeric: true });
+
+/** Writes the page. */
+export function writeReport(): void {
+  const findings = read();
+  const kernels = [...new Set(findings.map(({ kernel }) => kernel))].sort(inOrder.compare);
+  const parts = topics
+    .map((topic) => ({ topic, own: findings.filter((each) => each.topic === topic) }))
+    .filter(({ own }) => own.length > 0)
+    .map(({ topic, own }) => `## ${topic}\n\n${table(own, kernels)}\n`);
+  writeFileSync(path.join(root, 'docs/kernel-support.md'), [introduction, ...parts].join('\n'));
+}

@@ -1,0 +1,91 @@
+/** What goes wrong with the bed itself: clear words, and nothing left behind. */
+import { spawn, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import { root } from '../support/repository.js';
+import { Bed } from './bed/bed.js';
+import { requireRoom } from './bed/cache.js';
+import { namespaceOf } from './bed/network.js';
+import { until } from './bed/node.js';
+import { lives, type ProcessId } from './bed/processes.js';
+import { bedNames, folderOf, readState } from './bed/state.js';
+import { short } from './on-bed.js';
+
+const startMs = 120_000;
+const kernel = '6.12';
+
+function tool(...args: string[]): ChildProcess {
+  return spawn(process.execPath, [path.join(root, 'scripts/vm.mjs'), ...args], { stdio: 'ignore' });
+}
+
+/** Starts `up` in a process of its own; gives it as soon as its node's QEMU runs. */
+async function startUp(
+  bed: string,
+): Promise<{ readonly child: ChildProcess; readonly qemu: ProcessId }> {
+  const child = tool('up', '1', '--cold', `--name=${bed}`, `--kernel=${kernel}`);
+  let qemu: ProcessId | undefined;
+  await until(
+    () => {
+      qemu = readState(bed)?.nodes[0]?.process;
+      return Promise.resolve(qemu !== undefined);
+    },
+    startMs,
+    'no QEMU was started',
+  );
+  if (!qemu) throw new Error('no QEMU');
+  return { child, qemu };
+}
+
+function isGone(t: Test, bed: string, qemu?: ProcessId): void {
+  if (qemu) t.notOk(lives(qemu), 'QEMU does not run');
+  t.notOk(existsSync(folderOf(bed)), 'the bed has no folder');
+  t.notOk(existsSync(`/run/netns/${namespaceOf(bed)}`), 'the bed has no network');
+  t.notOk(bedNames().includes(bed), 'the bed is not known');
+}
+
+t.test('Ctrl-C', { skip: short && 'short' }, async (t) => {
+  const bed = `interrupted-${process.pid}`;
+  const { child, qemu } = await startUp(bed);
+  const ended = once(child, 'exit');
+  child.kill('SIGINT');
+  t.same(await ended, [130, null], 'it ends with the status of an interrupt');
+  isGone(t, bed, qemu);
+});
+
+t.test('a killed tool', { skip: short && 'short' }, async (t) => {
+  const bed = `killed-${process.pid}`;
+  const { child, qemu } = await startUp(bed);
+  const ended = once(child, 'exit');
+  child.kill('SIGKILL');
+  await ended;
+  t.ok(lives(qemu), 'its node is left');
+  const [status] = (await once(tool('down', `--name=${bed}`), 'exit')) as [number | null];
+  t.equal(status, 0);
+  isGone(t, bed, qemu);
+});
+
+t.test('a kernel that does not exist', async (t) => {
+  const name = `nowhere-${process.pid}`;
+  await t.rejects(Bed.up({ kernel: 'linux-image-9.99-amd64', nodes: 1, name }), {
+    message: /no kernel package linux-image-9.99-amd64; apt knows .*linux-image-amd64/,
+  });
+  isGone(t, name);
+});
+
+t.test('a node that never answers', { skip: short && 'short' }, async (t) => {
+  const name = `mute-${process.pid}`;
+  // Too little memory to unpack the initial RAM disk: the kernel gives up, and says so.
+  const failed = Bed.up({ kernel, nodes: 1, name, cold: true, memoryMiB: 72 });
+  await t.rejects(failed, { message: /n1: .*\nits console ends: [^]*\w{4}/ });
+  isGone(t, name);
+});
+
+t.test('too many nodes, and no room', async (t) => {
+  await t.rejects(Bed.up({ kernel, nodes: 10 }), { message: /1 to 9 nodes/ });
+  const folder = path.join(tmpdir(), `replpage-vm-room-${process.pid}`);
+  t.throws(() => requireRoom(folder, 2 ** 60), { message: /MiB free.*REPLPAGE_VM_CACHE/ });
+  rmSync(folder, { recursive: true });
+});

@@ -1,0 +1,54 @@
+/** A log-structured volume with its cleaner, and after a crash: the fixture of the mirror. */
+import t from 'tap';
+import { until } from './bed/node.js';
+import { makeNilfs, mountNilfs, mountPoint, startRecords, unmountNilfs } from './fixtures/nilfs.js';
+import { note } from './findings.js';
+import { kernels, onBed, short } from './on-bed.js';
+
+for (const kernel of kernels) {
+  t.test(`${kernel}: a NILFS2 volume`, { skip: short && 'short' }, (t) =>
+    onBed(t, { kernel, nodes: 1 }, async (bed) => {
+      const node = bed.node(1);
+      await makeNilfs(node);
+      await mountNilfs(node);
+      t.equal((await node.run('pidof nilfs_cleanerd')).status, 0, 'its cleaner runs');
+      await node.sh(`cd ${mountPoint}; echo one > file; sync; mkcp -s; echo two > file; sync`);
+      const listed = await node.sh('lscp -s /dev/data');
+      const snapshot = Number(listed.split('\n')[1]?.trim().split(/\s+/)[0]);
+      t.ok(snapshot > 0, `snapshot ${snapshot}`);
+      await node.sh(`mkdir -p /mnt/old; mount -t nilfs2 -o ro,cp=${snapshot} /dev/data /mnt/old`);
+      t.equal(await node.sh('cat /mnt/old/file'), 'one', 'the snapshot has the old contents');
+      await node.sh('umount /mnt/old');
+
+      const segments = async (): Promise<number> =>
+        Number(await node.sh('lssu /dev/data | tail -n +2 | wc -l'));
+      await node.sh(
+        `cd ${mountPoint}; for i in 1 2 3 4 5 6; do
+        dd if=/dev/zero of=churn bs=1M count=4 2>/dev/null; sync; done`,
+      );
+      const before = await segments();
+      await node.sh('nilfs-clean -S 8/0.1 -p 0 -m 1 /dev/data');
+      await until(async () => (await segments()) < before, 60_000, 'nothing is cleaned');
+      t.pass('the cleaner gives segments back');
+      note(kernel, 'NILFS2', 'Snapshots and cleaner', 'yes');
+
+      await startRecords(node);
+      await until(async () => Number((await node.run('cat /tmp/flushed')).stdout) > 5, 60_000, '');
+      const flushed = Number(await node.sh('cat /tmp/flushed'));
+      await node.crash();
+      await bed.start(1);
+      await mountNilfs(node, false);
+      t.match(await node.sh('dmesg'), /recovery complete|mounting unchecked/, 'it was recovered');
+      const lines = (await node.sh(`cat ${mountPoint}/records`)).split('\n').map(Number);
+      t.ok(lines.length >= flushed, `${lines.length} records, ${flushed} were flushed`);
+      t.same(
+        lines,
+        Array.from({ length: lines.length }, (_, i) => i + 1),
+        'whole and in order',
+      );
+      t.equal(await node.sh(`cat ${mountPoint}/file`), 'two');
+      note(kernel, 'NILFS2', 'Mounts after a crash, flushed records there', 'yes');
+      await unmountNilfs(node);
+    }),
+  );
+}
