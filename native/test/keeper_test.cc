@@ -40,9 +40,15 @@ void need_keeper() {
   if (::geteuid() != 0) SKIP("needs root");
 }
 
-std::string control_path() { return "/tmp/replpage-keeper-test." + std::to_string(::getpid()); }
+// Each keeper has a socket of its own, as in a daemon: a holder that ends removes its socket's name.
+int keepers = 0;
+
+std::string control_path() {
+  return "/tmp/replpage-keeper-test." + std::to_string(::getpid()) + "." + std::to_string(keepers);
+}
 
 KeeperProcess spawn(const StagingArea& staging, uint64_t generation = 1) {
+  ++keepers;
   return spawn_keeper({.executable = keeper_path(),
                        .name = "keeper-test-" + std::to_string(::getpid()),
                        .generation = generation,
