@@ -40,7 +40,8 @@ void need_keeper() {
   if (::geteuid() != 0) SKIP("needs root");
 }
 
-// Each keeper has a socket of its own, as in a daemon: a holder that ends removes its socket's name.
+// Each keeper has a socket of its own, as in a daemon: a holder that ends removes its socket's
+// name.
 int keepers = 0;
 
 std::string control_path() {
