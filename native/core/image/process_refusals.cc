@@ -187,13 +187,19 @@ void check_maps(Finder& finder) {
 
 bool differ(pid_t a, pid_t b, int type) { return ::syscall(SYS_kcmp, a, b, type, 0, 0) > 0; }
 
+// A thread that ends has lost its memory before its files (do_exit in kernel/exit.c). Asked last,
+// since it may end at any moment; not known of a leader that has ended itself.
+bool is_leaving(pid_t leader, pid_t tid) {
+  return differ(leader, tid, KCMP_VM) && read_link(proc_path(leader, "/exe"));
+}
+
 void check_sharing(Finder& finder, const std::vector<int>& tids) {
   for (const int tid : tids) {
-    if (differ(finder.pid(), tid, KCMP_FS)) {
+    if (differ(finder.pid(), tid, KCMP_FS) && !is_leaving(finder.pid(), tid)) {
       finder.refuse_thread(tid, "own working directory",
                            "threads with directories of their own cannot be rebuilt yet");
     }
-    if (differ(finder.pid(), tid, KCMP_FILES)) {
+    if (differ(finder.pid(), tid, KCMP_FILES) && !is_leaving(finder.pid(), tid)) {
       finder.refuse_thread(tid, "own descriptor table",
                            "threads with descriptors of their own cannot be rebuilt yet");
     }
