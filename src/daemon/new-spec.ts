@@ -16,24 +16,37 @@ export interface NewSpec {
 const withRights: readonly ProtectOption[] = ['stdio', 'pidfile', 'onPromote'];
 
 const options = [
-  ...(['intervalMs', 'overhead', 'maxPauseMs', 'attach', 'onExit', 'files'] as const),
-  ...(['retries', 'tracker', 'stdio', 'pidfile', 'onPromote'] as const),
-] satisfies readonly ProtectOption[];
+  'intervalMs',
+  'overhead',
+  'maxPauseMs',
+  'attach',
+  'onExit',
+  'files',
+  'retries',
+  'tracker',
+  'stdio',
+  'pidfile',
+  'onPromote',
+] as const satisfies readonly ProtectOption[];
 
 export function defaultOutput(logDir: string, name: string): string {
   return `${logDir}/${name}.log`;
 }
 
+export interface Circumstances {
+  readonly caller: Owner;
+  /** The group of that process or name, if there was one. */
+  readonly before?: GroupSpec | undefined;
+  readonly logDir: string;
+}
+
 /**
- * `before` is the group of that process or name, if there was one. Files and hooks keep the owner
- * that asked for them; where somebody else asks for some of these, none of the others' is kept.
+ * Files and hooks keep the owner that asked for them; where somebody else asks for some of these, none of the others' is kept.
  */
 export function newSpec(
   name: string,
   request: ProtectRequest,
-  caller: Owner,
-  before: GroupSpec | undefined,
-  logDir: string,
+  { caller, before, logDir }: Circumstances,
 ): NewSpec {
   const foreign =
     before !== undefined &&

@@ -152,9 +152,11 @@ export class ReplicaTable implements DaemonControl {
     }
     const before = same ?? (named?.core.phase.kind === 'detached' ? named : undefined);
     const owner = ownerOf(caller);
-    const { spec, takenOver, warnings } = newSpec(
-      ...([name, request, owner, before?.spec, config.logDir] as const),
-    );
+    const { spec, takenOver, warnings } = newSpec(name, request, {
+      caller: owner,
+      before: before?.spec,
+      logDir: config.logDir,
+    });
     const generation = this.#freeGeneration(name, named);
     const core = newGroup(facts.pid, generation, spec.retries);
     const group = new Group(spec, host, core, facts.startTime);

@@ -13,6 +13,7 @@ import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { protectDefaults } from '../../src/api/schema.js';
 import type { EventRecord } from '../../src/api/schema.js';
 import { systemClock } from '../../src/base/clock.js';
 import type { Log } from '../../src/base/log.js';
@@ -52,14 +53,7 @@ async function waitFor(what: string, condition: () => boolean): Promise<void> {
 
 const spec: GroupSpec = {
   name: 'web',
-  intervalMs: 100,
-  overhead: 0.05,
-  maxPauseMs: 50,
-  attach: 'always',
-  onExit: 'end',
-  files: 'refuse',
-  retries: 3,
-  tracker: 'auto',
+  ...protectDefaults,
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,

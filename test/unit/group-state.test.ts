@@ -12,18 +12,7 @@ import {
   type GroupEffect,
   type GroupEvent,
 } from '../../src/capture/group-state.js';
-import type { PromotionReport } from '../../src/native/group.js';
-
-const report: PromotionReport = {
-  epoch: 9,
-  pid: 4,
-  hostPid: 2000,
-  exact: true,
-  decisionToRunUs: 150,
-  deathToRunUs: 900,
-  lazyPages: 0,
-  keeperSocket: '/run/replpage/keepers/a.1.sock',
-};
+import { report } from '../support/promotion-report.js';
 
 interface Run {
   readonly core: GroupCore;

@@ -1,5 +1,6 @@
 /** The drive of one group, on a native side that does what the test says. */
 import t from 'tap';
+import { protectDefaults } from '../../src/api/schema.js';
 import type { Clock } from '../../src/base/clock.js';
 import { Group } from '../../src/capture/group.js';
 import type { Announcement, GroupHost, GroupSpec } from '../../src/capture/group-spec.js';
@@ -12,17 +13,7 @@ import type {
   PromotionReport,
   StartReport,
 } from '../../src/native/group.js';
-
-const report: PromotionReport = {
-  epoch: 9,
-  pid: 4,
-  hostPid: 2000,
-  exact: true,
-  decisionToRunUs: 150,
-  deathToRunUs: 900,
-  lazyPages: 0,
-  keeperSocket: '/run/replpage/keepers/a.1.sock',
-};
+import { report } from '../support/promotion-report.js';
 
 /** A native group that does what the test says. */
 class ScriptedNative implements NativeGroup {
@@ -94,15 +85,8 @@ class SteppedClock implements Clock {
 }
 
 const spec: GroupSpec = {
-  intervalMs: 100,
-  overhead: 0.05,
-  maxPauseMs: 50,
+  ...protectDefaults,
   name: 'a',
-  attach: 'always',
-  onExit: 'end',
-  files: 'refuse',
-  retries: 3,
-  tracker: 'auto',
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,

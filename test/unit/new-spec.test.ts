@@ -7,7 +7,11 @@ const owner = { uid: 1000, gid: 1000, groups: [7] };
 const asked = { pid: 1, retries: 9, pidfile: '/run/a.pid', onPromote: 'tell' } as const;
 
 t.test('what is not asked for has its default', (t) => {
-  const { spec, takenOver } = newSpec('a', { pid: 1, retries: 0 }, owner, undefined, '/log');
+  const { spec, takenOver } = newSpec(
+    'a',
+    { pid: 1, retries: 0 },
+    { caller: owner, logDir: '/log' },
+  );
   t.same(spec, {
     ...protectDefaults,
     name: 'a',
@@ -22,24 +26,39 @@ t.test('what is not asked for has its default', (t) => {
 });
 
 t.test('a group that is protected again keeps what it had, and says so', (t) => {
-  const before = newSpec('a', asked, owner, undefined, '/log').spec;
-  const again = newSpec('b', { pid: 1, pidfile: '/run/b.pid' }, owner, before, '/log');
+  const before = newSpec('a', asked, { caller: owner, logDir: '/log' }).spec;
+  const again = newSpec(
+    'b',
+    { pid: 1, pidfile: '/run/b.pid' },
+    { caller: owner, before: before, logDir: '/log' },
+  );
   t.match(again.spec, { name: 'b', retries: 9, pidfile: '/run/b.pid', onPromote: 'tell' });
   t.equal(again.spec.stdio, '/log/b.log', 'a default name follows the group');
   t.same(again.takenOver, ['retries', 'onPromote']);
-  const back = newSpec('a', { pid: 1, retries: protectDefaults.retries }, owner, before, '/log');
+  const back = newSpec(
+    'a',
+    { pid: 1, retries: protectDefaults.retries },
+    { caller: owner, before: before, logDir: '/log' },
+  );
   t.equal(back.spec.retries, protectDefaults.retries, 'a default that is asked for counts');
-  const silent = newSpec('a', { ...asked, stdio: null }, owner, undefined, '/log').spec;
-  t.equal(newSpec('a', { pid: 1 }, owner, silent, '/log').spec.stdio, null);
+  const silent = newSpec('a', { ...asked, stdio: null }, { caller: owner, logDir: '/log' }).spec;
+  t.equal(
+    newSpec('a', { pid: 1 }, { caller: owner, before: silent, logDir: '/log' }).spec.stdio,
+    null,
+  );
   t.end();
 });
 
 t.test("files and hooks keep their owner, or are not another user's", (t) => {
-  const before = newSpec('a', asked, owner, undefined, '/log').spec;
+  const before = newSpec('a', asked, { caller: owner, logDir: '/log' }).spec;
   const root = { uid: 0, gid: 0, groups: [] };
-  const kept = newSpec('a', { pid: 1 }, root, before, '/log');
+  const kept = newSpec('a', { pid: 1 }, { caller: root, before: before, logDir: '/log' });
   t.match(kept.spec, { owner, onPromote: 'tell', pidfile: '/run/a.pid' });
-  const own = newSpec('a', { pid: 1, pidfile: '/run/root.pid' }, root, before, '/log');
+  const own = newSpec(
+    'a',
+    { pid: 1, pidfile: '/run/root.pid' },
+    { caller: root, before: before, logDir: '/log' },
+  );
   t.match(own.spec, { owner: root, pidfile: '/run/root.pid', retries: 9 });
   t.equal(own.spec.onPromote, undefined, 'no command of theirs runs as root');
   t.match(own.warnings, [/onPromote .* user 1000, and is not kept/]);

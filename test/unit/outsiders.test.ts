@@ -11,6 +11,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { protectDefaults } from '../../src/api/schema.js';
 import type { GroupSpec } from '../../src/capture/group-spec.js';
 import { announce, checkOutsiders, makeOutputFile } from '../../src/daemon/outsiders.js';
 
@@ -24,14 +25,7 @@ function folderOf(t: Test): string {
 
 const spec: GroupSpec = {
   name: 'web',
-  intervalMs: 100,
-  overhead: 0.05,
-  maxPauseMs: 50,
-  attach: 'always',
-  onExit: 'end',
-  files: 'refuse',
-  retries: 3,
-  tracker: 'auto',
+  ...protectDefaults,
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,
