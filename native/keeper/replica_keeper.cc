@@ -31,6 +31,9 @@ namespace {
 // After the group's end the outcome can be asked for; at most so long.
 constexpr uint64_t kEndedLingerMs = 30'000;
 constexpr uint64_t kEndedSeenLingerMs = 500;
+// A processor that sleeps takes some 50 us to wake up, so for so long the order that was announced
+// is waited for awake.
+constexpr uint64_t kOrderAwaitedUs = 3000;
 
 void set_oom_score(const char* value) {
   UniqueFd fd(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
@@ -136,6 +139,8 @@ class ReplicaKeeper {
   void end_group();
   [[nodiscard]] bool finished() const;
   [[nodiscard]] int linger_ms() const;
+  [[nodiscard]] int wait_ms() const;
+  [[nodiscard]] bool order_is_near() const;
   [[nodiscard]] std::string status() const;
   void translate_root();
   template <class T>
@@ -159,6 +164,7 @@ class ReplicaKeeper {
   bool drained_told_ = false;
   std::string loss_;  // why the group was killed, when we did it
   uint64_t ended_ms_ = 0;
+  uint64_t awake_until_us_ = 0;
   bool end_requested_ = false;
 };
 
@@ -173,15 +179,25 @@ int ReplicaKeeper::linger_ms() const {
   return since >= limit ? 0 : static_cast<int>(limit - since);
 }
 
+bool ReplicaKeeper::order_is_near() const {
+  return state_ == State::kStandby && now_us() < awake_until_us_;
+}
+
+// For poll(2).
+int ReplicaKeeper::wait_ms() const {
+  if (state_ == State::kEnded) return linger_ms();
+  return order_is_near() ? 0 : -1;
+}
+
 void ReplicaKeeper::wait_and_handle() {
   std::vector<pollfd> items{
-      {.fd = children_.get(), .events = POLLIN, .revents = 0},
+      // A replica that has ended shows when it is to run, too.
+      {.fd = order_is_near() ? -1 : children_.get(), .events = POLLIN, .revents = 0},
       {.fd = lazy_news_.get(), .events = POLLIN, .revents = 0},
       {.fd = tracer_gone_ ? -1 : channel_.fd(), .events = POLLIN, .revents = 0},
       {.fd = state_ == State::kStandby ? holder_.get() : -1, .events = POLLIN, .revents = 0}};
   control_.add_polled(items);
-  const int timeout = state_ == State::kEnded ? linger_ms() : -1;
-  if (::poll(items.data(), items.size(), timeout) < 0) {
+  if (::poll(items.data(), items.size(), wait_ms()) < 0) {
     if (errno == EINTR) return;
     throw SysError::from_errno("poll of the keeper");
   }
@@ -239,10 +255,14 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
     case MessageType::kDropStaged:
       return standby_->drop_staged();
     case MessageType::kDying:
-      return standby_->get_ready();
+      standby_->get_ready();
+      awake_until_us_ = now_us() + kOrderAwaitedUs;
+      return;
     case MessageType::kDescriptors:
       return standby_->take_descriptors(decode<DescriptorsMessage>(message.body),
                                         std::move(message.descriptors));
+    case MessageType::kLastState:
+      return standby_->take_last_state(decode<ImageMessage>(message.body));
     case MessageType::kPromote:
       return promote(decode<PromoteMessage>(message.body));
     case MessageType::kReleased:

@@ -77,6 +77,11 @@ void StandbyReplica::take_descriptors(const DescriptorsMessage& message,
   if (descriptors.size() != message.positions.size() + message.memory_pids.size()) {
     throw FormatError("kDescriptors has another number of descriptors than it says");
   }
+  if (message.epoch != handed_epoch_) {
+    handed_.clear();
+    sources_.clear();
+    handed_epoch_ = message.epoch;
+  }
   size_t at = 0;
   for (const uint32_t position : message.positions) {
     handed_.emplace_back(position, std::move(descriptors[at++]));
@@ -86,24 +91,36 @@ void StandbyReplica::take_descriptors(const DescriptorsMessage& message,
   }
 }
 
-PromotionOrder StandbyReplica::prepare(const PromoteMessage& message) {
+void StandbyReplica::take_last_state(const ImageMessage& message) {
+  if (!committed_ || message.epoch <= epoch_) throw FormatError("kLastState of an old epoch");
+  last_state_ = read_image(message.image, message.epoch);
+}
+
+void StandbyReplica::bring_to(const PromoteMessage& message) {
   if (!committed_) throw FormatError("kPromote before the first commit");
-  if (message.image.length != 0) {
-    if (!staged_.empty() && staged_epoch_ != message.epoch) {
-      throw FormatError("promotion of another epoch than was staged");
-    }
-    reshape(read_image(message.image, message.epoch));
-    write_staged();
-  } else if (message.epoch != epoch_) {
-    throw FormatError("promotion of an epoch that was not committed");
+  // Those are of an epoch that never came to its end.
+  staged_.clear();
+  if (message.epoch == epoch_) return;
+  if (!last_state_ || last_state_->epoch != message.epoch) {
+    throw FormatError("promotion of an epoch whose state is not known");
   }
-  staged_.clear();  // of an epoch that never came to its end
+  reshape(std::move(*last_state_));
+  last_state_.reset();
+  if (message.runs.length != 0) {
+    staged_.push_back(staging_.read<PageRunList>(message.runs));
+    write_staged();
+  }
   epoch_ = message.epoch;
+}
+
+PromotionOrder StandbyReplica::prepare(const PromoteMessage& message) {
+  bring_to(message);
   PromotionOrder order;
   order.input.image = &*image_;
   order.input.exact = message.exact;
   order.input.keep_files = message.keep_files;
   order.input.handed.resize(image_->open_files.size());
+  if (handed_epoch_ != message.epoch) handed_.clear();
   for (auto& [position, descriptor] : handed_) {
     if (position >= order.input.handed.size()) throw FormatError("descriptor of no open file");
     order.input.handed[position] = std::move(descriptor);

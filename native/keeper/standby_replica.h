@@ -33,6 +33,8 @@ class StandbyReplica {
   // A promotion is near, of the epoch that the replica is at or of the next one.
   void get_ready();
   void take_descriptors(const DescriptorsMessage& message, std::vector<UniqueFd> descriptors);
+  // Keeps what the order to promote will name.
+  void take_last_state(const ImageMessage& message);
   // Brings the replica to the epoch of the message. `input.image` stays valid as long as this does.
   PromotionOrder prepare(const PromoteMessage& message);
 
@@ -44,6 +46,7 @@ class StandbyReplica {
  private:
   GroupImage read_image(const StagedBytes& where, uint64_t epoch);
   void reshape(GroupImage image);
+  void bring_to(const PromoteMessage& message);
   void write_staged();
 
   StagingReader& staging_;
@@ -53,6 +56,9 @@ class StandbyReplica {
   bool committed_ = false;
   std::vector<PageRunList> staged_;
   uint64_t staged_epoch_ = 0;
+  // For the promotion.
+  std::optional<GroupImage> last_state_;
+  uint64_t handed_epoch_ = 0;
   std::vector<std::pair<uint32_t, UniqueFd>> handed_;
   std::vector<LazySource> sources_;
 };

@@ -253,15 +253,28 @@ class Stage {
     const bool lazy = memory.valid();
     if (lazy) {
       const int fd = memory.get();
-      channel.send(MessageType::kDescriptors,
-                   DescriptorsMessage{.positions = {}, .memory_pids = {victim_.group_pid()}},
-                   {&fd, 1});
+      channel.send(
+          MessageType::kDescriptors,
+          DescriptorsMessage{.epoch = 1, .positions = {}, .memory_pids = {victim_.group_pid()}},
+          {&fd, 1});
     }
     channel.send(MessageType::kPromote, PromoteMessage{.epoch = 1,
-                                                       .image = {},
                                                        .exact = true,
                                                        .keep_files = true,
+                                                       .runs = {},
                                                        .lazy = lazy ? lazy_ : StagedBytes{}});
+  }
+
+  // Of an epoch that then is not promoted.
+  void send_state_of_next_epoch(Channel& channel) {
+    GroupImage next = victim_.image();
+    next.epoch = 2;
+    channel.send(MessageType::kLastState, ImageMessage{2, staging_.put(next)});
+    const UniqueFd file = victim_.memory();
+    const int fd = file.get();
+    channel.send(MessageType::kDescriptors,
+                 DescriptorsMessage{.epoch = 2, .positions = {1'000'000}, .memory_pids = {}},
+                 {&fd, 1});
   }
 
   StagingArea& staging() { return staging_; }
@@ -460,6 +473,27 @@ TEST(a_killed_keeper_or_holder_never_makes_a_missing_page_read_zero) {
   testing::note(std::to_string(while_lazy) + " of " + std::to_string(kTries) +
                 " kills came while pages were missing");
   CHECK(while_lazy > kTries / 4);
+}
+
+// The memory of the last epoch may be gone when its state has been sent already.
+TEST(keeper_promotes_the_committed_epoch_after_the_state_of_another) {
+  need_keeper();
+  Victim victim;
+  Stage stage(victim);
+  KeeperProcess keeper = spawn(stage.staging());
+  stage.bring_to_epoch(keeper.channel);
+  stage.send_state_of_next_epoch(keeper.channel);
+  stage.send_promotion(keeper.channel, victim.memory());
+  const auto promoted =
+      decode<PromotedMessage>(answer_of(keeper.channel, MessageType::kPromoted).body);
+  CHECK_EQUAL(promoted.epoch, 1u);
+  answer_of(keeper.channel, MessageType::kDrained);
+  const uint64_t rounds = victim.board().rounds;
+  CHECK(within(5000, [&] { return victim.board().rounds > rounds; }));
+  CHECK_EQUAL(victim.board().wrong.load(), 0u);
+  CHECK(has(ask("end"), "promoted"));
+  CHECK(has(ask("wait"), "\"state\":\"ended\""));
+  CHECK(ends(keeper.pidfd));
 }
 
 TEST(a_source_that_goes_away_kills_the_group) {

@@ -243,7 +243,7 @@ void DeathHandler::hand_over(HandOver last) {
                 .decision_to_run_us = 0,
                 .death_to_run_us = 0,
                 .lazy_pages = pages_of(last.lazy)};
-  send_hand_over(context_, std::move(last), [this] {
+  send_order(context_, last, [this] {
     if (!death_->planned) return;
     death_->killed = true;
     kill_old_primary(*context_.tree);

@@ -383,7 +383,7 @@ void GroupCapture::copy_again(const std::vector<PageRun>& runs) {
 
 // A look at much memory takes its time, and another CPU can take it.
 void GroupCapture::begin_last_look() {
-  constexpr uint64_t kMuchBytes = 256u << 20;  // about 100 us, and so is a wake-up
+  constexpr uint64_t kMuchBytes = 512u << 20;  // about 150 us, and so is a wake-up
   struct Look {
     MemoryCapture* memory;
     std::shared_ptr<const std::vector<MappingImage>> mappings;

@@ -14,7 +14,7 @@ namespace {
 // Open files, and the memories that lazy pages are read from, as many to a message as one takes.
 class DescriptorSender {
  public:
-  explicit DescriptorSender(KeeperLink& keeper) : keeper_(keeper) {}
+  DescriptorSender(KeeperLink& keeper, uint64_t epoch) : keeper_(keeper), epoch_(epoch) {}
 
   void add_file(uint32_t position, const UniqueFd& file) {
     message_.positions.push_back(position);
@@ -28,6 +28,7 @@ class DescriptorSender {
 
   void flush() {
     if (descriptors_.empty()) return;
+    message_.epoch = epoch_;
     keeper_.send(MessageType::kDescriptors, message_, descriptors_);
     message_ = {};
     descriptors_.clear();
@@ -40,6 +41,7 @@ class DescriptorSender {
   }
 
   KeeperLink& keeper_;
+  uint64_t epoch_;
   DescriptorsMessage message_;
   std::vector<int> descriptors_;
 };
@@ -52,12 +54,8 @@ std::vector<int32_t> processes_of(const std::vector<LazyRange>& lazy) {
   return pids;
 }
 
-void send_descriptors(GroupContext& context, const HandOver& last) {
-  DescriptorSender sender(*context.keeper);
-  for (uint32_t position = 0; position < last.open_files.size(); ++position) {
-    if (last.open_files[position].valid()) sender.add_file(position, last.open_files[position]);
-  }
-  sender.flush();
+void send_memories(GroupContext& context, const HandOver& last) {
+  DescriptorSender sender(*context.keeper, last.image.epoch);
   std::vector<UniqueFd> memories;  // until they are sent
   for (const int32_t pid : processes_of(last.lazy)) {
     const pid_t host = context.capture->host_pid_of(pid);
@@ -69,20 +67,32 @@ void send_descriptors(GroupContext& context, const HandOver& last) {
 
 }  // namespace
 
-void send_hand_over(GroupContext& context, HandOver last,
-                    const std::function<void()>& before_order) {
+void send_open_files(GroupContext& context, uint64_t epoch,
+                     const std::vector<UniqueFd>& open_files) {
+  DescriptorSender sender(*context.keeper, epoch);
+  for (uint32_t position = 0; position < open_files.size(); ++position) {
+    if (open_files[position].valid()) sender.add_file(position, open_files[position]);
+  }
+  sender.flush();
+}
+
+void send_last_state(GroupContext& context, GroupImage& image) {
+  context.keeper->send(MessageType::kLastState,
+                       ImageMessage{image.epoch, context.staging.put(image)});
+}
+
+void send_order(GroupContext& context, const HandOver& last,
+                const std::function<void()>& before_order) {
+  send_memories(context, last);
   PageRunList runs = context.runs.fitted(last.image);
   LazyRangeList lazy{last.lazy};
-  send_descriptors(context, last);
-  context.keeper->send(MessageType::kStage,
-                       PagesMessage{last.image.epoch, context.staging.put(runs)});
+  PromoteMessage order{.epoch = last.image.epoch,
+                       .exact = last.exact,
+                       .keep_files = context.options.keep_files,
+                       .runs = context.staging.put(runs),
+                       .lazy = context.staging.put(lazy)};
   before_order();
-  context.keeper->send(MessageType::kPromote,
-                       PromoteMessage{.epoch = last.image.epoch,
-                                      .image = context.staging.put(last.image),
-                                      .exact = last.exact,
-                                      .keep_files = context.options.keep_files,
-                                      .lazy = context.staging.put(lazy)});
+  context.keeper->send(MessageType::kPromote, order);
 }
 
 }  // namespace replpage

@@ -23,9 +23,14 @@ void restore_dropped_signals(const GroupContext& context, uint64_t seen_us, Grou
   }
 }
 
-void number(const GroupContext& context, GroupImage& image) {
+// The keeper takes it up while the pages are looked for.
+std::vector<UniqueFd> send_state(GroupContext& context, GroupImage& image) {
   image.epoch = context.epoch + 1;
   image.generation = context.options.generation;
+  std::vector<UniqueFd> open_files = context.capture->take_descriptors(image);
+  send_open_files(context, image.epoch, open_files);
+  send_last_state(context, image);
+  return open_files;
 }
 
 // The pages written since the last epoch: few are copied, many are read lazily.
@@ -104,8 +109,7 @@ HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
                                       .refusals = nullptr,
                                       .unseen_ends = !context.options.attach_always});
   restore_dropped_signals(context, seen_us, image);
-  number(context, image);
-  std::vector<UniqueFd> open_files = context.capture->take_descriptors(image);
+  std::vector<UniqueFd> open_files = send_state(context, image);
   context.capture->end_last_look();
   std::vector<LazyRange> lazy = take_last_pages(context, image);
   return {std::move(image), std::move(open_files), std::move(lazy), true};
@@ -119,8 +123,7 @@ HandOver capture_planned_epoch(GroupContext& context) {
                                       .with_content = false,
                                       .refusals = nullptr,
                                       .unseen_ends = !context.options.attach_always});
-  number(context, image);
-  std::vector<UniqueFd> open_files = context.capture->take_descriptors(image);
+  std::vector<UniqueFd> open_files = send_state(context, image);
   std::vector<LazyRange> lazy = take_last_pages(context, image);
   return {std::move(image), std::move(open_files), std::move(lazy), true};
 }
@@ -135,6 +138,7 @@ HandOver committed_epoch(GroupContext& context) {
       for (UniqueFd& file : matched) file.reset();
     }
   }
+  send_open_files(context, context.last_image.epoch, matched);
   return {context.last_image, std::move(matched), {}, false};
 }
 

@@ -1,22 +1,11 @@
-// The epoch that a replica is to run from, and what is handed over with it.
+// The epoch that a replica is to run from. Its state is with the keeper when these return.
 #pragma once
 
-#include <vector>
-
-#include "core/base/unique_fd.h"
-#include "core/capture/group_context.h"
+#include "core/capture/hand_over.h"
 
 namespace replpage {
 
-// What the keeper needs to let the replica run. Its pages are the runs of the context.
-struct HandOver {
-  GroupImage image;
-  std::vector<UniqueFd> open_files;  // by position in the image; invalid: opened anew
-  std::vector<LazyRange> lazy;       // read from the old process while the replica runs
-  bool exact = false;                // nothing is lost
-};
-
-// All on the tracer thread, with worker_mutex held.
+// All on the tracer thread, with worker_mutex held. They throw KeeperLost too.
 
 // Takes one more epoch from a group that stands still for good: at its exit stops with the first
 // of them seen at `seen_us`. Throws SysError where the memory is gone already (the OOM reaper) or

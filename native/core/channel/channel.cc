@@ -22,7 +22,7 @@ constexpr size_t kControlBytes = CMSG_SPACE(kDescriptorsMax * sizeof(int));
 bool known_type(MessageType type) {
   const auto number = static_cast<uint16_t>(type);
   return (number >= static_cast<uint16_t>(MessageType::kConfigure) &&
-          number <= static_cast<uint16_t>(MessageType::kDying)) ||
+          number <= static_cast<uint16_t>(MessageType::kLastState)) ||
          (number >= static_cast<uint16_t>(MessageType::kReady) &&
           number <= static_cast<uint16_t>(MessageType::kBuilt));
 }
@@ -127,8 +127,8 @@ void Channel::send(MessageType type, Bytes body, std::span<const int> descriptor
 
 std::optional<ReceivedMessage> Channel::receive(int timeout_ms) {
   if (closed_ || !wait_for(socket_.get(), POLLIN, timeout_ms)) return std::nullopt;
-  Bytes packet(kMessageBytesMax);
-  iovec part{packet.data(), packet.size()};
+  packet_.resize(kMessageBytesMax);
+  iovec part{packet_.data(), packet_.size()};
   alignas(cmsghdr) std::array<uint8_t, kControlBytes> control{};
   msghdr message{};
   message.msg_iov = &part;
@@ -150,7 +150,7 @@ std::optional<ReceivedMessage> Channel::receive(int timeout_ms) {
   if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
     throw FormatError("message is longer than allowed");
   }
-  ReceivedMessage received = parse({packet.data(), static_cast<size_t>(got)});
+  ReceivedMessage received = parse({packet_.data(), static_cast<size_t>(got)});
   received.descriptors = std::move(descriptors);
   return received;
 }

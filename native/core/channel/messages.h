@@ -29,9 +29,10 @@ enum class MessageType : uint16_t {
   kCommit = 5,       // ImageMessage: apply everything staged; then kCommitted
   kDropStaged = 6,   // forget what was staged
   kDescriptors = 7,  // DescriptorsMessage + descriptors, before kPromote
-  kPromote = 8,      // PromoteMessage: apply staged pages, then run
+  kPromote = 8,      // PromoteMessage: apply its pages, then run
   kReleased = 9,     // the dying process is gone: lazy sources are closed
   kDying = 10,       // empty: kPromote is next, of the last commit or one epoch later
+  kLastState = 11,   // ImageMessage: what kPromote of this epoch will say, ahead of its pages
   // keeper -> tracer
   kReady = 32,      // ReadyMessage + a pidfd of the keeper
   kPagesDone = 33,  // empty: the chunk's room in the staging area is free again
@@ -114,24 +115,26 @@ struct PageRunList {
   }
 };
 
+// Those of another epoch than kPromote names are dropped.
 struct DescriptorsMessage {
+  uint64_t epoch = 0;
   std::vector<uint32_t> positions;   // in GroupImage::open_files, one per descriptor of the packet
   std::vector<int32_t> memory_pids;  // for trailing descriptors: /proc/PID/mem of these group pids
   template <class A>
   void visit(A& a) {
-    a(positions, memory_pids);
+    a(epoch, positions, memory_pids);
   }
 };
 
 struct PromoteMessage {
-  uint64_t epoch = 0;
-  StagedBytes image;  // none: the image of the last commit
+  uint64_t epoch = 0;  // of the last commit, or of the last state
   bool exact = false;
   bool keep_files = false;
+  StagedBytes runs;  // encoded PageRunList: the pages of the last state; none for the last commit
   StagedBytes lazy;  // encoded LazyRangeList
   template <class A>
   void visit(A& a) {
-    a(epoch, image, exact, keep_files, lazy);
+    a(epoch, exact, keep_files, runs, lazy);
   }
 };
 

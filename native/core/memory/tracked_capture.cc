@@ -56,12 +56,14 @@ CopyRound TrackedCapture::copy_changed(const std::vector<MappingImage>& mappings
   return round;
 }
 
-// The look has begun anew, so what it found is owed until it has been copied.
+// The look has begun anew, so what it found is owed until it has been copied. What vanished in vain
+// may count as present by now, without being written: memory is dense with a few holes in it.
 void TrackedCapture::add_owed(MemoryView& view) {
   view.appeared = unite_ranges(view.appeared, owed_appeared_);
   view.absent = subtract_ranges(
       unite_ranges(view.absent, unite_ranges(owed_absent_, owed_written_)), view.present);
-  view.written = unite_ranges(view.written, intersect_ranges(owed_written_, view.present));
+  view.written = unite_ranges(
+      view.written, intersect_ranges(unite_ranges(owed_absent_, owed_written_), view.present));
   owed_appeared_ = view.appeared;
   owed_written_ = view.written;
   owed_absent_ = view.absent;

@@ -57,8 +57,8 @@ constexpr PageQuery dense_query(bool arm) {
           .write_protect = arm};
 }
 
-// Memory counts as dense in blocks of this size (aligned).
-constexpr uint64_t kDenseBlockBytes = 16u << 20;
+// Memory counts as dense in blocks of this size (aligned): what one page table maps.
+constexpr uint64_t kDenseBlockBytes = 2u << 20;
 constexpr uint64_t kDenseHoleBytes = kDenseBlockBytes / 16;
 
 // Blocks that lie wholly in one of the ranges, but for holes of little size in all.
@@ -195,10 +195,10 @@ void UffdWpTracker::choose_dense(std::span<const MappingImage> mappings, const M
 }
 
 void UffdWpTracker::peek(std::span<const MappingImage> mappings, MemoryView& view) {
-  for_each_group(mappings, [&](const Group& group) {
-    // What was put in the place of dense memory proves nothing by what is not written.
-    dense_ = subtract_ranges(dense_, untracked_in(group.hull()));
-  });
+  // What was put in the place of dense memory proves nothing by what is not written.
+  if (!dense_.empty()) {
+    dense_ = subtract_ranges(dense_, untracked_in({dense_.front().start, dense_.back().end}));
+  }
   for_each_group(mappings, [&](const Group& group) {
     if (group.file_backed) {
       look_file_backed(group, false, view);
@@ -286,13 +286,11 @@ void UffdWpTracker::look_anonymous(const Group& group, bool arm, MemoryView& vie
     written = unite_ranges(written, intersect_ranges(view.appeared, present));
   }
   written = intersect_ranges(written, sparse);
-  if (!dense.empty()) {
-    PageRanges absent;
-    written = unite_ranges(written, look_dense(dense, arm, absent));
-    append_ranges(view.absent, absent);
-  }
+  PageRanges absent;
+  if (!dense.empty()) written = unite_ranges(written, look_dense(dense, arm, absent));
+  append_ranges(view.absent, absent);
   append_ranges(view.written, written);
-  append_ranges(view.present, unite_ranges(present, dense));
+  append_ranges(view.present, unite_ranges(present, subtract_ranges(dense, absent)));
 }
 
 // Asks for the opposite, since the cost of a scan is in the pages that match.
@@ -305,7 +303,8 @@ PageRanges UffdWpTracker::present_in(PageRange hull, std::span<const PageRange> 
 }
 
 // One scan finds writes and discards alike. Short runs are left in doubt: a discarded page among
-// them is read as zero, which means the same.
+// them is read as zero, which means the same. So is a hole that was armed: its marker looks like a
+// page that was swapped out, or that is being migrated.
 PageRanges UffdWpTracker::look_dense(std::span<const PageRange> dense, bool arm,
                                      PageRanges& absent) {
   constexpr uint64_t kDoubtBytes = 16 * kPageSize;
