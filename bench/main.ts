@@ -25,7 +25,7 @@ interface Measurement {
 }
 
 function engine(sizes: Sizes, figures: Figures, memory: DaemonMemory): Measurement[] {
-  const each = Object.keys(loads) as Load[];
+  const each = (Object.keys(loads) as Load[]).filter((load) => load.startsWith(sizes.load));
   return [
     { name: 'copy', run: (stage) => measureCopy(stage, sizes, figures) },
     { name: 'pause', run: (stage) => measurePause(stage, sizes, figures) },
@@ -43,8 +43,20 @@ function engine(sizes: Sizes, figures: Figures, memory: DaemonMemory): Measureme
   ];
 }
 
+/** Ends what the stage has started when somebody ends the bench. */
+function endAlong(stage: Stage): () => void {
+  const end = (): void => {
+    void stage.end().finally(() => process.exit(1));
+  };
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, end);
+  return () => {
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.off(signal, end);
+  };
+}
+
 async function runOne(measurement: Measurement, figures: Figures, memory: DaemonMemory) {
   const stage = await Stage.make(`bench-${measurement.name}`);
+  const release = endAlong(stage);
   const start = performance.now();
   try {
     await measurement.run(stage);
@@ -54,6 +66,7 @@ async function runOne(measurement: Measurement, figures: Figures, memory: Daemon
     figures.note(`its files are in ${stage.folder}`);
   }
   memory.stop();
+  release();
   for (const what of await stage.end()) figures.failed(measurement.name, `left behind: ${what}`);
   figures.note(`${measurement.name} took ${Math.round((performance.now() - start) / 1000)} s`);
 }

@@ -9,6 +9,4 @@ if (compiled.status !== 0) {
   console.error('bench: the benchmarks do not compile (npm ci first?)');
   process.exit(2);
 }
-const main = join(here, 'build/bench/main.js');
-const done = spawnSync(process.execPath, [main, ...process.argv.slice(2)], { stdio: 'inherit' });
-process.exitCode = done.status ?? 1;
+await import(join(here, 'build/bench/main.js'));

@@ -11,50 +11,49 @@ export const loads = {
 } as const;
 export type Load = keyof typeof loads;
 
-const valueBytes = 1000;
-const perKeyBytes = 1100;
+const valueBytes = 100;
+/** What a key with such a value takes, found by INFO memory. */
+const perKeyBytes = 190;
 
-/** redis with `mib` of values in it; the benchmark's own keys come on top. */
-export async function startFilledRedis(stage: Stage, mib: number): Promise<Server> {
-  const server = await startRedis(stage);
-  const keys = Math.ceil((mib * 2 ** 20) / perKeyBytes);
-  const words = ['DEBUG', 'POPULATE', String(keys), 'filled', String(valueBytes)];
+const keysOf = (sizes: Sizes): number => Math.ceil((sizes.mib * 2 ** 20) / perKeyBytes);
+
+/** As redis-benchmark names them, so that none of its writes makes the data set grow. */
+const fillKeys = `
+  for i = 0, ARGV[1] - 1 do
+    redis.call('SET', string.format('key:%012d', i), string.rep('x', ARGV[2]))
+  end
+  return 'OK'`;
+
+async function ask(stage: Stage, server: Server, words: readonly string[]): Promise<string> {
   const { stdout } = await stage.run('redis-cli', ['-p', String(server.port), ...words]);
-  if (!stdout.startsWith('OK')) throw new Error(`redis cannot be filled: ${stdout}`);
-  return server;
+  return stdout;
 }
 
-function benchmarkArguments(server: Server, load: Load, sizes: Sizes): string[] {
-  const keys = loads[load].flatMap((flag) => [flag, String(sizes.keySpace)]);
-  return ['-p', String(server.port), '-t', 'set', '-d', '100', ...keys];
+/** redis with `mib` of keys in it, all that the load may write. */
+export async function startFilledRedis(stage: Stage, sizes: Sizes): Promise<Server> {
+  const server = await startRedis(stage);
+  const answer = await ask(stage, server, [
+    ...['EVAL', fillKeys, '0'],
+    ...[String(keysOf(sizes)), String(valueBytes)],
+  ]);
+  if (!answer.startsWith('OK')) throw new Error(`redis cannot be filled: ${answer}`);
+  return server;
 }
 
 /** Goes on until it is killed; its exit code stays null as long as no client has an error. */
 export function startLoad(stage: Stage, server: Server, load: Load, sizes: Sizes): ChildProcess {
-  const args = benchmarkArguments(server, load, sizes);
-  return stage.spawn('redis-benchmark', [...args, '-n', '2000000000', '-q']);
+  const keys = loads[load].flatMap((flag) => [flag, String(keysOf(sizes))]);
+  const port = ['-p', String(server.port)];
+  const work = ['-t', 'set', '-d', String(valueBytes), '-n', '2000000000', '-q'];
+  return stage.spawn('redis-benchmark', [...port, ...work, ...keys]);
 }
 
-/** Requests a second of a run that takes about `seconds`, given a first guess of the rate. */
-export async function measureLoad(
-  stage: Stage,
-  server: Server,
-  load: Load,
-  sizes: Sizes,
-  guess: number,
-): Promise<number> {
-  const requests = Math.max(10_000, Math.round(guess * sizes.seconds));
-  const args = benchmarkArguments(server, load, sizes);
-  const start = performance.now();
-  const { stdout, status } = await stage.run('redis-benchmark', [
-    ...args,
-    ...['-n', String(requests), '--csv'],
-  ]);
-  const rate = Number(/"SET","([\d.]+)"/.exec(stdout)?.[1]);
-  if (status !== 0 || !(rate > 0)) {
-    throw new Error(`redis-benchmark ended after ${performance.now() - start} ms: ${stdout}`);
-  }
-  return rate;
+/** How many commands the server has answered since it was started. */
+export async function commandsOf(stage: Stage, server: Server): Promise<number> {
+  const info = await ask(stage, server, ['INFO', 'stats']);
+  const commands = Number(/total_commands_processed:(\d+)/.exec(info)?.[1]);
+  if (!(commands > 0)) throw new Error(`redis does not count its commands: ${info}`);
+  return commands;
 }
 
 export async function endChild(child: ChildProcess): Promise<void> {

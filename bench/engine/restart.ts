@@ -27,7 +27,7 @@ export async function measureRestart(
   const name = `restart, ${load}`;
   await stage.startDaemon();
   memory.watch(stage.daemonPid);
-  const server = await startFilledRedis(stage, sizes.mib);
+  const server = await startFilledRedis(stage, sizes);
   const benchmark = startLoad(stage, server, load, sizes);
   const probe = await Probe.connect(server.port);
   await waitFor(() => probe.answered > 100, 10_000, 'redis does not answer');

@@ -9,19 +9,20 @@ export interface Sizes {
   readonly kills: number;
   readonly pairs: number;
   readonly seconds: number;
-  readonly keySpace: number;
   readonly only: readonly string[];
+  /** Of the loads of redis-benchmark those whose name begins so. */
+  readonly load: string;
 }
 
 export const usage = `
   --mib 1024        memory of redis and of the paused programs
   --mib-max 4096    largest memory for the time from decision to first instruction
   --kills 30        samples of each restart
-  --pairs 5         runs with and without protection, in turns
-  --seconds 10      length of each of these runs
-  --key-space 6000000
+  --pairs 5         times with and without protection, in turns
+  --seconds 10      least length of each; with protection also at least two epochs
   --small           128 MiB, 5 kills, 3 pairs of 3 seconds, for a first look
-  --only restart,decision,pause,throughput,signals,churn,copy`;
+  --only restart,decision,pause,throughput,signals,churn,copy
+  --load one|whole  only that load of redis-benchmark (one hot key, whole key space)`;
 
 export function readSizes(args: readonly string[]): Sizes {
   const { values } = parseArgs({
@@ -32,9 +33,9 @@ export function readSizes(args: readonly string[]): Sizes {
       kills: { type: 'string' },
       pairs: { type: 'string' },
       seconds: { type: 'string' },
-      'key-space': { type: 'string' },
       small: { type: 'boolean', default: false },
       only: { type: 'string', default: '' },
+      load: { type: 'string', default: '' },
     },
   });
   const pick = (text: string | undefined, full: number, small: number): number =>
@@ -45,7 +46,7 @@ export function readSizes(args: readonly string[]): Sizes {
     kills: pick(values.kills, 30, 5),
     pairs: pick(values.pairs, 5, 3),
     seconds: pick(values.seconds, 10, 3),
-    keySpace: pick(values['key-space'], 6_000_000, 500_000),
     only: values.only === '' ? [] : values.only.split(','),
+    load: values.load,
   };
 }
