@@ -250,8 +250,18 @@ void DeathHandler::hand_over(HandOver last) {
   });
 }
 
+// The keeper has read all that was staged; its next protection needs the memory.
+void DeathHandler::release_staging() {
+  const std::lock_guard lock(context_.worker_mutex);
+  try {
+    context_.staging.release();
+  } catch (const SysError&) {  // the spill file keeps its length until it is closed
+  }
+}
+
 void DeathHandler::on_promoted(const PromotedMessage& message) {
   if (context_.phase != GroupPhase::kDying) return;
+  release_staging();
   const uint64_t ran = std::max(message.ran_us, decided_us_);
   promotion_.pid = message.pid;
   promotion_.host_pid = message.host_pid;

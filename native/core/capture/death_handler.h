@@ -74,6 +74,7 @@ class DeathHandler final : public TracerThread::Owner {
   void give_up(const std::string& reason);
   void end_out_of_reach();
   void fail_planned(const std::string& reason);
+  void release_staging();
   void let_go();
   void end(const std::string& reason);
   template <class Answer>

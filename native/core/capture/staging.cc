@@ -165,6 +165,12 @@ void StagingArea::punch_memory(uint64_t start, uint64_t end) {
                     static_cast<off_t>(start), static_cast<off_t>(end - start));
 }
 
+void StagingArea::release() {
+  reset();
+  punch_memory(0, warm_bytes_);
+  warm_bytes_ = 0;
+}
+
 void StagingArea::reset() {
   const uint64_t used = memory_used_;
   const uint64_t cooled = page_floor(warm_bytes_ - warm_bytes_ / kCoolingDivisor);

@@ -61,6 +61,8 @@ class StagingArea : public PageSink {
   // once, the rest over some dozen idle epochs: the next epoch finds warm pages, idle costs
   // nothing.
   void reset();
+  // The same, without a part that is kept warm: there will be no next epoch.
+  void release();
 
   // Whether one run can hold both: the next goes on where the last ends, in memory and here. None
   // crosses the border to the spill file: the reader maps the two parts separately.
