@@ -104,6 +104,12 @@ std::vector<pid_t> at_exit_stops(const TracedProcess& process) {
   return ids;
 }
 
+// One thread that notices stops them all.
+bool is_job_stopped(const TracedProcess& process) {
+  return std::any_of(process.threads.begin(), process.threads.end(),
+                     [](const auto& entry) { return entry.second.job_stopped; });
+}
+
 // With the kernel reader what seldom changes has a mark that changes along with it.
 bool is_slow(const StateDetail& detail) {
   return detail.slow_state || (detail.last && KernelReader::instance() == nullptr);
@@ -158,6 +164,7 @@ std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
                             .previous = previous,
                             .slow_state = is_slow(detail) || previous == nullptr,
                             .killed = at_exit_stops(process),
+                            .job_stopped = is_job_stopped(process),
                             .inject = {}};
   if (detail.inject) {
     input.inject = [this](pid_t tid, long number, std::array<uint64_t, 6> arguments,

@@ -40,6 +40,7 @@ struct ProcessCaptureInput {
   const ProcessImage* previous = nullptr;
   bool slow_state = false;
   std::vector<pid_t> killed = {};  // of host_tids: those at their exit stops
+  bool job_stopped = false;        // by job control, before it was killed
   Inject inject;
   bool kernel_reader = true;
 };
