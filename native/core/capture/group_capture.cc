@@ -12,6 +12,7 @@
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/capture/group_types.h"
 #include "core/image/kernel_reader.h"
 #include "core/memory/memory_map.h"
 #include "core/memory/page_ranges.h"
@@ -80,8 +81,7 @@ void accumulate(CopyRound& total, const CopyRound& round) {
 
 // Leader first, then ascending; threads at an exit stop of a living process are leaving.
 std::vector<pid_t> thread_ids(const TracedProcess& process) {
-  std::vector<pid_t> ids;
-  if (process.threads.contains(process.pid)) ids.push_back(process.pid);
+  std::vector<pid_t> ids{process.pid};
   for (const auto& [tid, thread] : process.threads) {
     if (tid != process.pid) ids.push_back(tid);
   }
@@ -155,6 +155,7 @@ std::vector<const TracedProcess*> GroupCapture::parents_first() const {
 std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
                                                          const TracedProcess& process,
                                                          const StateDetail& detail) {
+  if (!process.threads.contains(process.pid)) throw RefusedError({no_main_thread(process.pid)});
   if (!leavers_are_gone(process)) {
     throw SysError("wait for a leaving thread", ETIMEDOUT, on_pid(process.pid));
   }
