@@ -154,23 +154,16 @@ t.test('a pause is never longer than asked for, and what does not fit shows', { 
   }),
 );
 
-t.test('what is rewritten faster than it is copied is told so, and what would do', { skip }, (t) =>
+t.test('what is rewritten faster than it is copied is told so, and what to try', { skip }, (t) =>
   onStage(t, 'rewritten', async (stage) => {
     await stage.startDaemon();
     const victim = await startVictim(stage, 'memory_load', '400', '2', '100000000');
     const args = ['protect', String(victim.pid), '--name', 'main', '--json'];
     const { status, stdout } = await stage.command(...args);
     t.not(status, 0, 'protect does not say yes');
-    const advice = /writes faster than its memory is copied.*--max-pause (\d+ms) would do/;
-    t.match(stdout, advice);
+    t.match(stdout, /writes faster than its memory is copied.*try --max-pause \d+ms/);
     await victim.waitForRounds(3);
     t.equal(await statusField(victim.pid, 'TracerPid'), '0', 'it is left alone');
-    await stage.protect(victim.pid, 'main', '--max-pause', advice.exec(stdout)?.[1] ?? '');
-    const group = await stage.waitForState('main', ['protected', 'lagging']);
-    sendSignal(victim.pid, 'SIGKILL');
-    const promoted = await stage.waitForPromotion('main', group.generation);
-    t.equal(promoted.promotion?.exact, true, 'nothing is lost');
-    await victim.waitForRounds(3);
   }),
 );
 

@@ -122,11 +122,10 @@ void EpochTaker::check_what_is_left(uint64_t dirty_pages) const {
   const uint64_t max_us = context_.options.max_pause_us;
   if (dirty_pages / kPagesPerUs <= max_us) return;
   const uint64_t needed_ms = (dirty_pages * kUsPerPageWithRoom / 1000 / 50 + 1) * 50;
-  throw NotThisTime("it writes faster than its memory is copied: " + std::to_string(dirty_pages) +
-                    " pages are left, too many for a longest pause of " +
-                    std::to_string(max_us / 1000) +
-                    " ms; if it may stand still so long, try --max-pause " +
-                    std::to_string(needed_ms) + "ms would do");
+  throw NotThisTime(
+      "it writes faster than its memory is copied: " + std::to_string(dirty_pages) +
+      " pages are left, too many for a longest pause of " + std::to_string(max_us / 1000) +
+      " ms; if it may stand still so long, try --max-pause " + std::to_string(needed_ms) + "ms");
 }
 
 bool EpochTaker::freeze_and_copy(GroupImage& image, EpochStats& stats) {
