@@ -461,59 +461,6 @@ TEST(ends_are_seen_without_exit_stops_too) {
   CHECK_EQUAL(victim.wait_end(), SIGTERM);
 }
 
-TEST(group_stops_are_kept_and_continued) {
-  SharedBoard board;
-  Victim victim([&] {
-    start_threads(1, [&](int) {
-      for (;;) ++board->count;
-    });
-    sleep_forever();
-  });
-  CHECK(wait_until([&] { return board->count > 0; }));
-  Recorder recorder;
-  TraceTree tree(recorder);
-  tree.seize(victim.pid, true);
-  const auto runs = [&] {
-    const uint64_t before = board->count;
-    handle_for(tree, 20);
-    return board->count != before;
-  };
-  // A loaded machine may take a while to deliver what was sent.
-  const auto becomes = [&](bool running) {
-    for (int i = 0; i < 100; ++i) {
-      if (runs() == running) return true;
-    }
-    return false;
-  };
-  CHECK(runs());
-  ::kill(victim.pid, SIGSTOP);
-  CHECK(becomes(false));
-  for (int i = 0; i < 20; ++i) {
-    CHECK(tree.freeze(100'000).frozen);
-    CHECK(tree.processes().at(victim.pid).threads.begin()->second.stop == StopKind::kGroupStop);
-    tree.thaw();
-    CHECK(!runs());
-  }
-  // Continued while frozen: runs after the thaw.
-  CHECK(tree.freeze(100'000).frozen);
-  ::kill(victim.pid, SIGCONT);
-  tree.thaw();
-  CHECK(becomes(true));
-  // Stopped while frozen.
-  CHECK(tree.freeze(100'000).frozen);
-  ::kill(victim.pid, SIGSTOP);
-  tree.thaw();
-  CHECK(becomes(false));
-  // Detached in group stop: stays stopped.
-  tree.detach();
-  const uint64_t before = board->count;
-  ::usleep(20'000);
-  CHECK_EQUAL(board->count.load(), before);
-  CHECK_EQUAL(state_of(victim.pid).substr(0, 1), "T");
-  ::kill(victim.pid, SIGCONT);
-  CHECK(wait_until([&] { return board->count > before; }));
-}
-
 TEST(a_process_that_somebody_else_traces_is_refused) {
   Victim victim([] { sleep_forever(); });
   int fds[2];

@@ -8,7 +8,9 @@ import { runtimeDirDefault } from '../base/paths.js';
 export interface ProcessFacts {
   readonly pid: number;
   readonly name: string;
+  /** Of the main thread. */
   readonly state: string;
+  readonly threads: number;
   readonly parent: number;
   /** Differs from `pid` when `pid` is a thread. */
   readonly threadGroup: number;
@@ -46,6 +48,7 @@ export function readProcess(pid: number): ProcessFacts | undefined {
     pid,
     name: stat.slice(stat.indexOf('(') + 1, nameEnd),
     state: fields[0] ?? '?',
+    threads: Number(fields[17]),
     parent: number('PPid'),
     threadGroup: number('Tgid'),
     ownPid: number('NSpid') || pid,
@@ -82,8 +85,15 @@ export function daemonRuntimeDir(pid: number): string | undefined {
   return (at >= 0 ? flag : variable?.split('=')[1]) ?? runtimeDirDefault;
 }
 
+const isDead = ({ state }: ProcessFacts): boolean => state === 'Z' || state === 'X';
+
 export function isAlive(facts: ProcessFacts | undefined): facts is ProcessFacts {
-  return facts !== undefined && facts.state !== 'Z' && facts.state !== 'X';
+  return facts !== undefined && (!isDead(facts) || hasLostMainThread(facts));
+}
+
+/** Its main thread has ended (pthread_exit in main), and others run on. */
+export function hasLostMainThread(facts: ProcessFacts): boolean {
+  return isDead(facts) && facts.threads > 1;
 }
 
 /** The process itself, its parent, and so on up to pid 1. */

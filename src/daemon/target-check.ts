@@ -8,6 +8,7 @@ import type { TraceVerdict } from '../native/binding.js';
 import {
   ancestry,
   daemonRuntimeDir,
+  hasLostMainThread,
   isAlive,
   readProcess,
   serviceOf,
@@ -29,6 +30,13 @@ export function checkTarget(rules: TargetRules, caller: Caller, pid: number): Pr
   if (!isAlive(facts)) {
     const what = facts === undefined ? 'there is no such process' : 'it has ended already';
     throw new ReplicationError('ERR_NO_PROCESS', `${doing}: ${what}`);
+  }
+  // Before its rights: of such a process the kernel does not tell whether it may be traced.
+  if (hasLostMainThread(facts)) {
+    const why =
+      'its main thread has ended (pthread_exit in main) while others run on, and such a process ' +
+      'cannot be rebuilt yet';
+    refuse(facts, doing, 'process without a main thread', why);
   }
   const verdict = rules.mayTrace(caller, pid);
   if (!verdict.allowed) {

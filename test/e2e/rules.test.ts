@@ -22,6 +22,7 @@ for (const [kind, words] of [
   ['user_namespace', /namespace/],
   ['fanotify', /fd \d+/],
   ['device_mapping', /perf ring/],
+  ['no_main_thread', /main thread has ended/],
 ] as const) {
   t.test(`${kind} that is taken up later ends protection by name`, { skip }, (t) =>
     onStage(t, `late-${kind}`, async (stage) => {
@@ -150,6 +151,19 @@ t.test('a pause is never longer than asked for, and what does not fit shows', { 
     sendSignal(victim.pid, 'SIGKILL');
     await stage.waitForPromotion('main', group.generation);
     await victim.waitForRounds(20);
+  }),
+);
+
+t.test('what is rewritten faster than it is copied is told so, and what to try', { skip }, (t) =>
+  onStage(t, 'rewritten', async (stage) => {
+    await stage.startDaemon();
+    const victim = await startVictim(stage, 'memory_load', '400', '2', '100000000');
+    const args = ['protect', String(victim.pid), '--name', 'main', '--json'];
+    const { status, stdout } = await stage.command(...args);
+    t.not(status, 0, 'protect does not say yes');
+    t.match(stdout, /writes faster than its memory is copied.*try --max-pause \d+ms/);
+    await victim.waitForRounds(3);
+    t.equal(await statusField(victim.pid, 'TracerPid'), '0', 'it is left alone');
   }),
 );
 

@@ -76,13 +76,16 @@ export async function processesOf(folder: string): Promise<{ pid: number; what: 
   for (const name of await readdir('/proc')) {
     const pid = Number(name);
     if (!Number.isInteger(pid) || pid === process.pid) continue;
-    const [cmdline, environ, cwd] = await Promise.all([
-      readOr(`/proc/${pid}/cmdline`),
-      readOr(`/proc/${pid}/environ`),
-      readlink(`/proc/${pid}/cwd`).catch(() => ''),
-    ]);
     const state = await stateOf(pid);
-    if (state === 'Z' || state === undefined) continue;
+    // A main thread may have ended before others, of which the kernel tells then.
+    const threads = await readdir(`/proc/${pid}/task`).catch(() => []);
+    if (state === undefined || (state === 'Z' && threads.length < 2)) continue;
+    const thread = `/proc/${pid}/task/${threads.at(-1) ?? pid}`;
+    const [cmdline, environ, cwd] = await Promise.all([
+      readOr(`${thread}/cmdline`),
+      readOr(`${thread}/environ`),
+      readlink(`${thread}/cwd`).catch(() => ''),
+    ]);
     if (keepers.includes(pid) || [cmdline, environ, cwd].some((text) => text.includes(folder))) {
       found.push({ pid, what: `${state} ${cmdline.replaceAll('\0', ' ').slice(0, 200)}` });
     }

@@ -10,6 +10,7 @@
 #include <linux/seccomp.h>
 #include <linux/userfaultfd.h>
 #include <mqueue.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -169,6 +170,31 @@ static uint64_t hold_outside_socket(void) {
   return (uint64_t)ends[0];
 }
 
+_Noreturn static void check_on(void);
+
+static void* outlive_main(void* unused) {
+  (void)unused;
+  char path[64];
+  char text[64] = "";
+  snprintf(path, sizeof path, "/proc/self/task/%d/stat", getpid());
+  while (strstr(text, ") Z") == NULL) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t size = read(fd, text, sizeof text - 1);
+    text[size < 0 ? 0 : size] = 0;
+    close(fd);
+    usleep(1000);
+  }
+  victim_ready();
+  check_on();
+}
+
+// Never returns: the process goes on without its main thread.
+static uint64_t hold_no_main_thread(void) {
+  pthread_t thread;
+  need(-pthread_create(&thread, NULL, outlive_main, NULL), "no threads");
+  pthread_exit(NULL);
+}
+
 static const struct {
   const char* name;
   uint64_t (*hold)(void);
@@ -187,7 +213,8 @@ static const struct {
              {"fanotify", hold_fanotify},
              {"netlink", hold_netlink},
              {"packet_socket", hold_packet_socket},
-             {"outside_socket", hold_outside_socket}};
+             {"outside_socket", hold_outside_socket},
+             {"no_main_thread", hold_no_main_thread}};
 
 static void hold(const char* wanted) {
   bool found = false;
@@ -207,15 +234,21 @@ static void on_signal(int signal) {
   atomic_store(&told, true);
 }
 
-int main(int argc, char** argv) {
-  victim_start(argc, argv);
-  const char* wanted = argc > 2 ? argv[2] : "";
-  signal(SIGUSR1, on_signal);
-  if (argc <= 3) hold(wanted);
-  victim_ready();
+static const char* wanted = "";
+
+_Noreturn static void check_on(void) {
   for (;;) {
     if (atomic_exchange(&told, false)) hold(wanted);
     victim_round();
     victim_pace();
   }
+}
+
+int main(int argc, char** argv) {
+  victim_start(argc, argv);
+  if (argc > 2) wanted = argv[2];
+  signal(SIGUSR1, on_signal);
+  if (argc <= 3) hold(wanted);
+  victim_ready();
+  check_on();
 }

@@ -3,14 +3,13 @@
 #include <sys/wait.h>
 
 #include <algorithm>
-#include <chrono>
 #include <csignal>
-#include <thread>
 
 #include "core/base/clock.h"
 #include "core/base/urgency.h"
 #include "core/capture/death_cause.h"
 #include "core/capture/first_copy.h"
+#include "core/capture/group_kill.h"
 #include "core/capture/hand_over.h"
 #include "core/capture/old_primary.h"
 #include "core/capture/owner_rights.h"
@@ -20,19 +19,6 @@ namespace {
 
 // How long threads of a dying group may take to reach their stops: one in a disk wait is late.
 constexpr uint64_t kDeathDeadlineUs = 2'000'000;
-
-// One kill of many reaches one after the other, and the first stands at its exit stop before the
-// last is hit: a moment is waited for that.
-bool kill_comes(pid_t pid) {
-  constexpr uint64_t kSameKillUs = 1000;
-  constexpr auto kLook = std::chrono::microseconds(50);
-  const uint64_t ends = now_us() + kSameKillUs;
-  while (!kill_is_pending(pid)) {
-    if (now_us() >= ends) return false;
-    std::this_thread::sleep_for(kLook);
-  }
-  return true;
-}
 
 uint64_t pages_of(const std::vector<LazyRange>& lazy) {
   uint64_t pages = 0;
@@ -78,7 +64,7 @@ bool DeathHandler::is_part_of_death(const TracedProcess& process,
   if (process.pid != context_.tree->root()) {
     // A child that was killed alone just dies, as its parent expects; one that was killed along
     // with the root (kill -9 -PGID) is part of the root's death.
-    return cause == DeathCause::kSigkill && kill_comes(context_.tree->root());
+    return cause == DeathCause::kSigkill && is_killed_along(process.pid, context_.tree->root());
   }
   // A thread that ends alone is none of the process's end.
   if (cause == DeathCause::kExit && process.threads.size() > 1) return false;

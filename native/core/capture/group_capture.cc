@@ -12,6 +12,7 @@
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/capture/group_types.h"
 #include "core/image/kernel_reader.h"
 #include "core/memory/memory_map.h"
 #include "core/memory/page_ranges.h"
@@ -80,8 +81,7 @@ void accumulate(CopyRound& total, const CopyRound& round) {
 
 // Leader first, then ascending; threads at an exit stop of a living process are leaving.
 std::vector<pid_t> thread_ids(const TracedProcess& process) {
-  std::vector<pid_t> ids;
-  if (process.threads.contains(process.pid)) ids.push_back(process.pid);
+  std::vector<pid_t> ids{process.pid};
   for (const auto& [tid, thread] : process.threads) {
     if (tid != process.pid) ids.push_back(tid);
   }
@@ -102,6 +102,12 @@ std::vector<pid_t> at_exit_stops(const TracedProcess& process) {
     if (thread.stop == StopKind::kExit) ids.push_back(tid);
   }
   return ids;
+}
+
+// One thread that notices stops them all.
+bool is_job_stopped(const TracedProcess& process) {
+  return std::any_of(process.threads.begin(), process.threads.end(),
+                     [](const auto& entry) { return entry.second.job_stopped; });
 }
 
 // With the kernel reader what seldom changes has a mark that changes along with it.
@@ -149,6 +155,7 @@ std::vector<const TracedProcess*> GroupCapture::parents_first() const {
 std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
                                                          const TracedProcess& process,
                                                          const StateDetail& detail) {
+  if (!process.threads.contains(process.pid)) throw RefusedError({no_main_thread(process.pid)});
   if (!leavers_are_gone(process)) {
     throw SysError("wait for a leaving thread", ETIMEDOUT, on_pid(process.pid));
   }
@@ -158,6 +165,7 @@ std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
                             .previous = previous,
                             .slow_state = is_slow(detail) || previous == nullptr,
                             .killed = at_exit_stops(process),
+                            .job_stopped = is_job_stopped(process),
                             .inject = {}};
   if (detail.inject) {
     input.inject = [this](pid_t tid, long number, std::array<uint64_t, 6> arguments,

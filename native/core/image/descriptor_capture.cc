@@ -55,8 +55,10 @@ class Capture final : public DescriptorCapture {
 
   std::optional<int32_t> group_pid(pid_t host_pid) const;
   void refresh_tables(const DescriptorCaptureInput& input);
-  void read_table(DescriptorTable& table, int32_t owner, GroupImage& image);
-  uint32_t add_open_file(DescriptorTable& table, DescriptorEntry& entry, GroupImage& image);
+  void find_tables(const DescriptorCaptureInput& input, GroupImage& image);
+  void read_tables(GroupImage& image);
+  std::vector<uint32_t> find_same_files();
+  static void add_locks(const OpenFileImage& other, OpenFileImage& file);
   void find_outside(GroupImage& image, bool with_content);
   void find_unix_peers(GroupImage& image, bool with_content);
   void mark_standard_streams(const std::string& stream_path, GroupImage& image);
@@ -74,8 +76,8 @@ class Capture final : public DescriptorCapture {
 
   // Of the capture going on.
   const GroupImage* image_ = nullptr;
-  OpenFileIndex index_;
   std::vector<DescriptorTable*> distinct_;  // by position in image.file_tables
+  std::vector<int32_t> owners_;             // the same: pid in the group
   std::vector<Source> sources_;             // by position in image.open_files
 };
 
@@ -83,21 +85,12 @@ void Capture::capture(const DescriptorCaptureInput& input, GroupImage& image) {
   image.file_tables.clear();
   image.open_files.clear();
   image_ = &image;
-  index_ = {};
   distinct_.clear();
+  owners_.clear();
   sources_.clear();
   refresh_tables(input);
-  for (size_t i = 0; i < input.processes.size(); ++i) {
-    const auto found = tables_.find(input.processes[i].host_pid);
-    if (found == tables_.end()) continue;  // gone
-    DescriptorTable& table = *found->second;
-    const auto shared = std::find_if(distinct_.begin(), distinct_.end(),
-                                     [&](auto* other) { return table.shares_with(*other); });
-    if (i < image.processes.size()) {
-      image.processes[i].file_table = static_cast<uint32_t>(shared - distinct_.begin());
-    }
-    if (shared == distinct_.end()) read_table(table, input.processes[i].group_pid, image);
-  }
+  find_tables(input, image);
+  read_tables(image);
   find_outside(image, input.with_content);
   mark_standard_streams(input.stream_path, image);
   resolve_watches(image);
@@ -143,43 +136,87 @@ void Capture::refresh_tables(const DescriptorCaptureInput& input) {
   }
 }
 
-void Capture::read_table(DescriptorTable& table, int32_t owner, GroupImage& image) {
-  distinct_.push_back(&table);
-  FileTableImage& target = image.file_tables.emplace_back();
-  target.descriptors.reserve(table.entries().size());
-  for (const auto& entry : table.entries()) {
-    probe_.look_at(table, *entry, owner);
-    target.descriptors.push_back({.fd = entry->fd,
-                                  .close_on_exec = (entry->head.flags & O_CLOEXEC) != 0,
-                                  .open_file = add_open_file(table, *entry, image)});
+void Capture::find_tables(const DescriptorCaptureInput& input, GroupImage& image) {
+  for (size_t i = 0; i < input.processes.size(); ++i) {
+    const auto found = tables_.find(input.processes[i].host_pid);
+    if (found == tables_.end()) continue;  // gone
+    DescriptorTable& table = *found->second;
+    const auto shared = std::find_if(distinct_.begin(), distinct_.end(),
+                                     [&](auto* other) { return table.shares_with(*other); });
+    if (i < image.processes.size()) {
+      image.processes[i].file_table = static_cast<uint32_t>(shared - distinct_.begin());
+    }
+    if (shared != distinct_.end()) continue;
+    distinct_.push_back(&table);
+    owners_.push_back(input.processes[i].group_pid);
   }
 }
 
-uint32_t Capture::add_open_file(DescriptorTable& table, DescriptorEntry& entry, GroupImage& image) {
-  const auto next = static_cast<uint32_t>(image.open_files.size());
-  const uint32_t flags = entry.file.flags;
-  const OpenFileIndex::Candidate candidate{
-      .host_pid = table.host_pid(),
-      .fd = entry.fd,
-      .likeness =
-          OpenFileIndex::likeness(entry.head.inode, entry.head.mount, flags, entry.head.position),
-      .certain = entry.link.starts_with("socket:")};
-  const auto known = index_.find_or_add(candidate, next);
-  if (!known) {
-    image.open_files.push_back(entry.file);
-    sources_.push_back({&table, &entry});
-    return next;
+// Those that the probe does not know yet are looked at here, the others in read_tables().
+std::vector<uint32_t> Capture::find_same_files() {
+  std::vector<DescriptorCandidate> candidates;
+  for (size_t i = 0; i < distinct_.size(); ++i) {
+    DescriptorTable& table = *distinct_[i];
+    candidates.reserve(candidates.size() + table.entries().size());
+    for (const auto& entry : table.entries()) {
+      if (!DescriptorProbe::knows_kind(*entry)) probe_.look_at(table, *entry, owners_[i]);
+      const DescriptorHead& head = entry->head;
+      const uint32_t flags = head.flags & ~static_cast<uint32_t>(O_CLOEXEC);
+      candidates.push_back(
+          {.host_pid = table.host_pid(),
+           .fd = entry->fd,
+           .likeness = descriptor_likeness(head.inode, head.mount, flags, head.position),
+           .certain = entry->link.starts_with("socket:"),
+           .place = &entry->place});
+    }
   }
-  // POSIX locks belong to a process, so each process that shares the file shows its own.
-  for (const FileLock& lock : entry.file.locks) {
+  return first_of_same_file(candidates);
+}
+
+void Capture::read_tables(GroupImage& image) {
+  const std::vector<uint32_t> first = find_same_files();
+  std::vector<uint32_t> positions(first.size());
+  uint32_t index = 0;
+  for (size_t i = 0; i < distinct_.size(); ++i) {
+    DescriptorTable& table = *distinct_[i];
+    FileTableImage& target = image.file_tables.emplace_back();
+    target.descriptors.reserve(table.entries().size());
+    const uint32_t own = index;
+    for (const auto& entry : table.entries()) {
+      const uint32_t its_first = first[index];
+      const bool is_first = its_first == index;
+      // One more number of an open file of this process tells nothing new.
+      if (is_first || its_first < own) {
+        probe_.look_at(table, *entry, owners_[i]);
+      } else {
+        entry->stale = entry->stale || entry->changed;
+      }
+      if (is_first) {
+        positions[index] = static_cast<uint32_t>(image.open_files.size());
+        image.open_files.push_back(entry->file);
+        sources_.push_back({&table, entry.get()});
+      } else {
+        positions[index] = positions[its_first];
+        if (its_first < own) add_locks(entry->file, image.open_files[positions[index]]);
+      }
+      target.descriptors.push_back({.fd = entry->fd,
+                                    .close_on_exec = (entry->head.flags & O_CLOEXEC) != 0,
+                                    .open_file = positions[index]});
+      ++index;
+    }
+  }
+}
+
+// POSIX locks belong to a process, so each process that shares the file shows its own.
+void Capture::add_locks(const OpenFileImage& other, OpenFileImage& file) {
+  for (const FileLock& lock : other.locks) {
     if (lock.kind != FileLock::Kind::kPosix) continue;
-    auto& locks = image.open_files[*known].locks;
-    const bool listed = std::any_of(locks.begin(), locks.end(), [&](const FileLock& other) {
-      return other.kind == lock.kind && other.owner == lock.owner && other.start == lock.start;
-    });
-    if (!listed) locks.push_back(lock);
+    const bool listed =
+        std::any_of(file.locks.begin(), file.locks.end(), [&](const FileLock& known) {
+          return known.kind == lock.kind && known.owner == lock.owner && known.start == lock.start;
+        });
+    if (!listed) file.locks.push_back(lock);
   }
-  return *known;
 }
 
 void Capture::find_outside(GroupImage& image, bool with_content) {

@@ -7,6 +7,7 @@
 #include <sys/sysmacros.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
@@ -54,14 +55,20 @@ DeviceClass classify_device(dev_t device) {
 
 // Same inode means same open file and same fixed kind, so that the old link still holds.
 bool link_holds(const DescriptorEntry& entry) {
-  if (!entry.probed || entry.changed) return false;
+  if (!entry.probed || entry.changed || entry.stale) return false;
   if (entry.link.starts_with('/')) return entry.file.kind == OpenFileKind::kDevice;
   return !is_anonymous(entry.link) || !entry.head.rest.empty();
 }
 
 }  // namespace
 
+bool DescriptorProbe::knows_kind(const DescriptorEntry& entry) {
+  return entry.probed && entry.link_inode == entry.head.inode &&
+         entry.link_mount == entry.head.mount;
+}
+
 void DescriptorProbe::look_at(DescriptorTable& table, DescriptorEntry& entry, int32_t owner_pid) {
+  if (std::exchange(entry.just_looked, true)) return;
   const bool asynchronous = (entry.head.flags & O_ASYNC) != 0;
   const bool holds = link_holds(entry);
   if (holds && entry.settled && !asynchronous && ++entry.age < kLookAgainEpochs) return;
@@ -72,6 +79,9 @@ void DescriptorProbe::look_at(DescriptorTable& table, DescriptorEntry& entry, in
       entry.file = {};
       entry.link = std::move(link);
     }
+    entry.link_inode = entry.head.inode;
+    entry.link_mount = entry.head.mount;
+    entry.stale = false;
   }
   OpenFileImage& file = entry.file;
   file.flags = entry.head.flags & ~static_cast<uint32_t>(O_CLOEXEC);

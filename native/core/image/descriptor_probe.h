@@ -23,7 +23,11 @@ class DescriptorProbe {
   using GroupPid = std::function<std::optional<int32_t>(pid_t)>;
   explicit DescriptorProbe(GroupPid group_pid) : group_pid_(std::move(group_pid)) {}
 
-  // Brings entry.file, refused and settled up to date; cheap when nothing can have changed.
+  // Whether entry.link is of the kind of file that is there now: of the file itself, as a rule.
+  static bool knows_kind(const DescriptorEntry& entry);
+
+  // Brings entry.file, refused and settled up to date; cheap when nothing can have changed, and
+  // the second time after a refresh of the table.
   void look_at(DescriptorTable& table, DescriptorEntry& entry, int32_t owner_pid);
 
   // What sock_diag tells about a UNIX socket, in the network namespace of the table's process.

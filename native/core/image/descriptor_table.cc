@@ -3,10 +3,12 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <charconv>
 #include <cstdio>
 
@@ -16,8 +18,19 @@
 namespace replpage {
 namespace {
 
-// Beyond so many descriptors of a process their fdinfo is opened anew each time.
-constexpr size_t kKeptOpenMax = 1024;
+// Beyond so many of all processes fdinfo is opened anew each time (5 us more).
+constexpr size_t kKeptOpenMax = 12'288;
+std::atomic<size_t> kept_open{0};
+
+// Leaves most of our own descriptors for other things.
+size_t kept_open_max() {
+  static const size_t most = [] {
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return size_t{0};
+    return std::min<size_t>(limit.rlim_cur / 4, kKeptOpenMax);
+  }();
+  return most;
+}
 
 bool gone(int error) { return error == ENOENT || error == ESRCH || error == EBADF; }
 
@@ -28,6 +41,21 @@ struct Number {
 };
 
 }  // namespace
+
+void KeptInfo::open(UniqueFd file) noexcept {
+  close();
+  file_ = std::move(file);
+  if (file_.valid()) ++kept_open;
+}
+
+void KeptInfo::close() noexcept {
+  if (file_.valid()) --kept_open;
+  file_.reset();
+}
+
+void KeptInfo::close_surplus() noexcept {
+  if (kept_open > kept_open_max()) close();
+}
 
 DescriptorTable::DescriptorTable(pid_t host_pid) : host_pid_(host_pid) {
   const std::string base = "/proc/" + std::to_string(host_pid);
@@ -59,17 +87,15 @@ bool DescriptorTable::refresh() {
       next.push_back(std::make_unique<DescriptorEntry>());
       next.back()->fd = number;
     }
-    if (!read_info(*next.back(), next.size() <= kKeptOpenMax)) next.pop_back();
+    if (!read_info(*next.back())) next.pop_back();
   }
   entries_ = std::move(next);
   return true;
 }
 
 bool DescriptorTable::reread_all() {
-  for (size_t i = 0; i < entries_.size(); ++i) {
-    if (!read_info(*entries_[i], i < kKeptOpenMax)) return false;
-  }
-  return true;
+  return std::all_of(entries_.begin(), entries_.end(),
+                     [this](const auto& entry) { return read_info(*entry); });
 }
 
 bool DescriptorTable::list_numbers(std::vector<int>& numbers) const {
@@ -92,23 +118,23 @@ bool DescriptorTable::list_numbers(std::vector<int>& numbers) const {
   return true;
 }
 
-bool DescriptorTable::read_info(DescriptorEntry& entry, bool keep_open) const {
+bool DescriptorTable::read_info(DescriptorEntry& entry) const {
   static thread_local std::vector<char> buffer(65536);
-  if (!entry.info.valid()) {
-    entry.info.reset(
-        ::openat(info_directory_.get(), Number(entry.fd).c_str(), O_RDONLY | O_CLOEXEC));
-    if (!entry.info.valid()) {
+  if (!entry.info.file().valid()) {
+    entry.info.open(
+        UniqueFd(::openat(info_directory_.get(), Number(entry.fd).c_str(), O_RDONLY | O_CLOEXEC)));
+    if (!entry.info.file().valid()) {
       if (gone(errno)) return false;
       throw SysError::from_errno("open fdinfo " + std::to_string(entry.fd), on_pid(host_pid_));
     }
   }
   size_t size = 0;
   for (;;) {
-    const ssize_t got = ::pread(entry.info.get(), buffer.data() + size, buffer.size() - size,
+    const ssize_t got = ::pread(entry.info.file().get(), buffer.data() + size, buffer.size() - size,
                                 static_cast<off_t>(size));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0 && gone(errno)) {
-      entry.info.reset();
+      entry.info.close();
       return false;
     }
     if (got < 0) throw SysError::from_errno("read fdinfo", on_pid(host_pid_));
@@ -116,9 +142,10 @@ bool DescriptorTable::read_info(DescriptorEntry& entry, bool keep_open) const {
     if (size < buffer.size()) break;  // a short read is the whole rest (fs/seq_file.c)
     buffer.resize(2 * buffer.size());
   }
-  if (!keep_open) entry.info.reset();
+  entry.info.close_surplus();
   const std::string_view text(buffer.data(), size);
   entry.changed = entry.text != text;
+  entry.just_looked = false;
   if (entry.changed) {
     entry.text = text;
     entry.head = parse_descriptor_head(entry.text);

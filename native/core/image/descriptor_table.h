@@ -18,13 +18,32 @@
 
 namespace replpage {
 
+// A file of /proc that may stay open, as long as there are not too many of them: each holds 4 KiB
+// of the kernel's memory.
+class KeptInfo {
+ public:
+  KeptInfo() = default;
+  ~KeptInfo() { close(); }
+  KeptInfo(const KeptInfo&) = delete;
+  KeptInfo& operator=(const KeptInfo&) = delete;
+
+  void open(UniqueFd file) noexcept;
+  // Closes it where it is one too many.
+  void close_surplus() noexcept;
+  void close() noexcept;
+  [[nodiscard]] const UniqueFd& file() const noexcept { return file_; }
+
+ private:
+  UniqueFd file_;
+};
+
 struct DescriptorEntry {
   int fd = -1;
   std::string text;     // fdinfo of this epoch
   DescriptorHead head;  // head.rest points into `text`
   bool changed = true;  // other than at the last refresh
   std::string link;     // target of /proc/PID/fd/N when it was last looked up
-  UniqueFd info;
+  KeptInfo info;
 
   // What was found out about the file behind it; kept by the capture.
   OpenFileImage file;
@@ -32,6 +51,11 @@ struct DescriptorEntry {
   std::string refused;                   // why it cannot be replicated
   bool probed = false;                   // `file` is of this very open file
   bool settled = false;                  // and need not be looked at while `changed` is false
+  bool stale = false;                    // has changed since it was looked at
+  bool just_looked = false;              // since the last refresh
+  uint64_t link_inode = 0;               // of `link`
+  int32_t link_mount = 0;                // the same
+  uint32_t place = 0;                    // see DescriptorCandidate
   uint32_t age = 0;                      // epochs since it was looked at
   uint32_t owner_age = 0;                // looks since its owner (F_GETOWN_EX) was read
 };
@@ -63,7 +87,7 @@ class DescriptorTable {
  private:
   bool list_numbers(std::vector<int>& numbers) const;
   bool reread_all();
-  bool read_info(DescriptorEntry& entry, bool keep_open) const;
+  bool read_info(DescriptorEntry& entry) const;
 
   pid_t host_pid_;
   UniqueFd pidfd_, fd_directory_, info_directory_;

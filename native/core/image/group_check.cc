@@ -41,12 +41,6 @@ bool between(T value, T first, T last) {
   return value >= first && value <= last;
 }
 
-int32_t signal_of(const SignalInfo& info) {
-  int32_t signal = 0;
-  std::memcpy(&signal, info.data(), sizeof signal);
-  return signal;
-}
-
 void check_pending(const std::vector<SignalInfo>& pending, const Check& check) {
   for (const SignalInfo& info : pending) {
     check.that(between(signal_of(info), 1, static_cast<int32_t>(kSignals)),

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <csignal>
 #include <cstring>
 
 #include "core/base/clock.h"
@@ -224,6 +225,17 @@ const ThreadImage* find_thread(const ProcessImage* process, pid_t host_tid) {
   return found == process->threads.end() ? nullptr : &*found;
 }
 
+// SIGCONT stays pending for one that was killed before it noticed, or that blocks it.
+bool is_continued(const ProcessImage& image) {
+  const auto has = [](const std::vector<SignalInfo>& queue) {
+    return std::any_of(queue.begin(), queue.end(),
+                       [](const SignalInfo& info) { return signal_of(info) == SIGCONT; });
+  };
+  return has(image.pending) ||
+         std::any_of(image.threads.begin(), image.threads.end(),
+                     [&](const ThreadImage& thread) { return has(thread.pending); });
+}
+
 bool is_killed(const ProcessCaptureInput& input, pid_t host_tid) {
   return std::find(input.killed.begin(), input.killed.end(), host_tid) != input.killed.end();
 }
@@ -295,8 +307,8 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input) {
   const auto cause = read_stop_cause(leader);
   auto pending = read_pending(leader, SignalQueue::kProcess);
   if (!cause || !pending) return std::nullopt;
-  image.stopped = cause->group_stop;
   image.pending = std::move(*pending);
+  image.stopped = cause->group_stop || (input.job_stopped && !is_continued(image));
   KernelReader* const reader = input.kernel_reader ? KernelReader::instance() : nullptr;
   if (reader != nullptr && !reader->read_process(input.host_pid, image)) return std::nullopt;
   const bool slow = input.slow_state || input.previous == nullptr ||

@@ -40,6 +40,7 @@ struct ProcessCaptureInput {
   const ProcessImage* previous = nullptr;
   bool slow_state = false;
   std::vector<pid_t> killed = {};  // of host_tids: those at their exit stops
+  bool job_stopped = false;        // by job control, before it was killed
   Inject inject;
   bool kernel_reader = true;
 };
@@ -59,6 +60,10 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input);
 enum class RefusalScope : uint8_t { kFirst, kLater };
 void find_process_refusals(pid_t host_pid, Refusals& refusals,
                            RefusalScope scope = RefusalScope::kFirst);
+
+// A process whose main thread has ended while others run on: hardly anything of it can be read by
+// its pid, and a process of that kind is not rebuilt.
+Refusal no_main_thread(pid_t host_pid);
 
 // Pid in the innermost PID namespace of the process (last of NSpid), nullopt when gone.
 std::optional<int32_t> pid_in_namespace(pid_t host_pid);

@@ -40,6 +40,7 @@ class Finder {
                          .kind = std::move(kind),
                          .why = std::move(why)});
   }
+  void refuse(Refusal refusal) { refusals_.push_back(std::move(refusal)); }
   void refuse_process(std::string kind, std::string why) {
     refuse("process " + std::to_string(pid_), std::move(kind), std::move(why));
   }
@@ -77,8 +78,7 @@ bool check_kind(Finder& finder, const TaskStatus& status) {
   if (!status.has_memory) {
     // A child that ends just now is none of those: its end will be told.
     if (is_wholly_ending(finder.pid())) return false;
-    finder.refuse_process("ended process",
-                          "its main thread has ended, so it has no memory to replicate");
+    finder.refuse(no_main_thread(finder.pid()));
     return false;
   }
   return true;
@@ -243,6 +243,15 @@ void check_stopped_thread(Finder& finder, pid_t tid) {
 }
 
 }  // namespace
+
+Refusal no_main_thread(pid_t host_pid) {
+  return {.pid = static_cast<int32_t>(host_pid),
+          .object = "process " + std::to_string(host_pid),
+          .kind = "process without a main thread",
+          .why =
+              "its main thread has ended (pthread_exit in main) while others run on, and such a "
+              "process cannot be rebuilt yet"};
+}
 
 void find_process_refusals(pid_t host_pid, Refusals& refusals, RefusalScope scope) {
   KernelReader::instance();  // takes its time now, when nothing is frozen yet

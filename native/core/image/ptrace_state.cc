@@ -94,11 +94,7 @@ std::optional<std::vector<SignalInfo>> read_pending(pid_t tid, SignalQueue queue
     if (got < static_cast<long>(kSignalsPerRequest)) break;
     offset += static_cast<uint64_t>(got);
   }
-  std::erase_if(pending, [](const SignalInfo& info) {
-    int32_t signal = 0;
-    std::memcpy(&signal, info.data(), sizeof signal);
-    return signal == SIGKILL;
-  });
+  std::erase_if(pending, [](const SignalInfo& info) { return signal_of(info) == SIGKILL; });
   return pending;
 }
 

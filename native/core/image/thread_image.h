@@ -5,6 +5,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,12 @@ namespace replpage {
 
 // siginfo_t as the kernel lays it out (128 bytes on x86-64).
 using SignalInfo = std::array<uint8_t, 128>;
+
+inline int32_t signal_of(const SignalInfo& info) {
+  int32_t signal = 0;
+  std::memcpy(&signal, info.data(), sizeof signal);
+  return signal;
+}
 
 struct AltStack {
   uint64_t sp = 0;

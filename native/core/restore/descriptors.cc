@@ -1,6 +1,7 @@
 #include "core/restore/descriptors.h"
 
 #include <fcntl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -54,7 +55,24 @@ size_t descriptor_room(const GroupImage& image, uint32_t table) {
   constexpr size_t kSpare = 64;
   const auto& descriptors = image.file_tables.at(table).descriptors;
   const size_t numbers = descriptors.empty() ? 0 : static_cast<size_t>(descriptors.back().fd) + 1;
-  return numbers + 2 * image.open_files.size() + kSpare;
+  // Of a watched file the one that it replaces may be needed, too.
+  size_t watches = 0;
+  for (const OpenFileImage& file : image.open_files) watches += file.watches.size();
+  return numbers + image.open_files.size() + watches + kSpare;
+}
+
+void need_descriptor_limit(size_t numbers) {
+  rlimit before{};
+  if (::getrlimit(RLIMIT_NOFILE, &before) != 0) {
+    throw SysError::from_errno("read the descriptor limit");
+  }
+  if (before.rlim_cur >= numbers) return;
+  const rlimit raised{numbers, std::max<rlim_t>(before.rlim_max, numbers)};
+  if (::setrlimit(RLIMIT_NOFILE, &raised) == 0) return;
+  throw SysError("make room for " + std::to_string(numbers) +
+                     " descriptors without CAP_SYS_RESOURCE (the hard limit is " +
+                     std::to_string(before.rlim_max) + ", LimitNOFILE= of the daemon's unit)",
+                 errno);
 }
 
 void check_descriptor_image(const GroupImage& image) {

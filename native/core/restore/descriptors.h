@@ -33,6 +33,10 @@ std::vector<QueuedLock> install_descriptors(const PromoteInput& input,
 // installed: its own numbers, and the files to be named above them.
 size_t descriptor_room(const GroupImage& image, uint32_t table);
 
+// Makes sure that we, and a process of the replica, can have so many descriptors. Throws SysError
+// (EPERM) where neither our own hard limit nor our rights suffice.
+void need_descriptor_limit(size_t numbers);
+
 // Throws FormatError when the image names open files, tables or lengths that it does not have.
 void check_descriptor_image(const GroupImage& image);
 

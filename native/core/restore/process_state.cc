@@ -11,7 +11,6 @@
 #include <sys/time.h>
 
 #include <array>
-#include <cstring>
 #include <ctime>
 #include <optional>
 
@@ -190,10 +189,8 @@ void add_posix_timers(const ProcessImage& process, SyscallBatch& batch) {
 
 void add_pending(const ProcessImage& process, SyscallBatch& batch) {
   for (const SignalInfo& info : process.pending) {
-    int32_t signal = 0;
-    std::memcpy(&signal, info.data(), sizeof signal);
     batch.add("pending signal of the process", SYS_rt_sigqueueinfo,
-              {process.pid, signal, BatchArgument::data(batch.put_value(info))});
+              {process.pid, signal_of(info), BatchArgument::data(batch.put_value(info))});
   }
 }
 

@@ -302,7 +302,9 @@ void ProcessTree::make_descriptor_room() {
         std::find_if(image_->processes.begin(), image_->processes.end(),
                      [table](const ProcessImage& process) { return process.file_table == table; });
     if (first == image_->processes.end()) continue;
-    at(first->pid).make_descriptor_room(descriptor_room(*image_, table));
+    const size_t room = descriptor_room(*image_, table);
+    need_descriptor_limit(room);  // now, and not only at the promotion
+    at(first->pid).make_descriptor_room(room);
   }
 }
 

@@ -49,8 +49,10 @@ class RaisedFileLimit {
 void TableInstaller::install() {
   sort_watches();
   find_lowest();
-  const RaisedFileLimit limit(process_.pid(),
-                              static_cast<rlim_t>(lowest_) + descriptor_room(image_, table_));
+  const auto& descriptors = image_.file_tables[table_].descriptors;
+  const int numbers = descriptors.empty() ? 0 : descriptors.back().fd + 1;
+  const RaisedFileLimit limit(
+      process_.pid(), descriptor_room(image_, table_) + static_cast<rlim_t>(lowest_ - numbers));
   receive_files();
   SyscallBatch batch;
   add_removals(batch);

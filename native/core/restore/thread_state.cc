@@ -12,8 +12,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#include <cstring>
-
 #include "core/base/sys_error.h"
 #include "core/image/interrupted_call.h"
 #include "core/image/scheduling_attributes.h"
@@ -129,10 +127,9 @@ void add_scheduling(const Scheduling& scheduling, SetScheduling when, SyscallBat
 
 void add_pending(const ProcessImage& process, const ThreadImage& thread, SyscallBatch& batch) {
   for (const SignalInfo& info : thread.pending) {
-    int32_t signal = 0;
-    std::memcpy(&signal, info.data(), sizeof signal);
-    batch.add("pending signal", SYS_rt_tgsigqueueinfo,
-              {process.pid, thread.tid, signal, BatchArgument::data(batch.put_value(info))});
+    batch.add(
+        "pending signal", SYS_rt_tgsigqueueinfo,
+        {process.pid, thread.tid, signal_of(info), BatchArgument::data(batch.put_value(info))});
   }
 }
 

@@ -55,6 +55,8 @@ struct TracedThread {
   int exit_code = 0;  // kExit: wait status that the kernel will report
   CrashSignal crash;
   bool vfork_wait = false;  // waits in vfork: cannot be stopped until its child execs or exits
+  // Was last seen stopped by job control. A kill ends that, and the kernel forgets it.
+  bool job_stopped = false;
 };
 
 struct TracedProcess {

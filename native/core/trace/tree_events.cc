@@ -208,6 +208,7 @@ void TraceTree::Implementation::handle_stop(TracedThread& thread, ThreadMark& ma
     case PTRACE_EVENT_STOP:
       thread.stop = is_stop_signal(event.signal()) ? StopKind::kGroupStop : StopKind::kInterrupt;
       if (thread.stop == StopKind::kGroupStop) thread.signal = event.signal();
+      note_job_control(thread);
       if (thread.stop == StopKind::kInterrupt) mend_interrupted_call(thread.tid);
       if (mark.fresh) greet(thread, mark);
       return settle(thread, mark);
@@ -239,6 +240,15 @@ void TraceTree::Implementation::handle_stop(TracedThread& thread, ThreadMark& ma
   if (holding && thread.pid != dying) ptrace_interrupt(thread.tid);
   thread.stop = StopKind::kRunning;
   ptrace_continue(thread.tid, 0);
+}
+
+// The kernel takes back a process's group stop as a whole (SIGCONT), and each of its threads tells.
+void TraceTree::Implementation::note_job_control(TracedThread& thread) {
+  const bool stopped = thread.stop == StopKind::kGroupStop;
+  if (!stopped && thread.job_stopped) {
+    for (auto& [tid, other] : processes[thread.pid].threads) other.job_stopped = false;
+  }
+  thread.job_stopped = stopped;
 }
 
 // The child's own first stop brings it into the tree; it may come before or after this.

@@ -76,6 +76,7 @@ struct TraceTree::Implementation {
   void handle_vanished(pid_t tid);
   void note_crash(TracedThread& thread);
   std::string crash_being_handled();
+  void note_job_control(TracedThread& thread);
   void settle(TracedThread& thread, ThreadMark& mark);
   void greet(TracedThread& thread, ThreadMark& mark);
   void resume(TracedThread& thread, ThreadMark& mark);
