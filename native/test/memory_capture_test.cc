@@ -44,14 +44,22 @@ uint64_t fill(uint64_t seed) {
 
 struct Fixture {
   Fixture() {
-    if (!WriteProtectUffd::supported()) SKIP("no asynchronous write-protect");
+    const TrackerKind tracker = testing::usual_tracker();
     address = victim.run(make_area, kAreaPages);
     victim.run(fill, 1);
-    memory = MemoryCapture::create(victim.pid(), 7, TrackerKind::kUffdWp, victim.injector());
+    memory = MemoryCapture::create(victim.pid(), 7, tracker, victim.injector());
     round();
   }
 
   CopyRound round() {
+    const bool stopped = memory->tracker() == TrackerKind::kSoftDirty;
+    if (stopped) victim.stop();
+    const CopyRound result = round_beside();
+    if (stopped) victim.go_on();
+    return result;
+  }
+
+  CopyRound round_beside() {
     const auto mappings = victim.map();
     replica.shape(mappings);
     memory->track(mappings);

@@ -29,7 +29,7 @@ constexpr size_t kPages = 512;
 
 struct SharedFixture {
   explicit SharedFixture(bool memfd) : memfd_(memfd) {
-    if (!WriteProtectUffd::supported()) SKIP("no asynchronous write-protect");
+    const TrackerKind tracker = testing::usual_tracker();
     victim.run(
         [](uint64_t as_memfd) -> uint64_t {
           int flags = MAP_SHARED;
@@ -45,7 +45,7 @@ struct SharedFixture {
           return 0;
         },
         memfd ? 1 : 0);
-    memory = MemoryCapture::create(victim.pid(), 7, TrackerKind::kUffdWp, victim.injector());
+    memory = MemoryCapture::create(victim.pid(), 7, tracker, victim.injector());
     capture = SharedObjectCapture::create();
     round();
     ::usleep(50'000);  // a change time of just now is looked at twice
@@ -53,6 +53,14 @@ struct SharedFixture {
   }
 
   CopyRound round() {
+    const bool stopped = memory->tracker() == TrackerKind::kSoftDirty;
+    if (stopped) victim.stop();
+    const CopyRound result = round_beside();
+    if (stopped) victim.go_on();
+    return result;
+  }
+
+  CopyRound round_beside() {
     ProcessImage image;
     image.mappings = victim.map();
     std::vector<SharedObjectImage> objects;
@@ -343,14 +351,13 @@ TEST(soft_dirty_rounds_follow_a_stopped_process) {
           return 0;
         },
         i);
-    ::kill(victim.pid(), SIGSTOP);
-    ::waitpid(victim.pid(), nullptr, WUNTRACED);
+    victim.stop();
     const auto mappings = victim.map();
     replica.shape(mappings);
     memory->track(mappings);
     memory->copy_changed(mappings, replica);
     CHECK_EQUAL(replica.difference(victim.pid(), mappings), std::string());
-    ::kill(victim.pid(), SIGCONT);
+    victim.go_on();
   }
 }
 

@@ -15,6 +15,10 @@
 
 namespace replpage::testing {
 
+// The tracker that tests use: named by REPLPAGE_TEST_TRACKER, else what this kernel has. Skips the
+// test where it has none.
+TrackerKind usual_tracker();
+
 class MemoryVictim {
  public:
   MemoryVictim();
@@ -32,6 +36,9 @@ class MemoryVictim {
 
   MemoryCapture::Injector injector();
   std::vector<MappingImage> map();
+  // By SIGSTOP and SIGCONT: soft-dirty bits can be looked at only while no thread runs.
+  void stop() const;
+  void go_on() const;
   void kill();
 
  private:

@@ -10,6 +10,7 @@
 #include "core/base/sys_error.h"
 #include "core/memory/memory_thread.h"
 #include "core/memory/swap_areas.h"
+#include "core/memory/zero_frames.h"
 
 namespace replpage {
 namespace {
@@ -62,7 +63,7 @@ bool probe() {
     works = false;
   }
   ::munmap(address, kPageSize);
-  return works;
+  return works && ZeroFrames::instance() != nullptr;
 }
 
 }  // namespace
@@ -104,9 +105,11 @@ void SoftDirtyTracker::peek(std::span<const MappingImage> mappings, MemoryView& 
 }
 
 void SoftDirtyTracker::read_private(std::span<const MappingImage> mappings, MemoryView& view) {
+  const ZeroFrames* const frames = ZeroFrames::instance();
   for (const MappingImage& mapping : mappings) {
     if (!holds_private_pages(mapping.kind)) continue;
-    read_entries(mapping.range(), [&](std::span<const uint64_t> entries, uint64_t start) {
+    read_entries(mapping.range(), [&](std::span<uint64_t> entries, uint64_t start) {
+      if (frames != nullptr) frames->leave_out(entries, start);
       append_matching(entries, start, present_in(mapping), view.present);
       append_matching(entries, start, written_in(mapping), view.written);
       return true;
@@ -164,7 +167,7 @@ void SoftDirtyTracker::read_shared(const MappingImage& mapping) {
 }
 
 void SoftDirtyTracker::read_entries(
-    PageRange range, const std::function<bool(std::span<const uint64_t>, uint64_t)>& visit) {
+    PageRange range, const std::function<bool(std::span<uint64_t>, uint64_t)>& visit) {
   for (uint64_t at = range.start; at < range.end;) {
     const size_t wanted =
         std::min<uint64_t>(entries_.size(), (range.end - at) / kPageSize) * sizeof(uint64_t);

@@ -2,7 +2,8 @@
 // asynchronous write-protect and for processes that use userfaultfd themselves.
 //
 // New mappings, and whatever replaces one, are soft-dirty as a whole (VM_SOFTDIRTY); discarded
-// pages show as present at the last look and absent now. Reading and clearing are two steps, so
+// pages show as present at the last look and absent now, also where the program has read them since
+// and sees a zero page, which is not soft-dirty. Reading and clearing are two steps, so
 // bits are cleared only while every thread is stopped; in a running process a look finds nothing
 // new, except for the first, which clears before it reads and reports everything.
 #pragma once
@@ -19,7 +20,8 @@ namespace replpage {
 class SoftDirtyTracker : public DirtyTracker {
  public:
   // Whether this kernel keeps soft-dirty bits; tried on a page of our own, once. Writing to
-  // clear_refs proves nothing: it succeeds on kernels without them.
+  // clear_refs proves nothing: it succeeds on kernels without them. Zero pages must be told, too
+  // (zero_frames.h).
   static bool supported();
 
   // `tid` shows the process's memory (memory_thread.h). Throws SysError.
@@ -37,7 +39,7 @@ class SoftDirtyTracker : public DirtyTracker {
  private:
   // Entries of the range, handed over in pieces; stops when `visit` returns false.
   void read_entries(PageRange range,
-                    const std::function<bool(std::span<const uint64_t>, uint64_t)>& visit);
+                    const std::function<bool(std::span<uint64_t>, uint64_t)>& visit);
   void read_private(std::span<const MappingImage> mappings, MemoryView& view);
   void read_shared(std::span<const MappingImage> mappings);
   void read_shared(const MappingImage& mapping);
