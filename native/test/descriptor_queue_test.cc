@@ -99,7 +99,9 @@ TEST(counters_timers_and_signal_sets_are_restored) {
     });
     move_descriptors(primary, replica, how);
     CHECK(replica.info(10).find("eventfd-count:                5\n") != std::string::npos);
-    CHECK(replica.info(10).find("eventfd-semaphore: 1\n") != std::string::npos);
+    if (primary.info(10).find("eventfd-semaphore:") != std::string::npos) {  // since Linux 6.5
+      CHECK(replica.info(10).find("eventfd-semaphore: 1\n") != std::string::npos);
+    }
     uint64_t value = 0;
     CHECK(::read(replica.descriptor(11).get(), &value, 8) == 8 && value == 7);
     itimerspec left{};

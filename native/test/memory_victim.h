@@ -48,6 +48,23 @@ class MemoryVictim {
   int answers_ = -1;
 };
 
+// Keeps the victim stopped while a tracker looks that can do so at no other time.
+class Pause {
+ public:
+  Pause(const MemoryVictim& victim, const MemoryCapture& memory)
+      : victim_(memory.tracker() == TrackerKind::kSoftDirty ? &victim : nullptr) {
+    if (victim_ != nullptr) victim_->stop();
+  }
+  ~Pause() {
+    if (victim_ != nullptr) victim_->go_on();
+  }
+  Pause(const Pause&) = delete;
+  Pause& operator=(const Pause&) = delete;
+
+ private:
+  const MemoryVictim* victim_;
+};
+
 // Takes runs as a replica would and remembers pages.
 class ModelReplica : public PageSink {
  public:

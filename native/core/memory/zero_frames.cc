@@ -13,7 +13,6 @@
 namespace replpage {
 namespace {
 
-constexpr uint64_t kFrameMask = (1ull << 55) - 1;
 constexpr uint64_t kHugePages = 512;        // of 4 KiB in one of 2 MiB
 constexpr uint64_t kFlagZero = 1ull << 24;  // KPF_ZERO_PAGE in linux/kernel-page-flags.h
 
@@ -34,7 +33,7 @@ std::optional<ZeroFrames> ZeroFrames::find() {
     (void)*static_cast<const volatile char*>(at);
     const UniqueFd pagemap = open_path("/proc/self/pagemap", O_RDONLY);
     const auto entry = word_at(pagemap.get(), reinterpret_cast<uint64_t>(at) / kPageSize);
-    ZeroFrames frames(open_path("/proc/kpageflags", O_RDONLY), entry.value_or(0) & kFrameMask);
+    ZeroFrames frames(open_path("/proc/kpageflags", O_RDONLY), entry.value_or(0) & kEntryFrame);
     if (frames.is_zero(frames.frame_)) found = std::move(frames);
   } catch (const SysError&) {
     found.reset();
@@ -60,7 +59,7 @@ void ZeroFrames::leave_out(std::span<uint64_t> entries, uint64_t start) const {
   bool asked_is_zero = false;
   for (size_t i = 0; i < entries.size(); ++i) {
     if ((entries[i] & (kEntryPresent | kNot)) != kEntryPresent) continue;
-    const uint64_t frame = entries[i] & kFrameMask;
+    const uint64_t frame = entries[i] & kEntryFrame;
     bool zero = frame == frame_;
     if (!zero && frame % kHugePages == (start / kPageSize + i) % kHugePages) {
       const uint64_t huge = frame - frame % kHugePages;
