@@ -1,6 +1,7 @@
 // Runs the suites and prints, as the very last line, "N passed, N failed, N skipped" over all of
 // them. The exit status says the same. A suite that dies before it has counted is a failure.
-// Usage: node scripts/test.mjs [lint] [types] [native] [unit] [e2e] [vm]   (no name: all but vm)
+// Usage: node scripts/test.mjs [lint] [types] [native] [unit] [e2e] [vm] [vm-short] [usual]
+// "usual", and no name at all, stand for all of them but the virtual machines.
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readFileSync, readdirSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -54,7 +55,7 @@ function settle(count, status) {
   return known;
 }
 
-function tapSuite(folders, args = []) {
+function tapSuite(folders, args = [], options = {}) {
   const files = folders
     .filter((folder) => existsSync(join(root, folder)))
     .flatMap((folder) =>
@@ -65,7 +66,7 @@ function tapSuite(folders, args = []) {
   const scratch = mkdtempSync(join(tmpdir(), 'replpage-test-'));
   try {
     const output = join(scratch, 'out.tap');
-    const { status } = run(bin('tap'), ['run', '-o', output, ...args, ...files]);
+    const { status } = run(bin('tap'), ['run', '-o', output, ...args, ...files], options);
     const text = existsSync(output) ? readFileSync(output, 'utf8') : '';
     return settle(countClosing(text), status);
   } finally {
@@ -85,6 +86,35 @@ function nativeSuite() {
   return settle(countTap(stdout ?? ''), status);
 }
 
+function vm() {
+  rmSync(join(root, 'build/vm/findings'), { recursive: true, force: true });
+  const count = tapSuite(['test/vm'], ['--jobs=1', '--timeout=7200']);
+  run(process.execPath, ['scripts/vm.mjs', 'report']);
+  return count;
+}
+
+const vmShortMs = 20 * 60_000;
+
+/** What continuous integration runs: a machine that cannot run virtual machines skips it. */
+function vmShort() {
+  const skipped = (why) => {
+    console.log(`# vm-short is skipped: ${why}`);
+    return { passed: 0, failed: 0, skipped: 1 };
+  };
+  if (process.getuid() !== 0) return skipped('it needs root, for a network namespace');
+  const setUp = run(process.execPath, ['scripts/setup.mjs', 'build', 'demo', 'test', 'vm']);
+  if (setUp.status !== 0) return skipped('what virtual machines need cannot be installed');
+  // An empty machine, told to end at once, shows whether QEMU works here.
+  const probe = run(
+    'qemu-system-x86_64',
+    ['-M', 'q35', '-accel', 'tcg', '-display', 'none', '-S', '-monitor', 'stdio'],
+    { input: 'quit\n', stdio: ['pipe', 'ignore', 'inherit'], timeout: 30_000 },
+  );
+  if (probe.status !== 0) return skipped('QEMU cannot run here');
+  const env = { ...process.env, REPLPAGE_VM_SHORT: '1' };
+  return tapSuite(['test/vm'], ['--jobs=1', '--timeout=1200'], { env, timeout: vmShortMs });
+}
+
 function lint() {
   const parts = [
     check(bin('eslint'), ['.']),
@@ -102,10 +132,11 @@ const suites = {
   // These own ports, namespaces and whole processes: one file at a time.
   e2e: () => tapSuite(['test/e2e'], ['--jobs=1', '--timeout=600']),
   // Virtual machines: each test has as many as the machine can run at a time.
-  vm: () => tapSuite(['test/vm'], ['--jobs=1', '--timeout=7200']),
+  vm,
+  'vm-short': vmShort,
 };
 /** What runs when nothing is named: virtual machines take an hour, and packages of their own. */
-const usual = Object.keys(suites).filter((name) => name !== 'vm');
+const usual = Object.keys(suites).filter((name) => !name.startsWith('vm'));
 
 function add(a, b) {
   return {
@@ -121,7 +152,8 @@ const line = ({ passed, failed, skipped }) =>
 const named = process.argv.slice(2);
 let total = { passed: 0, failed: 0, skipped: 0 };
 const summary = [];
-for (const name of named.length > 0 ? named : usual) {
+const wanted = named.length > 0 ? named : ['usual'];
+for (const name of wanted.flatMap((each) => (each === 'usual' ? usual : [each]))) {
   if (!suites[name]) throw new Error(`unknown suite ${name}: ${Object.keys(suites).join(', ')}`);
   const started = Date.now();
   const count = suites[name]();

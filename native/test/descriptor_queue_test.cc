@@ -99,12 +99,14 @@ TEST(counters_timers_and_signal_sets_are_restored) {
     });
     move_descriptors(primary, replica, how);
     CHECK(replica.info(10).find("eventfd-count:                5\n") != std::string::npos);
-    CHECK(replica.info(10).find("eventfd-semaphore: 1\n") != std::string::npos);
+    if (primary.info(10).find("eventfd-semaphore:") != std::string::npos) {  // since Linux 6.5
+      CHECK(replica.info(10).find("eventfd-semaphore: 1\n") != std::string::npos);
+    }
     uint64_t value = 0;
     CHECK(::read(replica.descriptor(11).get(), &value, 8) == 8 && value == 7);
     itimerspec left{};
     CHECK_EQUAL(::timerfd_gettime(replica.descriptor(12).get(), &left), 0);
-    CHECK(left.it_value.tv_sec >= 98 && left.it_value.tv_sec <= 100 &&
+    CHECK(left.it_value.tv_sec >= 100 - 2 * slowness() && left.it_value.tv_sec <= 100 &&
           left.it_interval.tv_sec == 3);
     CHECK(::read(replica.descriptor(13).get(), &value, 8) == 8 && value == 1);
     ::kill(replica.pid(), SIGUSR1);

@@ -295,6 +295,7 @@ TEST(sixty_connections_cost_little) {
   note("65 descriptors: capture " + std::to_string(best_capture / 1000) + " us, take " +
        std::to_string(best_take / 1000) + " us, install " + std::to_string(best_install / 1000) +
        " us");
+  if (slowness() > 1) return;
   CHECK(best_capture < 2'000'000 && best_install < 3'000'000);
 }
 

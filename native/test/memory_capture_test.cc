@@ -44,14 +44,18 @@ uint64_t fill(uint64_t seed) {
 
 struct Fixture {
   Fixture() {
-    if (!WriteProtectUffd::supported()) SKIP("no asynchronous write-protect");
+    const TrackerKind tracker = testing::usual_tracker();
     address = victim.run(make_area, kAreaPages);
     victim.run(fill, 1);
-    memory = MemoryCapture::create(victim.pid(), 7, TrackerKind::kUffdWp, victim.injector());
+    memory = MemoryCapture::create(victim.pid(), 7, tracker, victim.injector());
     round();
+    // Reading gives the victim frames of its own for what it shares with its parent: those pages
+    // count once more.
+    if (tracker == TrackerKind::kSoftDirty) round();
   }
 
   CopyRound round() {
+    const testing::Pause pause(victim, *memory);
     const auto mappings = victim.map();
     replica.shape(mappings);
     memory->track(mappings);
@@ -77,6 +81,8 @@ struct Fixture {
 
 constexpr uint64_t kOwnPages = 12;
 
+bool soft_dirty(const Fixture& f) { return f.memory->tracker() == TrackerKind::kSoftDirty; }
+
 TEST(a_first_round_copies_everything_and_the_next_nothing) {
   Fixture f;
   CHECK(f.replica.pages() >= kAreaPages);
@@ -92,7 +98,7 @@ TEST(written_pages_are_copied_and_no_others) {
     return 0;
   });
   CHECK(round.data_pages >= 100 && round.data_pages <= 100 + kOwnPages);
-  CHECK_EQUAL(f.memory->count_dirty(f.victim.map(), 1000), 0u);
+  CHECK(f.memory->count_dirty(f.victim.map(), 1000) <= (soft_dirty(f) ? kOwnPages : 0));
 }
 
 TEST(zeroed_pages_travel_without_content) {
@@ -161,13 +167,13 @@ TEST(a_discarded_private_file_page_is_the_files_again) {
   const CopyRound first = f.round();
   CHECK(first.data_pages >= 32 && first.data_pages <= 32 + kOwnPages);
   CHECK(!f.replica.has(at + 40 * kPageSize));
-  f.after([](uint64_t) -> uint64_t {
+  const CopyRound discarded = f.after([](uint64_t) -> uint64_t {
     ::madvise(area, 8 * kPageSize, MADV_DONTNEED);
     return 0;
   });
   const CopyRound settled =
       f.after([](uint64_t) -> uint64_t { return static_cast<uint64_t>(area[3 * kPageSize]); });
-  CHECK_EQUAL(settled.absent_pages, 8u);
+  CHECK_EQUAL((soft_dirty(f) ? discarded : settled).absent_pages, 8u);
   f.after([](uint64_t) -> uint64_t {  // written, and discarded before the next look
     area[50 * kPageSize] = 'Y';
     ::madvise(area + 50 * kPageSize, kPageSize, MADV_DONTNEED);
@@ -193,7 +199,7 @@ TEST(a_mapping_put_in_the_place_of_another_is_copied_whole) {
     area[(1u << 20) + 9 * kPageSize] = 5;
     return 0;
   });
-  CHECK_EQUAL(round.absent_pages, 256u);
+  CHECK(round.absent_pages == 256 || (soft_dirty(f) && round.absent_pages == 255));
   CHECK(round.data_pages <= 1 + kOwnPages);
   CHECK(!f.replica.has(f.address + (1u << 20)));
   CHECK(f.round().data_pages <= kOwnPages);
@@ -468,7 +474,8 @@ TEST(dense_memory_is_followed_through_writes_discards_and_replacement) {
           return 0;
         },
         seed);
-    CHECK(round.data_pages <= 700);
+    // A new mapping that the kernel joins to another makes both soft-dirty.
+    CHECK(soft_dirty(f) || round.data_pages <= 700);
   }
   f.victim.run([](uint64_t) -> uint64_t {
     ::mmap(area + (16u << 20), 8u << 20, PROT_READ | PROT_WRITE,
@@ -563,6 +570,7 @@ void fail_round(Fixture& f) {
   full.chunk_bytes_max_ = 16 * kPageSize;
   bool failed = false;
   try {
+    const testing::Pause pause(f.victim, *f.memory);
     const auto mappings = f.victim.map();
     f.memory->track(mappings);
     f.memory->copy_changed(mappings, full);

@@ -9,12 +9,16 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <iterator>
 #include <stdexcept>
 
 #include "core/base/procfs.h"
 #include "core/memory/dirty_tracker.h"
+#include "core/memory/soft_dirty_tracker.h"
+#include "core/memory/write_protect_uffd.h"
+#include "test/test.h"
 
 namespace replpage::testing {
 namespace {
@@ -54,6 +58,22 @@ ModelReplica::Page page_underneath(const MappingImage& mapping, uint64_t address
 }
 
 }  // namespace
+
+TrackerKind usual_tracker() {
+  const char* const named = std::getenv("REPLPAGE_TEST_TRACKER");
+  const bool soft_dirty =
+      named != nullptr ? std::strcmp(named, "soft-dirty") == 0 : !WriteProtectUffd::supported();
+  if (soft_dirty && !SoftDirtyTracker::supported()) SKIP("this kernel keeps no soft-dirty bits");
+  if (!soft_dirty && !WriteProtectUffd::supported()) SKIP("no asynchronous write-protect");
+  return soft_dirty ? TrackerKind::kSoftDirty : TrackerKind::kUffdWp;
+}
+
+void MemoryVictim::stop() const {
+  ::kill(pid_, SIGSTOP);
+  ::waitpid(pid_, nullptr, WUNTRACED);
+}
+
+void MemoryVictim::go_on() const { ::kill(pid_, SIGCONT); }
 
 MemoryVictim::MemoryVictim() {
   int commands[2];

@@ -15,6 +15,10 @@
 
 namespace replpage::testing {
 
+// The tracker that tests use: named by REPLPAGE_TEST_TRACKER, else what this kernel has. Skips the
+// test where it has none.
+TrackerKind usual_tracker();
+
 class MemoryVictim {
  public:
   MemoryVictim();
@@ -32,6 +36,9 @@ class MemoryVictim {
 
   MemoryCapture::Injector injector();
   std::vector<MappingImage> map();
+  // By SIGSTOP and SIGCONT: soft-dirty bits can be looked at only while no thread runs.
+  void stop() const;
+  void go_on() const;
   void kill();
 
  private:
@@ -39,6 +46,23 @@ class MemoryVictim {
   pid_t pid_ = -1;
   int commands_ = -1;
   int answers_ = -1;
+};
+
+// Keeps the victim stopped while a tracker looks that can do so at no other time.
+class Pause {
+ public:
+  Pause(const MemoryVictim& victim, const MemoryCapture& memory)
+      : victim_(memory.tracker() == TrackerKind::kSoftDirty ? &victim : nullptr) {
+    if (victim_ != nullptr) victim_->stop();
+  }
+  ~Pause() {
+    if (victim_ != nullptr) victim_->go_on();
+  }
+  Pause(const Pause&) = delete;
+  Pause& operator=(const Pause&) = delete;
+
+ private:
+  const MemoryVictim* victim_;
 };
 
 // Takes runs as a replica would and remembers pages.

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdio>
@@ -60,7 +61,7 @@ class ReportFile {
 
 template <class Condition>
 bool wait_for(Condition condition, int limit_ms = 3000) {
-  for (int waited = 0; waited < limit_ms; ++waited) {
+  for (int waited = 0; waited < limit_ms * slowness(); ++waited) {
     if (condition()) return true;
     ::usleep(1000);
   }
@@ -540,6 +541,43 @@ void promote_after_steps(uint64_t steps) {
 
 TEST(replica_follows_changes_of_an_address_space) {
   for (uint64_t steps = 0; steps <= 3; ++steps) promote_after_steps(steps);
+}
+
+// A page that was copied while private memory was there, which a shared object replaced before the
+// epoch ended.
+TEST(replica_keeps_old_private_pages_out_of_shared_objects) {
+  for (const int prot : {PROT_READ, PROT_READ | PROT_WRITE}) {
+    ReportFile report;
+    auto followed = std::make_unique<Followed>([&](const std::function<void()>& ready) {
+      Report* mine = report.map();
+      void* at =
+          ::mmap(nullptr, kWords * 8, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+      if (at == MAP_FAILED) ::_exit(9);
+      auto* words = static_cast<uint64_t*>(at);
+      fill(words, kWords, 7);
+      if (::mprotect(at, kWords * 8, prot) != 0) ::_exit(9);
+      mine->values[0] = reinterpret_cast<uint64_t>(at);
+      ready();
+      self_check_loop(mine, words, 7);
+    });
+    CHECK(wait_for([&] { return report->rounds > 1; }));
+    followed->take_epoch();
+    std::ranges::fill(followed->staging.reserve(kPageSize), 0xee);
+    PageRun old;
+    old.pid = followed->victim.pid();
+    old.address = report->values[0] + kPageSize;
+    old.length = kPageSize;
+    old.data_offset = followed->staging.keep(kPageSize);
+    followed->staging.add(old);
+    TestKeeper keeper;
+    GroupImage image = followed->image;
+    keeper.apply(image, followed->staging);
+    end(followed, report);
+    const uint64_t before = report->rounds;
+    keeper.promote(image);
+    CHECK(wait_for([&] { return report->rounds > before + 2; }));
+    CHECK_EQUAL(report->errors.load(), 0u);
+  }
 }
 
 namespace {

@@ -202,7 +202,9 @@ TEST(a_process_takes_on_the_other_state_of_an_image) {
   CHECK_EQUAL(found.oom_score_adj, 123);
   CHECK_EQUAL(found.core_dump_filter, 0x21u);
   CHECK_EQUAL(found.limits[RLIMIT_NOFILE].hard, 66u);
-  CHECK_EQUAL(found.membarrier, 16u);
+  // Kernels before 6.3 do not tell which registrations there are: then all are taken for granted.
+  const bool told = ::syscall(SYS_membarrier, 1 << 9, 0, 0) >= 0;
+  CHECK_EQUAL(found.membarrier & (told ? ~0u : 16u), 16u);
   const ThreadImage& thread = found.threads[0];
   CHECK_EQUAL(thread.name, "a (b) c");
   CHECK_EQUAL(thread.scheduling.nice, 7);

@@ -26,6 +26,10 @@ struct Registration {
 // Prints a TAP comment line, for measurements.
 void note(const std::string& text);
 
+// How much longer than usual everything may take: REPLPAGE_TEST_SLOWNESS, 1 where it is not set. An
+// emulated machine is slow: there nothing that a clock measures is judged.
+int slowness();
+
 // Runs `work` when the test is over, however it ends, unless its process crashes.
 void at_end(std::function<void()> work);
 

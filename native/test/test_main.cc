@@ -1,6 +1,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -44,6 +45,14 @@ void note(const std::string& text) {
   std::fflush(stdout);
 }
 
+int slowness() {
+  static const int times = [] {
+    const char* value = std::getenv("REPLPAGE_TEST_SLOWNESS");
+    return value == nullptr ? 1 : std::max(1, std::atoi(value));
+  }();
+  return times;
+}
+
 void at_end(std::function<void()> work) { endings().push_back(std::move(work)); }
 
 void fail(const char* file, int line, const std::string& what) {
@@ -57,9 +66,7 @@ constexpr unsigned kSecondsMax = 120;
 constexpr int kPassed = 0, kFailed = 1, kSkipped = 2;
 
 [[noreturn]] void run_here(const Case& test, int number) {
-  // An emulated machine is slow.
-  const char* slowness = std::getenv("REPLPAGE_TEST_SLOWNESS");
-  ::alarm(kSecondsMax * (slowness == nullptr ? 1 : static_cast<unsigned>(std::atoi(slowness))));
+  ::alarm(kSecondsMax * static_cast<unsigned>(slowness()));
   int outcome = kPassed;
   std::string remark;
   try {

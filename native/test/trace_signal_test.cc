@@ -174,7 +174,8 @@ TEST(signals_pass_when_the_tracer_is_killed_at_random_moments) {
   ::srandom(static_cast<unsigned>(now_ns()));
   for (int i = 0; i < 200; ++i) {
     TracerProcess tracer([&] { trace_and_freeze(victim.pid, board.board); });
-    ::usleep(static_cast<useconds_t>(2000 + ::random() % 8000));
+    const long us = (2000 + ::random() % 8000) * slowness();
+    ::usleep(static_cast<useconds_t>(us));
     tracer.kill();
   }
   const uint64_t spins = board->slots[0];

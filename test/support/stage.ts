@@ -8,7 +8,10 @@ import { createWriteStream, existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { request, type IncomingMessage } from 'node:http';
 import path from 'node:path';
-import type { GroupStatus, StatusReport } from '../../src/api/schema.js';
+import { parseArgs } from 'node:util';
+import { ApiClient } from '../../src/api/client.js';
+import { protectDefaults, type GroupStatus, type StatusReport } from '../../src/api/schema.js';
+import { toRequest } from '../../src/cli/protect-options.js';
 import { endProcessesOf, isRunning, processesOf, sendSignal } from './processes.js';
 import { cliPath } from './repository.js';
 import { slowness, waitFor } from './wait-for.js';
@@ -63,6 +66,10 @@ export class Stage {
 
   get #socket(): string {
     return path.join(this.runtimeDir, 'replpage.sock');
+  }
+
+  get #client(): ApiClient {
+    return new ApiClient(this.#socket);
   }
 
   get daemonLog(): string {
@@ -189,16 +196,39 @@ export class Stage {
     }
   }
 
+  /**
+   * As `replpage protect` with the flags given. Where everything is slow the daemon is asked
+   * directly, since a command alone takes ten seconds there, and a pause may be as much longer.
+   */
   async protect(pid: number, name: string, ...flags: string[]): Promise<GroupStatus> {
-    const report = await this.json<{ group: GroupStatus }>(
-      'protect',
-      String(pid),
-      '--name',
-      name,
-      ...(tracker === undefined ? [] : ['--tracker', tracker]),
+    const own = [
+      ...['--name', name],
+      ...(tracker === undefined || flags.includes('--tracker') ? [] : ['--tracker', tracker]),
       ...flags,
-    );
-    return report.group;
+    ];
+    if (slowness > 1) return this.#protectDirectly(pid, own);
+    const args = ['protect', String(pid), ...own];
+    const { group } = await this.json<{ group: GroupStatus }>(...args);
+    return group;
+  }
+
+  async #protectDirectly(pid: number, flags: readonly string[]): Promise<GroupStatus> {
+    const longest = ['--max-pause', `${protectDefaults.maxPauseMs * slowness}ms`];
+    const args = flags.includes('--max-pause') ? flags : [...flags, ...longest];
+    const names = args.filter((each) => each.startsWith('--')).map((each) => each.slice(2));
+    const options = Object.fromEntries(names.map((each) => [each, { type: 'string' as const }]));
+    const camelCase = (text: string): string =>
+      text.replaceAll(/-(.)/g, (_, letter: string) => letter.toUpperCase());
+    const values = Object.entries(parseArgs({ args: [...args], options }).values);
+    const given = Object.fromEntries(values.map(([key, value]) => [camelCase(key), value]));
+    const request = toRequest(String(pid), given);
+    const { group } = await this.#client.protect(request, { onProgress: () => undefined });
+    return group;
+  }
+
+  /** Ends the protection, asked directly. Throws what the daemon answers when it refuses. */
+  async unprotect(name: string): Promise<GroupStatus> {
+    return this.#client.act(name, 'unprotect');
   }
 
   /**

@@ -43,11 +43,13 @@ type Values = ReturnType<typeof parse>['values'];
 function parse(args: readonly string[]) {
   // `--one-way` may stand alone, and what follows `sh N` belongs to the node's command.
   const given = args.map((each) => (each === '--one-way' ? '--one-way=out' : each));
-  const own = given[0] === 'sh' ? given.findIndex((each, i) => i > 1 && !each.startsWith('-')) : -1;
+  const all = { args: given, options, allowPositionals: true };
+  const { tokens } = parseArgs({ ...all, strict: false, tokens: true });
+  const words = tokens.filter(({ kind }) => kind === 'positional');
+  const own = given[0] === 'sh' ? (words[2]?.index ?? -1) : -1;
   const parsed = parseArgs({
+    ...all,
     args: own < 0 ? given : given.slice(0, own),
-    options,
-    allowPositionals: true,
     strict: true,
   });
   return {

@@ -1,5 +1,5 @@
 /** What the runs found on each kernel, kept for docs/kernel-support.md, which is made from nothing else. */
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { root } from '../support/repository.js';
 
@@ -16,6 +16,11 @@ interface Finding {
 
 const folder = path.join(root, 'build/vm/findings');
 
+/** For what a run is about to find: it shows as failed unless a finding takes its place. */
+export function begin(kernel: string, topic: Topic, ...what: readonly string[]): void {
+  for (const each of what) note(kernel, topic, each, '**failed**');
+}
+
 export function note(kernel: string, topic: Topic, what: string, found: string): void {
   mkdirSync(folder, { recursive: true });
   const finding: Finding = { topic, what, kernel, found };
@@ -24,14 +29,14 @@ export function note(kernel: string, topic: Topic, what: string, found: string):
 }
 
 function read(): Finding[] {
-  const names = readdirSync(folder).sort();
+  const names = existsSync(folder) ? readdirSync(folder).sort() : [];
   return names.map((name) => JSON.parse(readFileSync(path.join(folder, name), 'utf8')) as Finding);
 }
 
 const introduction = `# Kernel support
 
 Made by \`npm run test:vm\` from what its runs found, on emulated nodes with Debian's own kernels; not
-written by hand. An empty field was not run.
+written by hand. An empty field was not run; what is bold is missing or failed.
 `;
 
 function table(findings: readonly Finding[], kernels: readonly string[]): string {

@@ -2,7 +2,7 @@
 import t, { type Test } from 'tap';
 import { until, type VmNode } from './bed/node.js';
 import { mountNfs, serveNfs } from './fixtures/nfs.js';
-import { note } from './findings.js';
+import { begin, note } from './findings.js';
 import { kernels, onBed, short } from './on-bed.js';
 
 const backMs = 180_000;
@@ -13,6 +13,7 @@ for (const kernel of kernels) {
       const [server, client] = [bed.node(1), bed.node(2)];
       const share = await serveNfs(server);
       for (const version of short ? (['4.2'] as const) : (['4.2', '3'] as const)) {
+        begin(kernel, 'NFS', `Version ${version}`);
         const where = await mountNfs(client, share, version);
         t.match(await client.sh(`grep ' ${where} ' /proc/mounts`), `vers=${version}`);
         await client.sh(`dd if=/dev/urandom of=${where}/v${version} bs=64k count=16 conv=fsync`);
@@ -52,7 +53,7 @@ async function showsNewNames(
   return `new names ${before}, seen after a forced look at the directory`;
 }
 
-t.test('the server crashes and comes back', { skip: short && 'short' }, (t) =>
+t.test('the server crashes and comes back', (t) =>
   onBed(t, { kernel: '6.12', nodes: 2 }, async (bed) => {
     const [server, client] = [bed.node(1), bed.node(2)];
     const share = await serveNfs(server);

@@ -2,13 +2,17 @@
 import t from 'tap';
 import { until } from './bed/node.js';
 import { makeNilfs, mountNilfs, mountPoint, startRecords, unmountNilfs } from './fixtures/nilfs.js';
-import { note } from './findings.js';
+import { begin, note } from './findings.js';
 import { kernels, onBed, short } from './on-bed.js';
+
+const cleaned = 'Snapshots and cleaner';
+const crashed = 'Mounts after a crash, flushed records there';
 
 for (const kernel of kernels) {
   t.test(`${kernel}: a NILFS2 volume`, { skip: short && 'short' }, (t) =>
     onBed(t, { kernel, nodes: 1 }, async (bed) => {
       const node = bed.node(1);
+      begin(kernel, 'NILFS2', cleaned, crashed);
       await makeNilfs(node);
       await mountNilfs(node);
       t.equal((await node.run('pidof nilfs_cleanerd')).status, 0, 'its cleaner runs');
@@ -30,7 +34,7 @@ for (const kernel of kernels) {
       await node.sh('nilfs-clean -S 8/0.1 -p 0 -m 1 /dev/data');
       await until(async () => (await segments()) < before, 60_000, 'nothing is cleaned');
       t.pass('the cleaner gives segments back');
-      note(kernel, 'NILFS2', 'Snapshots and cleaner', 'yes');
+      note(kernel, 'NILFS2', cleaned, 'yes');
 
       await startRecords(node);
       await until(async () => Number((await node.run('cat /tmp/flushed')).stdout) > 5, 60_000, '');
@@ -47,7 +51,7 @@ for (const kernel of kernels) {
         'whole and in order',
       );
       t.equal(await node.sh(`cat ${mountPoint}/file`), 'two');
-      note(kernel, 'NILFS2', 'Mounts after a crash, flushed records there', 'yes');
+      note(kernel, 'NILFS2', crashed, 'yes');
       await unmountNilfs(node);
     }),
   );

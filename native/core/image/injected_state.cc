@@ -84,6 +84,19 @@ void ask_timer_values(Injection& injection, std::vector<PosixTimer>& timers) {
   }
 }
 
+// Kernels before 6.3 do not tell. There all that they know counts: a registration more changes
+// nothing but that calls succeed which would have failed, one less fails calls of the program.
+uint32_t membarrier_registrations(Injection& injection) {
+  const long told = injection.value(SYS_membarrier, {kMembarrierGetRegistrations, 0, 0}, -1);
+  if (told >= 0) return static_cast<uint32_t>(told);
+  constexpr long kRegistrations = MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED |
+                                  MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED |
+                                  MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE |
+                                  MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_RSEQ;
+  const long known = injection.value(SYS_membarrier, {MEMBARRIER_CMD_QUERY, 0, 0});
+  return static_cast<uint32_t>(known & kRegistrations);
+}
+
 }  // namespace
 
 std::optional<HiddenThreadState> inject_thread_state(pid_t host_tid, const Inject& inject) {
@@ -128,8 +141,7 @@ std::optional<HiddenProcessState> inject_process_state(pid_t host_tid, const Inj
   state.dumpable = static_cast<int32_t>(injection.value(SYS_prctl, {PR_GET_DUMPABLE, 0, 0, 0, 0}));
   state.child_subreaper = injection.stored<int32_t>("ask for the child subreaper", SYS_prctl,
                                                     {PR_GET_CHILD_SUBREAPER, kInjectedData}) != 0;
-  state.membarrier =
-      static_cast<uint32_t>(injection.value(SYS_membarrier, {kMembarrierGetRegistrations, 0, 0}));
+  state.membarrier = membarrier_registrations(injection);
   state.deny_write_execute =
       static_cast<uint32_t>(injection.value(SYS_prctl, {kPrGetMdwe, 0, 0, 0, 0}));
   if (injection.gone()) return std::nullopt;

@@ -9,8 +9,10 @@
 
 namespace replpage {
 
+inline constexpr uint64_t kEntryFrame = (1ull << 55) - 1;  // its page frame, or place in swap
 inline constexpr uint64_t kEntrySoftDirty = 1ull << 55;
-inline constexpr uint64_t kEntryFile = 1ull << 61;  // page of a file, or shared anonymous
+inline constexpr uint64_t kEntryExclusive = 1ull << 56;  // mapped once, and no zero page
+inline constexpr uint64_t kEntryFile = 1ull << 61;       // page of a file, or shared anonymous
 inline constexpr uint64_t kEntrySwapped = 1ull << 62;
 inline constexpr uint64_t kEntryPresent = 1ull << 63;
 

@@ -10,6 +10,7 @@
 #include "core/base/sys_error.h"
 #include "core/memory/memory_thread.h"
 #include "core/memory/swap_areas.h"
+#include "core/memory/zero_frames.h"
 
 namespace replpage {
 namespace {
@@ -62,7 +63,7 @@ bool probe() {
     works = false;
   }
   ::munmap(address, kPageSize);
-  return works;
+  return works && ZeroFrames::instance() != nullptr;
 }
 
 }  // namespace
@@ -85,17 +86,16 @@ SoftDirtyTracker::SoftDirtyTracker(pid_t host_pid, UniqueFd pagemap, UniqueFd cl
 void SoftDirtyTracker::look(std::span<const MappingImage> mappings, MemoryView& view) {
   if (first_) {
     clear();  // whatever is written from here on is reported next time
-    read_private(mappings, view);
+    private_ = read_private(mappings, view);
     view.written = view.present;
     first_ = false;
   } else if (all_threads_stopped()) {
-    peek(mappings, view);
+    private_ = read_private(mappings, view);
+    shared_present_ = read_shared(mappings);
     clear();
   } else {
-    view.present = present_;
-    return;
+    view.present = private_.pages();
   }
-  present_ = view.present;
 }
 
 void SoftDirtyTracker::peek(std::span<const MappingImage> mappings, MemoryView& view) {
@@ -103,15 +103,21 @@ void SoftDirtyTracker::peek(std::span<const MappingImage> mappings, MemoryView& 
   read_shared(mappings);
 }
 
-void SoftDirtyTracker::read_private(std::span<const MappingImage> mappings, MemoryView& view) {
+FrameMap SoftDirtyTracker::read_private(std::span<const MappingImage> mappings, MemoryView& view) {
+  FrameMap now;
+  const ZeroFrames* const frames = ZeroFrames::instance();
   for (const MappingImage& mapping : mappings) {
     if (!holds_private_pages(mapping.kind)) continue;
-    read_entries(mapping.range(), [&](std::span<const uint64_t> entries, uint64_t start) {
-      append_matching(entries, start, present_in(mapping), view.present);
+    read_entries(mapping.range(), [&](std::span<uint64_t> entries, uint64_t start) {
+      if (frames != nullptr) frames->leave_out(entries, start);
+      now.add(entries, start, present_in(mapping));
       append_matching(entries, start, written_in(mapping), view.written);
       return true;
     });
   }
+  view.present = now.pages();
+  view.written = unite_ranges(view.written, now.changed_since(private_));
+  return now;
 }
 
 uint64_t SoftDirtyTracker::count(std::span<const MappingImage> mappings, uint64_t limit) {
@@ -139,32 +145,37 @@ PageRanges SoftDirtyTracker::look_shared(const MappingImage& mapping,
   return intersect_ranges(here, parts);
 }
 
-void SoftDirtyTracker::read_shared(std::span<const MappingImage> mappings) {
+PageRanges SoftDirtyTracker::read_shared(std::span<const MappingImage> mappings) {
+  PageRanges mapped, present, written;
   for (const MappingImage& mapping : mappings) {
-    if (mapping.kind == MappingKind::kSharedObject) read_shared(mapping);
+    if (mapping.kind != MappingKind::kSharedObject) continue;
+    append_range(mapped, mapping.range());
+    read_shared(mapping, present, written);
   }
+  const PageRanges unmapped = intersect_ranges(subtract_ranges(shared_present_, present), mapped);
+  shared_written_ = unite_ranges(shared_written_, unite_ranges(written, unmapped));
+  return present;
 }
 
-void SoftDirtyTracker::read_shared(const MappingImage& mapping) {
-  PageRanges written;
+void SoftDirtyTracker::read_shared(const MappingImage& mapping, PageRanges& present,
+                                   PageRanges& written) {
   if (swap_in_use()) {  // a page that was swapped out keeps no bit
     append_range(written, mapping.range());
-    shared_written_ = unite_ranges(shared_written_, written);
     return;
   }
+  constexpr EntryQuery kThere{
+      .any_of = kEntryPresent | kEntrySwapped, .required = 0, .excluded = 0};
+  constexpr EntryQuery kWritten{
+      .any_of = kEntryPresent | kEntrySwapped, .required = kEntrySoftDirty, .excluded = 0};
   read_entries(mapping.range(), [&](std::span<const uint64_t> entries, uint64_t start) {
-    // A page that is not mapped keeps no bit. Where memory is swapped out it may have had one.
-    append_matching(
-        entries, start,
-        {.any_of = kEntryPresent | kEntrySwapped, .required = kEntrySoftDirty, .excluded = 0},
-        written);
+    append_matching(entries, start, kThere, present);
+    append_matching(entries, start, kWritten, written);
     return true;
   });
-  shared_written_ = unite_ranges(shared_written_, written);
 }
 
 void SoftDirtyTracker::read_entries(
-    PageRange range, const std::function<bool(std::span<const uint64_t>, uint64_t)>& visit) {
+    PageRange range, const std::function<bool(std::span<uint64_t>, uint64_t)>& visit) {
   for (uint64_t at = range.start; at < range.end;) {
     const size_t wanted =
         std::min<uint64_t>(entries_.size(), (range.end - at) / kPageSize) * sizeof(uint64_t);
@@ -179,7 +190,13 @@ void SoftDirtyTracker::read_entries(
   }
 }
 
-void SoftDirtyTracker::clear() { clear_soft_dirty(clear_refs_.get(), pid_); }
+void SoftDirtyTracker::clear() {
+  try {
+    clear_soft_dirty(clear_refs_.get(), pid_);
+  } catch (const SysError& error) {
+    if (error.error() != ESRCH) throw;  // gone: then there is nothing to be seen either
+  }
+}
 
 bool SoftDirtyTracker::all_threads_stopped() const {
   const auto threads = numeric_entries("/proc/" + std::to_string(pid_) + "/task");

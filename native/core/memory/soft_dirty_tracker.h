@@ -2,7 +2,12 @@
 // asynchronous write-protect and for processes that use userfaultfd themselves.
 //
 // New mappings, and whatever replaces one, are soft-dirty as a whole (VM_SOFTDIRTY); discarded
-// pages show as present at the last look and absent now. Reading and clearing are two steps, so
+// pages show as present at the last look and absent now, also where the program has read them since
+// and sees a zero page, which is not soft-dirty. mremap(2) moves whole page tables (2 MiB, at
+// addresses congruent to that) without marking a page: those show by their frames, unless a page
+// came into the very frame that another of the same address had left. Pages of shared mappings lose
+// their bit when they are unmapped: those that were there at the last look and are not now count as
+// written. Reading and clearing are two steps, so
 // bits are cleared only while every thread is stopped; in a running process a look finds nothing
 // new, except for the first, which clears before it reads and reports everything.
 #pragma once
@@ -12,6 +17,7 @@
 
 #include "core/base/unique_fd.h"
 #include "core/memory/dirty_tracker.h"
+#include "core/memory/frame_map.h"
 #include "core/memory/pagemap_entries.h"
 
 namespace replpage {
@@ -19,7 +25,8 @@ namespace replpage {
 class SoftDirtyTracker : public DirtyTracker {
  public:
   // Whether this kernel keeps soft-dirty bits; tried on a page of our own, once. Writing to
-  // clear_refs proves nothing: it succeeds on kernels without them.
+  // clear_refs proves nothing: it succeeds on kernels without them. Zero pages must be told, too
+  // (zero_frames.h).
   static bool supported();
 
   // `tid` shows the process's memory (memory_thread.h). Throws SysError.
@@ -37,10 +44,11 @@ class SoftDirtyTracker : public DirtyTracker {
  private:
   // Entries of the range, handed over in pieces; stops when `visit` returns false.
   void read_entries(PageRange range,
-                    const std::function<bool(std::span<const uint64_t>, uint64_t)>& visit);
-  void read_private(std::span<const MappingImage> mappings, MemoryView& view);
-  void read_shared(std::span<const MappingImage> mappings);
-  void read_shared(const MappingImage& mapping);
+                    const std::function<bool(std::span<uint64_t>, uint64_t)>& visit);
+  // Gives the pages that are there.
+  FrameMap read_private(std::span<const MappingImage> mappings, MemoryView& view);
+  PageRanges read_shared(std::span<const MappingImage> mappings);
+  void read_shared(const MappingImage& mapping, PageRanges& present, PageRanges& written);
   void clear();
   [[nodiscard]] bool all_threads_stopped() const;
 
@@ -48,7 +56,8 @@ class SoftDirtyTracker : public DirtyTracker {
   UniqueFd pagemap_;
   UniqueFd clear_refs_;
   bool first_ = true;
-  PageRanges present_;         // at the last look
+  FrameMap private_;           // at the last look
+  PageRanges shared_present_;  // at the last look
   PageRanges shared_written_;  // addresses in shared mappings, not asked for yet
   std::vector<uint64_t> entries_;
 };

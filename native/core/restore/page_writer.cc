@@ -18,9 +18,13 @@ constexpr uint64_t kZeroBytes = 1u << 20;
 
 alignas(4096) uint8_t zero_bytes[kZeroBytes];
 
-// The primary's very memory on the same machine, which the replica must not write.
-bool is_shared_with_primary(MappingKind kind) {
-  return kind == MappingKind::kFileShared || kind == MappingKind::kSysvShared;
+// Memory that no page of one process belongs to. The primary's very memory on the same machine,
+// which the replica must not write; and objects of the group, whose content comes in runs of their
+// own: a page for where one of them is mapped was copied earlier in the epoch, before the program
+// put the object in the place of private memory.
+bool is_shared(MappingKind kind) {
+  return kind == MappingKind::kFileShared || kind == MappingKind::kSysvShared ||
+         kind == MappingKind::kSharedObject;
 }
 
 // Copies by /proc/PID/mem, which may write what the process itself may not.
@@ -58,7 +62,7 @@ void PageWriter::write(std::span<const PageRun> runs) {
 
 void PageWriter::piece(const PageRun& run, uint64_t start, uint64_t end, Region& region) {
   const MappingKind kind = region.image.kind;
-  if (is_shared_with_primary(kind)) return;
+  if (is_shared(kind)) return;
   const bool copied = kind == MappingKind::kFilePrivate || kind == MappingKind::kMemfdPrivate;
   switch (run.kind) {
     case PageRunKind::kData:
@@ -66,7 +70,7 @@ void PageWriter::piece(const PageRun& run, uint64_t start, uint64_t end, Region&
       data(start, staged_.data(run.data_offset + (start - run.address), end - start), region);
       break;
     case PageRunKind::kZero:
-      if (copied || kind == MappingKind::kSharedObject) {
+      if (copied) {
         region.written = true;
         zeros(start, end, region);
       } else if (region.written) {

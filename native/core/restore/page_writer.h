@@ -16,9 +16,8 @@ class PageWriter {
  public:
   PageWriter(StubProcess& process, StagedPages& staged) : process_(process), staged_(staged) {}
 
-  // Applies runs of this process that ascend and do not overlap. What lies outside its mappings is
-  // left out: it was unmapped later in the epoch. So is memory that the primary shares with the
-  // replica (shared file mappings, SysV segments of the same machine). Throws SysError.
+  // Applies runs of this process that ascend and do not overlap. What lies outside its mappings, or
+  // in shared ones, is left out: it was unmapped or replaced later in the epoch. Throws SysError.
   void write(std::span<const PageRun> runs);
 
  private:

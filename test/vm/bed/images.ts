@@ -123,7 +123,7 @@ async function transpileTests(out: string): Promise<void> {
   const { transpile } = (await import(script)) as {
     transpile: (folders: readonly string[], out: string) => Promise<void>;
   };
-  await transpile(['test/e2e', 'test/support', 'src/api', 'src/base', 'test/vm/inside'], out);
+  await transpile(['test/e2e', 'test/support', 'src/api', 'src/base', 'src/cli'], out);
 }
 
 async function makeProject(folder: string, tests: string): Promise<void> {
