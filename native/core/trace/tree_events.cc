@@ -355,6 +355,12 @@ void TraceTree::Implementation::handle_exit_stop(TracedThread& thread) {
     ptrace_set_registers(tid, injection->registers);
     ptrace_set_signal_mask(tid, injection->signal_mask);
   }
+  // A thread that it made and that has not shown itself yet lives on after it.
+  std::vector<pid_t> made;
+  for (const auto& [child, maker] : announced) {
+    if (maker == tid && is_thread_of(pid, child)) made.push_back(child);
+  }
+  for (const pid_t child : made) admit(child);
   // No signal can be lost here any more, so the stop may be taken away from waitid.
   ExitDecision decision = ExitDecision::kRelease;
   if (!detaching && !unheld.contains(pid)) {
