@@ -262,6 +262,8 @@ TEST(shared_pages_that_were_not_copied_in_time_are_copied_next_time) {
   ProcessImage image;
   image.mappings = f.victim.map();
   CHECK_EQUAL(f.memory->count_dirty(image.mappings, 1000) > 0, true);
+  ModelReplica other;
+  f.memory->copy_changed(image.mappings, other);  // each round looks at private memory first
   RefusingSink refusing;
   bool failed = false;
   try {

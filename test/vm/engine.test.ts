@@ -12,7 +12,7 @@ import { kernels, onBed, short } from './on-bed.js';
 
 const slowness = 20;
 const hourMs = 3_600_000;
-const usualVictims = ['signal count', 'memory model', 'pipes', 'family'];
+const usualVictims = ['memory model', 'signal count', 'pipes', 'family'];
 /** Native tests of following memory, by parts of their names. */
 const ofMemory = 'discard mapping copied copy heap stack round walk shared_pages';
 const victims = process.env['REPLPAGE_VM_VICTIMS']?.split(',') ?? usualVictims;

@@ -1,7 +1,7 @@
 /** What goes wrong with the bed itself: clear words, and nothing left behind. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t, { type Test } from 'tap';
@@ -17,8 +17,34 @@ import { short } from './on-bed.js';
 const startMs = 120_000;
 const kernel = '6.12';
 
+const program = [process.execPath, path.join(root, 'scripts/vm.mjs')] as const;
+
 function tool(...args: string[]): ChildProcess {
-  return spawn(process.execPath, [path.join(root, 'scripts/vm.mjs'), ...args], { stdio: 'ignore' });
+  return spawn(program[0], [program[1], ...args], { stdio: 'ignore' });
+}
+
+/** Runs a command line; gives its exit status and what it said on standard error. */
+async function said(
+  words: readonly string[],
+  env: Readonly<Record<string, string>>,
+): Promise<{ readonly status: number | null; readonly text: string }> {
+  const [command = '', ...args] = words;
+  const stdio = ['ignore', 'ignore', 'pipe'] as const;
+  const child = spawn(command, args, { stdio: [...stdio], env: { ...process.env, ...env } });
+  let text = '';
+  child.stderr?.on('data', (chunk: Buffer) => (text += chunk.toString()));
+  const [status] = (await once(child, 'close')) as [number | null];
+  return { status, text };
+}
+
+/** A cache of its own, which must be as empty afterwards as before: nothing half made stays. */
+async function withEmptyCache(t: Test, body: (folder: string) => Promise<void>): Promise<void> {
+  const folder = mkdtempSync(path.join(tmpdir(), 'replpage-vm-cache-'));
+  await body(folder);
+  const files = readdirSync(folder, { recursive: true, encoding: 'utf8' });
+  const left = files.filter((name) => /(^|\/)\.new-|\.deb$|\.img$|vmlinux$/.test(name));
+  t.same(left, [], 'nothing half made is left');
+  rmSync(folder, { recursive: true });
 }
 
 /** Starts `up` in a process of its own; gives it as soon as its node's QEMU runs. */
@@ -75,16 +101,43 @@ t.test('a kernel that does not exist', async (t) => {
   isGone(t, name);
 });
 
+t.test('no network to the package registry', (t) =>
+  withEmptyCache(t, async (folder) => {
+    const config = path.join(folder, 'apt.conf');
+    // Nobody listens there.
+    const proxies = ['http', 'https'].map(
+      (each) => `Acquire::${each}::Proxy "http://127.0.0.1:9";`,
+    );
+    writeFileSync(config, `${proxies.join('\n')}\n`);
+    const env = { REPLPAGE_VM_CACHE: folder, APT_CONFIG: config };
+    const { status, text } = await said([...program, 'prepare', `--kernel=${kernel}`], env);
+    t.equal(status, 1);
+    t.match(text, /packages could not be downloaded \(is there a network\?\): .*linux-image/);
+  }),
+);
+
 t.test('a node that never answers', { skip: short && 'short' }, async (t) => {
   const name = `mute-${process.pid}`;
   // Too little memory to unpack the initial RAM disk: the kernel gives up, and says so.
-  const failed = Bed.up({ kernel, nodes: 1, name, cold: true, memoryMiB: 72 });
-  await t.rejects(failed, { message: /n1: .*\nits console ends: [^]*\w{4}/ });
+  const failed = Bed.up({ kernel, nodes: 1, name, cold: true, memoryMiB: 64 });
+  await t.rejects(
+    failed.then((bed) => bed.down()),
+    { message: /n1: .*\nits console ends: [^]*\w{4}/ },
+  );
   isGone(t, name);
 });
 
 t.test('too many nodes, and no room', async (t) => {
   await t.rejects(Bed.up({ kernel, nodes: 10 }), { message: /1 to 9 nodes/ });
+  await withEmptyCache(t, async (folder) => {
+    // A file system of 8 MiB that only the tool sees.
+    const script = 'mount -t tmpfs -o size=8m tmpfs "$1" && shift && exec "$@"';
+    const inside = ['unshare', '--mount', 'sh', '-c', script, 'sh', folder];
+    const words = [...inside, ...program, 'prepare', `--kernel=${kernel}`];
+    const { status, text } = await said(words, { REPLPAGE_VM_CACHE: folder });
+    t.equal(status, 1);
+    t.match(text, /\d MiB free, \d+ MiB are needed: make room, or name another folder/);
+  });
   const folder = path.join(tmpdir(), `replpage-vm-room-${process.pid}`);
   t.throws(() => requireRoom(folder, 2 ** 60), { message: /MiB free.*REPLPAGE_VM_CACHE/ });
   rmSync(folder, { recursive: true });

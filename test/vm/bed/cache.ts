@@ -13,7 +13,7 @@ import { identify } from './processes.js';
 /** Of each kind, that many entries stay, the latest used ones. */
 const kept = 4;
 /** A kernel, its modules, the system and a saved state take about a third of this. */
-const bytesNeeded = 2 << 30;
+const bytesNeeded = 2 * 2 ** 30;
 
 export function cacheFolder(): string {
   const named = process.env['REPLPAGE_VM_CACHE'];
