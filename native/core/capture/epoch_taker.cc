@@ -156,10 +156,10 @@ std::string EpochTaker::stop_and_copy(GroupImage& image, CopyRound& round, uint6
     // Nobody saw what was executed while nobody was attached.
     if (!context_.options.attach_always) check_owner(context_.options, *context_.tree);
     // A process forked since the pre-copy may have no tracker yet; an epoch without its memory
-    // would be none.
-    capture.admit_new();
+    // would be none. Nor is anything of its state known that only it can tell.
+    const bool admitted = capture.admit_new();
     image = capture.capture_state({.slow_state = slow_state_due(),
-                                   .inject = false,
+                                   .inject = admitted,
                                    .with_content = true,
                                    .refusals = &refusals,
                                    .unseen_ends = !context_.options.attach_always});

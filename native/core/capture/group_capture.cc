@@ -179,6 +179,7 @@ std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
   auto mappings = known ? std::optional(*known) : read_mappings(process.pid, previous, detail);
   if (!mappings) return std::nullopt;
   image->mappings = std::move(*mappings);
+  member.asked |= detail.inject;
   return image;
 }
 

@@ -119,6 +119,7 @@ class GroupCapture {
     std::unique_ptr<MemoryCapture> memory;
     uint64_t tracked_pages = 0;  // size of the address space when its mappings were tracked
     std::optional<ProcessImage> last;
+    bool asked = false;  // it was captured with injection
     std::shared_ptr<const std::vector<MappingImage>> last_mappings;  // of begin_last_look()
   };
 

@@ -150,7 +150,7 @@ bool GroupCapture::admit_new() {
     if (!is_new(process)) continue;
     Member* const member = known_member(process);
     if (member == nullptr) continue;
-    member->last.reset();  // all of its state is read once more, with injection
+    if (!member->asked) member->last.reset();  // all of its state is to be asked for
     admit(*member, process.threads.begin()->first);
     admitted = true;
   }

@@ -22,7 +22,7 @@ class KernelReader {
  public:
   // The daemon's reader, made at the first call (about 100 ms), so before anything is frozen. Null
   // where the kernel does not allow or know it: no BTF, no bpf_task_from_pid, lockdown, a PID
-  // namespace of our own. Any thread.
+  // namespace of our own, REPLPAGE_KERNEL_READER=off in the environment. Any thread.
   static KernelReader* instance();
   ~KernelReader();
 
