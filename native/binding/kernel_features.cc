@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "binding/kernel_features.h"
+#include "core/image/kernel_reader.h"
 #include "core/memory/soft_dirty_tracker.h"
 #include "core/memory/write_protect_uffd.h"
 
@@ -18,6 +19,7 @@ Napi::Value probe_kernel(const Napi::CallbackInfo& info) {
   features.Set("release", static_cast<const char*>(name.release));
   features.Set("uffdWp", WriteProtectUffd::supported());
   features.Set("softDirty", SoftDirtyTracker::supported());
+  features.Set("kernelReader", KernelReader::instance() != nullptr);
   for (const KernelFeature& feature : probe_kernel_features()) {
     std::visit([&](const auto& value) { features.Set(feature.name, value); }, feature.value);
   }

@@ -72,8 +72,13 @@ const features: Readonly<Record<string, Feature>> = {
     meaning: 'reads where a thread registered its restartable sequences; needed',
     impossible: (value) => value === false,
   },
-  bpf: { meaning: 'with btf: reads kernel state without running anything in the primary' },
-  btf: { meaning: 'the kernel describes its own structures; see bpf' },
+  kernelReader: {
+    meaning:
+      'reads by bpf what else only the process itself can tell; without it that is asked for ' +
+      'once a second, and what changed since then is lost by a kill',
+  },
+  bpf: { meaning: 'with btf and a kernel that lets us find a task: see kernelReader' },
+  btf: { meaning: 'the kernel describes its own structures; see kernelReader' },
   damonInUse: { meaning: 'a kdamond runs that is not ours: its interface is left alone' },
   tcpRepair: { meaning: 'moves established connections to another machine; not needed on one' },
   idleBitmap: { meaning: 'tells which pages were touched; not needed on one machine' },

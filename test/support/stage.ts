@@ -10,7 +10,12 @@ import { request, type IncomingMessage } from 'node:http';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { ApiClient } from '../../src/api/client.js';
-import { protectDefaults, type GroupStatus, type StatusReport } from '../../src/api/schema.js';
+import {
+  protectDefaults,
+  type GroupStatus,
+  type KernelReport,
+  type StatusReport,
+} from '../../src/api/schema.js';
 import { toRequest } from '../../src/cli/protect-options.js';
 import { endProcessesOf, isRunning, processesOf, sendSignal } from './processes.js';
 import { cliPath } from './repository.js';
@@ -210,6 +215,11 @@ export class Stage {
     const args = ['protect', String(pid), ...own];
     const { group } = await this.json<{ group: GroupStatus }>(...args);
     return group;
+  }
+
+  /** What the daemon found of the kernel. */
+  kernel(): Promise<KernelReport> {
+    return this.#client.kernel();
   }
 
   async #protectDirectly(pid: number, flags: readonly string[]): Promise<GroupStatus> {

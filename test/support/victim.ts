@@ -25,8 +25,8 @@ export interface VictimEntry {
   readonly orRefused?: string;
   /** A refused one that may be replicated where that is supported. */
   readonly orSurvives?: boolean;
-  /** Open: what fails. Skipped with this reason unless asked for by name. */
-  readonly open?: string;
+  /** Of the kernel's features (`replpage doctor`); skipped without it. */
+  readonly needs?: 'kernelReader';
 }
 
 export interface VictimState {

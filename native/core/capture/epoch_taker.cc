@@ -9,6 +9,7 @@
 #include "core/capture/not_this_time.h"
 #include "core/capture/owner_rights.h"
 #include "core/image/image_counts.h"
+#include "core/image/kernel_reader.h"
 
 namespace replpage {
 namespace {
@@ -158,8 +159,9 @@ std::string EpochTaker::stop_and_copy(GroupImage& image, CopyRound& round, uint6
     // A process forked since the pre-copy may have no tracker yet; an epoch without its memory
     // would be none. Nor is anything of its state known that only it can tell.
     const bool admitted = capture.admit_new();
-    image = capture.capture_state({.slow_state = slow_state_due(),
-                                   .inject = admitted,
+    const bool slow = slow_state_due();
+    image = capture.capture_state({.slow_state = slow,
+                                   .inject = admitted || (slow && !KernelReader::instance()),
                                    .with_content = true,
                                    .refusals = &refusals,
                                    .unseen_ends = !context_.options.attach_always});
