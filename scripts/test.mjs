@@ -95,7 +95,7 @@ function vm() {
 
 const vmShortMs = 20 * 60_000;
 
-/** What continuous integration runs: a machine that cannot run virtual machines skips it. */
+/** A part of five minutes, for continuous integration: skipped where virtual machines cannot run. */
 function vmShort() {
   const skipped = (why) => {
     console.log(`# vm-short is skipped: ${why}`);
