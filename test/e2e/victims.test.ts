@@ -75,8 +75,8 @@ async function runVictims(t: Test, name: string, names?: readonly string[]): Pro
   for (const entry of await readVictims()) {
     if (names && !names.includes(entry.name)) continue;
     const title = entry.refused ? `${entry.name}: is refused` : `${entry.name}: ${entry.covers}`;
-    const missing = entry.needs && kernel[entry.needs] !== true;
-    await t.test(title, { skip: missing && `this kernel has no ${entry.needs}` }, async (t) => {
+    const lacks = entry.needs !== undefined && kernel[entry.needs] !== true;
+    await t.test(title, { skip: lacks && `this kernel has no ${entry.needs}` }, async (t) => {
       const victim = await Victim.start(stage, entry.program, entry.arguments);
       if (typeof victim === 'string') {
         t.comment(victim);
