@@ -66,6 +66,8 @@ export class Group {
   #diedMs: number | undefined;
   readonly #pauseUs = new QuantileWindow(pauseSamples);
   readonly #closing = new AbortController();
+  /** Ends the wait for the next epoch, which may be a minute away. */
+  #nap = new AbortController();
   /** Stops and starts of native groups, one after the other. */
   #lifecycle: Promise<void> = Promise.resolve();
   readonly #firstStart = deferred<StartReport>();
@@ -136,6 +138,7 @@ export class Group {
   /** The daemon ends: lets the process go and leaves the group's record as it is. */
   async shutdown(): Promise<void> {
     this.#closing.abort();
+    this.#nap.abort();
     await this.#enqueue(() => this.#stopNative());
   }
 
@@ -157,7 +160,9 @@ export class Group {
     const { group, effects } = step(this.#core, event);
     this.#core = group;
     for (const effect of effects) this.#carryOut(effect);
-    if (isOver(group.phase.kind)) this.#settleWaiters();
+    if (!isOver(group.phase.kind)) return;
+    this.#nap.abort();
+    this.#settleWaiters();
   }
 
   #carryOut(effect: GroupEffect): void {
@@ -294,11 +299,13 @@ export class Group {
   /** One epoch after the other, at the pace that their cost allows, until the group moves on. */
   async #takeEpochs(native: NativeGroup, generation: number): Promise<void> {
     const { clock } = this.#host;
+    this.#nap.abort(); // of the generation before
     let startedMs = clock.nowMs();
     let errors = 0;
     let failingSinceMs = 0;
-    for (;;) {
-      await clock.sleep(startedMs + this.#pace.intervalMs - clock.nowMs(), this.#closing.signal);
+    while (!this.#closing.signal.aborted) {
+      this.#nap = new AbortController();
+      await clock.sleep(startedMs + this.#pace.intervalMs - clock.nowMs(), this.#nap.signal);
       if (this.#closing.signal.aborted || !this.#isTakingEpochs(generation)) return;
       const elapsedMs = clock.nowMs() - startedMs;
       startedMs = clock.nowMs();

@@ -316,3 +316,15 @@ t.test('the daemon lets go of all when it ends, and takes them up again', { skip
     await victim.waitForRounds(50);
   }),
 );
+
+t.test('the daemon ends at once after a group whose next epoch was far away', { skip }, (t) =>
+  onStage(t, 'far-away', async (stage) => {
+    await stage.startDaemon();
+    const victim = await startVictim(stage, 'signal_count', '500');
+    await stage.protect(victim.pid, 'main', '--epoch', '50s');
+    await stage.unprotect('main');
+    const start = performance.now();
+    t.equal(await stage.stopDaemon(), 0);
+    t.ok(performance.now() - start < 15_000, 'it does not wait for the epoch');
+  }),
+);
