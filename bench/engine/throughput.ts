@@ -63,6 +63,7 @@ async function settle(stage: Stage): Promise<void> {
     last = interval.ms;
     if (epochs > settledEpochs && ratio < settledRatio && ratio > 1 / settledRatio) return;
   }
+  throw new Error(`the epoch interval does not settle within ${settleMsMax / 1000} s`);
 }
 
 export async function measureThroughput(

@@ -72,16 +72,19 @@ void StandbyReplica::get_ready() {
   replica_->get_ready(*image_);
 }
 
+void StandbyReplica::keep_handed_of(uint64_t epoch) {
+  if (epoch == handed_epoch_) return;
+  handed_.clear();
+  sources_.clear();
+  handed_epoch_ = epoch;
+}
+
 void StandbyReplica::take_descriptors(const DescriptorsMessage& message,
                                       std::vector<UniqueFd> descriptors) {
   if (descriptors.size() != message.positions.size() + message.memory_pids.size()) {
     throw FormatError("kDescriptors has another number of descriptors than it says");
   }
-  if (message.epoch != handed_epoch_) {
-    handed_.clear();
-    sources_.clear();
-    handed_epoch_ = message.epoch;
-  }
+  keep_handed_of(message.epoch);
   size_t at = 0;
   for (const uint32_t position : message.positions) {
     handed_.emplace_back(position, std::move(descriptors[at++]));
@@ -107,8 +110,7 @@ void StandbyReplica::bring_to(const PromoteMessage& message) {
   reshape(std::move(*last_state_));
   last_state_.reset();
   if (message.runs.length != 0) {
-    staged_.push_back(staging_.read<PageRunList>(message.runs));
-    write_staged();
+    replica_->write(staging_.read<PageRunList>(message.runs).runs, staging_);
   }
   epoch_ = message.epoch;
 }
@@ -120,7 +122,7 @@ PromotionOrder StandbyReplica::prepare(const PromoteMessage& message) {
   order.input.exact = message.exact;
   order.input.keep_files = message.keep_files;
   order.input.handed.resize(image_->open_files.size());
-  if (handed_epoch_ != message.epoch) handed_.clear();
+  keep_handed_of(message.epoch);
   for (auto& [position, descriptor] : handed_) {
     if (position >= order.input.handed.size()) throw FormatError("descriptor of no open file");
     order.input.handed[position] = std::move(descriptor);

@@ -47,6 +47,8 @@ class StandbyReplica {
   GroupImage read_image(const StagedBytes& where, uint64_t epoch);
   void reshape(GroupImage image);
   void bring_to(const PromoteMessage& message);
+  // Drops what was handed over for another epoch.
+  void keep_handed_of(uint64_t epoch);
   void write_staged();
 
   StagingReader& staging_;
