@@ -9,82 +9,15 @@
 
 #include "core/base/sys_error.h"
 #include "core/memory/uffd_wp_tracker.h"
-#include "test/memory_victim.h"
-#include "test/test.h"
+#include "test/memory_fixture.h"
 
 namespace replpage {
 namespace {
 
-using testing::MemoryVictim;
-using testing::ModelReplica;
-
-// Used inside the victim only.
-char* area = nullptr;
-constexpr size_t kAreaPages = 2048;
-
-uint64_t make_area(uint64_t pages) {
-  constexpr uint64_t kHuge = 2u << 20;
-  const uint64_t bytes = pages * kPageSize;
-  auto* at = static_cast<char*>(::mmap(nullptr, bytes + 2 * kHuge, PROT_NONE,
-                                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-  const auto aligned = (reinterpret_cast<uint64_t>(at) + kHuge - 1) & ~(kHuge - 1);
-  ::munmap(at, bytes + 2 * kHuge);
-  area = static_cast<char*>(::mmap(reinterpret_cast<void*>(aligned), bytes, PROT_READ | PROT_WRITE,
-                                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
-  ::madvise(area, bytes, MADV_NOHUGEPAGE);
-  return reinterpret_cast<uint64_t>(area);
-}
-
-uint64_t fill(uint64_t seed) {
-  for (size_t i = 0; i < kAreaPages; ++i) {
-    std::memset(area + i * kPageSize, static_cast<int>(seed + i) | 1, kPageSize);
-  }
-  return 0;
-}
-
-struct Fixture {
-  Fixture() {
-    const TrackerKind tracker = testing::usual_tracker();
-    address = victim.run(make_area, kAreaPages);
-    victim.run(fill, 1);
-    memory = MemoryCapture::create(victim.pid(), 7, tracker, victim.injector());
-    round();
-    // Reading gives the victim frames of its own for what it shares with its parent: those pages
-    // count once more.
-    if (tracker == TrackerKind::kSoftDirty) round();
-  }
-
-  CopyRound round() {
-    const testing::Pause pause(victim, *memory);
-    const auto mappings = victim.map();
-    replica.shape(mappings);
-    memory->track(mappings);
-    const CopyRound result = memory->copy_changed(mappings, replica);
-    const std::string difference = replica.difference(victim.pid(), mappings);
-    if (!difference.empty()) testing::note(difference);
-    CHECK_EQUAL(difference, std::string());
-    CHECK(!result.process_gone);
-    return result;
-  }
-  // Lets the victim act, then looks. The victim's own stack, heap and command loop cost a few
-  // pages.
-  CopyRound after(uint64_t (*function)(uint64_t), uint64_t argument = 0) {
-    victim.run(function, argument);
-    return round();
-  }
-
-  MemoryVictim victim;
-  ModelReplica replica;
-  std::unique_ptr<MemoryCapture> memory;
-  uint64_t address = 0;
-};
-
-constexpr uint64_t kOwnPages = 12;
-
-bool soft_dirty(const Fixture& f) { return f.memory->tracker() == TrackerKind::kSoftDirty; }
+using namespace testing;  // NOLINT
 
 TEST(a_first_round_copies_everything_and_the_next_nothing) {
-  Fixture f;
+  MemoryFixture f;
   CHECK(f.replica.pages() >= kAreaPages);
   const CopyRound second = f.round();
   CHECK(second.data_pages <= kOwnPages);
@@ -92,7 +25,7 @@ TEST(a_first_round_copies_everything_and_the_next_nothing) {
 }
 
 TEST(written_pages_are_copied_and_no_others) {
-  Fixture f;
+  MemoryFixture f;
   const CopyRound round = f.after([](uint64_t) -> uint64_t {
     for (size_t i = 0; i < 100; ++i) area[i * 2 * kPageSize] = 77;
     return 0;
@@ -102,7 +35,7 @@ TEST(written_pages_are_copied_and_no_others) {
 }
 
 TEST(zeroed_pages_travel_without_content) {
-  Fixture f;
+  MemoryFixture f;
   const CopyRound round = f.after([](uint64_t) -> uint64_t {
     std::memset(area, 0, 64 * kPageSize);
     return 0;
@@ -112,7 +45,7 @@ TEST(zeroed_pages_travel_without_content) {
 }
 
 TEST(discarded_anonymous_pages_become_absent) {
-  Fixture f;
+  MemoryFixture f;
   const CopyRound few = f.after([](uint64_t) -> uint64_t {
     ::madvise(area + 5 * kPageSize, 3 * kPageSize, MADV_DONTNEED);
     return 0;
@@ -133,7 +66,7 @@ TEST(discarded_anonymous_pages_become_absent) {
 }
 
 TEST(pages_discarded_lazily_become_absent) {
-  Fixture f;
+  MemoryFixture f;
   f.after([](uint64_t) -> uint64_t {
     ::madvise(area, 64 * kPageSize, MADV_FREE);
     return 0;
@@ -147,7 +80,7 @@ TEST(pages_discarded_lazily_become_absent) {
 }
 
 TEST(a_discarded_private_file_page_is_the_files_again) {
-  Fixture f;
+  MemoryFixture f;
   const auto map_file = [](uint64_t) -> uint64_t {
     char name[] = "/tmp/memory-test-XXXXXX";
     const int fd = ::mkstemp(name);
@@ -192,7 +125,7 @@ TEST(a_discarded_private_file_page_is_the_files_again) {
 }
 
 TEST(a_mapping_put_in_the_place_of_another_is_copied_whole) {
-  Fixture f;
+  MemoryFixture f;
   const CopyRound round = f.after([](uint64_t) -> uint64_t {
     ::mmap(area + (1u << 20), 1u << 20, PROT_READ | PROT_WRITE,
            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
@@ -206,7 +139,7 @@ TEST(a_mapping_put_in_the_place_of_another_is_copied_whole) {
 }
 
 TEST(moved_grown_and_shrunk_mappings_are_followed) {
-  Fixture f;
+  MemoryFixture f;
   f.after([](uint64_t) -> uint64_t {  // moved to a fresh place
     void* to = ::mmap(nullptr, 4u << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     area =
@@ -238,7 +171,7 @@ TEST(moved_grown_and_shrunk_mappings_are_followed) {
 }
 
 TEST(the_heap_is_followed_as_it_grows_and_shrinks) {
-  Fixture f;
+  MemoryFixture f;
   for (int i = 0; i < 3; ++i) {
     f.after([](uint64_t) -> uint64_t {
       char* from = static_cast<char*>(::sbrk(3u << 20));
@@ -265,14 +198,14 @@ uint64_t use_stack(uint64_t depth) {
 }
 
 TEST(a_growing_stack_is_followed) {
-  Fixture f;
+  MemoryFixture f;
   const CopyRound round = f.after(use_stack, 100);
   CHECK(round.data_pages + round.zero_pages >= 100);
   f.after(use_stack, 400);
 }
 
 TEST(pages_without_read_permission_are_copied_too) {
-  Fixture f;
+  MemoryFixture f;
   const CopyRound round = f.after([](uint64_t) -> uint64_t {
     std::memset(area, 33, 16 * kPageSize);
     ::mprotect(area, 8 * kPageSize, PROT_NONE);
@@ -288,7 +221,7 @@ TEST(pages_without_read_permission_are_copied_too) {
 }
 
 TEST(huge_pages_are_copied_and_followed) {
-  Fixture f;
+  MemoryFixture f;
   f.after([](uint64_t) -> uint64_t {
     make_area(4096);
     ::madvise(area, 16u << 20, MADV_HUGEPAGE);
@@ -308,7 +241,7 @@ TEST(huge_pages_are_copied_and_followed) {
 }
 
 TEST(a_forked_child_does_not_disturb_tracking) {
-  Fixture f;
+  MemoryFixture f;
   f.after([](uint64_t) -> uint64_t {
     const pid_t child = ::fork();
     if (child == 0) {
@@ -324,7 +257,7 @@ TEST(a_forked_child_does_not_disturb_tracking) {
 }
 
 TEST(writes_by_the_kernel_are_seen) {
-  Fixture f;
+  MemoryFixture f;
   const CopyRound round = f.after([](uint64_t) -> uint64_t {
     int ends[2];
     if (::pipe(ends) != 0 || ::write(ends[1], "kernel", 6) != 6) return 1;
@@ -337,7 +270,7 @@ TEST(writes_by_the_kernel_are_seen) {
 }
 
 TEST(rounds_beside_a_running_program_and_one_at_rest_leave_nothing_behind) {
-  Fixture f;
+  MemoryFixture f;
   for (int repeat = 0; repeat < 10; ++repeat) {
     f.victim.start(
         [](uint64_t seed) -> uint64_t {
@@ -364,174 +297,6 @@ TEST(rounds_beside_a_running_program_and_one_at_rest_leave_nothing_behind) {
   }
 }
 
-TEST(a_random_walk_through_memory_calls_is_followed) {
-  Fixture f;
-  f.victim.run(make_area, kAreaPages);
-  for (uint64_t seed = 1; seed <= 150; ++seed) {
-    f.after(
-        [](uint64_t start) -> uint64_t {
-          uint64_t state = start * 0x9E3779B97F4A7C15u;
-          const auto random = [&state](uint64_t bound) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            return state % bound;
-          };
-          for (int i = 0; i < 12; ++i) {
-            const uint64_t first = random(kAreaPages);
-            const uint64_t bytes = (1 + random(kAreaPages - first)) * kPageSize;
-            char* at = area + first * kPageSize;
-            const auto remap = [&](int protection) {
-              ::mmap(at, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-            };
-            switch (random(9)) {
-              case 0:
-                ::madvise(at, bytes, MADV_DONTNEED);
-                break;
-              case 1:
-                remap(PROT_READ | PROT_WRITE);
-                break;
-              case 2:
-                ::munmap(at, bytes);
-                remap(PROT_READ | PROT_WRITE);
-                break;
-              case 3:
-                ::madvise(at, bytes, random(2) ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-                break;
-              case 4:
-                ::madvise(at, bytes, MADV_FREE);
-                break;
-              case 5: {
-                const uint64_t other = random(kAreaPages - bytes / kPageSize + 1);
-                char* spare = static_cast<char*>(::mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                                                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-                spare[random(bytes)] = 1;
-                ::mremap(spare, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED,
-                         area + other * kPageSize);
-                break;
-              }
-              default:
-                for (int n = 0; n < 40; ++n) at[random(bytes)] = static_cast<char>(1 + random(255));
-            }
-          }
-          return 0;
-        },
-        seed);
-  }
-}
-
-// Nearly full memory of some size is looked at in another way.
-TEST(dense_memory_is_followed_through_writes_discards_and_replacement) {
-  Fixture f;
-  constexpr uint64_t kDensePages = 18432;  // 72 MiB
-  f.victim.run(
-      [](uint64_t pages) -> uint64_t {
-        make_area(pages);
-        std::memset(area, 1, pages * kPageSize);
-        ::madvise(area + 100 * kPageSize, 50 * kPageSize, MADV_DONTNEED);
-        return 0;
-      },
-      kDensePages);
-  f.round();
-  f.round();
-  CHECK(f.round().data_pages <= kOwnPages);
-  for (uint64_t seed = 1; seed <= 40; ++seed) {
-    const CopyRound round = f.after(
-        [](uint64_t start) -> uint64_t {
-          uint64_t state = start * 0x9E3779B97F4A7C15u;
-          const auto random = [&state](uint64_t bound) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            return state % bound;
-          };
-          for (int i = 0; i < 500; ++i)
-            area[random(kDensePages) * kPageSize] = static_cast<char>(i);
-          for (int i = 0; i < 5; ++i) {
-            char* at = area + random(kDensePages - 2000) * kPageSize;
-            ::madvise(at, (1 + random(20)) * kPageSize, MADV_DONTNEED);
-            if (random(2) != 0) at[random(20) * kPageSize] = 7;
-          }
-          char* at = area + random(kDensePages - 2000) * kPageSize;
-          const uint64_t bytes = (1 + random(1999)) * kPageSize;
-          if (start % 3 == 0) ::madvise(at, bytes, MADV_DONTNEED);
-          if (start % 4 == 0) {
-            ::mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
-                   0);
-          }
-          if (start % 5 == 0) {
-            ::munmap(at, bytes);
-            ::mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
-                   0);
-            at[0] = 9;
-          }
-          if (start % 7 == 0) {
-            char* spare = static_cast<char*>(
-                ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-            spare[random(bytes)] = 1;
-            ::mremap(spare, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, at);
-          }
-          return 0;
-        },
-        seed);
-    // A new mapping that the kernel joins to another makes both soft-dirty.
-    CHECK(soft_dirty(f) || round.data_pages <= 700);
-  }
-  f.victim.run([](uint64_t) -> uint64_t {
-    ::mmap(area + (16u << 20), 8u << 20, PROT_READ | PROT_WRITE,
-           MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-    ::madvise(area + (40u << 20), 4u << 20, MADV_DONTNEED);
-    for (int i = 0; i < 3000; ++i) area[i * 5 * kPageSize] = 3;
-    return 0;
-  });
-  const auto mappings = f.victim.map();
-  f.replica.shape(mappings);
-  f.replica.fetch_lazy(f.victim.pid(), f.memory->copy_last(mappings, f.replica, 1000));
-  CHECK_EQUAL(f.replica.difference(f.victim.pid(), mappings), std::string());
-}
-
-TEST(a_last_copy_and_its_lazy_ranges_make_a_whole) {
-  Fixture f;
-  f.victim.run([](uint64_t) -> uint64_t {
-    for (size_t i = 0; i < kAreaPages; i += 3) area[i * kPageSize] = 55;
-    ::madvise(area + 600 * kPageSize, 20 * kPageSize, MADV_DONTNEED);
-    ::mmap(nullptr, 1u << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE,
-           -1, 0);
-    return 0;
-  });
-  const auto mappings = f.victim.map();
-  f.replica.shape(mappings);
-  const auto lazy = f.memory->copy_last(mappings, f.replica, 64);
-  CHECK(!lazy.empty());
-  CHECK_EQUAL(lazy.front().pid, 7);
-  f.replica.fetch_lazy(f.victim.pid(), lazy);
-  CHECK_EQUAL(f.replica.difference(f.victim.pid(), mappings), std::string());
-}
-
-TEST(a_last_copy_without_any_before_is_whole_too) {
-  Fixture f;
-  MemoryVictim other;
-  other.run(make_area, kAreaPages);
-  other.run(fill, 3);
-  const auto memory = MemoryCapture::create(other.pid(), 9, std::nullopt, other.injector());
-  ModelReplica replica;
-  const auto mappings = other.map();
-  replica.fetch_lazy(other.pid(), memory->copy_last(mappings, replica, 64));
-  CHECK_EQUAL(replica.difference(other.pid(), mappings), std::string());
-}
-
-TEST(a_process_never_tracked_can_be_copied_at_its_end) {
-  Fixture f;
-  MemoryVictim other;
-  other.run(make_area, kAreaPages);
-  other.run(fill, 3);
-  const auto memory = MemoryCapture::create_for_last_copy(other.pid(), 9);
-  ModelReplica replica;
-  const auto mappings = other.map();
-  replica.fetch_lazy(other.pid(), memory->copy_last(mappings, replica, 64));
-  CHECK_EQUAL(replica.difference(other.pid(), mappings), std::string());
-}
-
 // Lets a number of chunks through, then is full.
 class FullSink : public ModelReplica {
  public:
@@ -544,7 +309,7 @@ class FullSink : public ModelReplica {
 
 // Write-protecting a part of a mapping would split it for good, and mremap over two mappings fails.
 TEST(a_look_with_an_old_map_splits_no_mapping) {
-  Fixture f;
+  MemoryFixture f;
   f.round();
   f.victim.run([](uint64_t) -> uint64_t {
     area = static_cast<char*>(
@@ -565,7 +330,7 @@ TEST(a_look_with_an_old_map_splits_no_mapping) {
 }
 
 // A round into a sink that takes three chunks only.
-void fail_round(Fixture& f) {
+void fail_round(MemoryFixture& f) {
   FullSink full;
   full.chunk_bytes_max_ = 16 * kPageSize;
   bool failed = false;
@@ -581,7 +346,7 @@ void fail_round(Fixture& f) {
 }
 
 TEST(after_a_failed_round_its_pages_are_copied_again_and_no_others) {
-  Fixture f;
+  MemoryFixture f;
   f.round();
   f.victim.run(fill, 9);
   fail_round(f);
@@ -602,7 +367,7 @@ TEST(after_a_failed_round_its_pages_are_copied_again_and_no_others) {
 }
 
 TEST(a_last_copy_has_what_a_failed_round_owes) {
-  Fixture f;
+  MemoryFixture f;
   f.round();
   f.victim.run(fill, 31);
   fail_round(f);
@@ -615,7 +380,7 @@ TEST(a_last_copy_has_what_a_failed_round_owes) {
 }
 
 TEST(what_was_copied_in_vain_is_copied_again) {
-  Fixture f;
+  MemoryFixture f;
   f.round();
   f.victim.run([](uint64_t) -> uint64_t {
     for (size_t i = 0; i < 30; ++i) area[i * kPageSize] = 69;
@@ -635,7 +400,7 @@ TEST(what_was_copied_in_vain_is_copied_again) {
 }
 
 TEST(a_process_that_died_is_noticed_and_not_taken_for_empty) {
-  Fixture f;
+  MemoryFixture f;
   const auto mappings = f.victim.map();
   f.victim.kill();
   ModelReplica replica;
@@ -645,7 +410,7 @@ TEST(a_process_that_died_is_noticed_and_not_taken_for_empty) {
 }
 
 TEST(counting_dirty_pages_stops_at_the_limit_and_changes_nothing) {
-  Fixture f;
+  MemoryFixture f;
   f.victim.run([](uint64_t) -> uint64_t {
     for (size_t i = 0; i < 500; ++i) area[i * kPageSize] = 66;
     return 0;
