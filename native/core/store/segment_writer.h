@@ -15,9 +15,9 @@ namespace replpage {
 struct WriterOptions {
   StoreOptions store;
   GenerationName of;
-  uint64_t writer = 0;          // random; the same again when a writer that died is replaced
-  bool again = false;           // goes on in a directory that this writer has made before
-  uint32_t first_segment = 1;   // numbers below it are never used; those that are there neither
+  uint64_t writer = 0;            // random; the same again when a writer that died is replaced
+  bool again = false;             // goes on in a directory that this writer has made before
+  uint32_t first_segment = 1;     // numbers below it are never used; those that are there neither
   const StoreKey* key = nullptr;  // borrowed until the constructor returns; null: not encrypted
   bool compress = true;
   uint64_t bytes_max = UINT64_MAX;  // of all generations of the group together

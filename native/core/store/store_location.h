@@ -20,7 +20,8 @@ inline constexpr uint32_t kRecordAlignment = 64;
 inline constexpr uint32_t kSegmentBytesLimit = 64u << 20;
 inline constexpr uint32_t kSegmentNumberMax = (1u << 21) - 1;
 
-// Bits 0-15: content_offset; 16-21: record_kib; 22-41: record_offset / 64; 42-62: segment; 63: zero.
+// Bits 0-15: content_offset; 16-21: record_kib; 22-41: record_offset / 64; 42-62: segment; 63:
+// zero.
 struct StoreLocation {
   uint32_t segment = 0;         // number, from 1
   uint32_t record_offset = 0;   // bytes from the segment's start, a multiple of kRecordAlignment
