@@ -15,6 +15,8 @@ const packages = {
     make: 'make',
     python3: 'python3',
     'libc6-dev': '/usr/include/x86_64-linux-gnu/sys/ptrace.h',
+    'liblz4-dev': '/usr/include/lz4.h',
+    'libssl-dev': '/usr/include/openssl/evp.h',
   },
   demo: { 'redis-server': 'redis-server' },
   test: {

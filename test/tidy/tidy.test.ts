@@ -109,7 +109,7 @@ t.test('policies and state machines are pure', (t) => {
 });
 
 /** Middle parts of core know base and each other; what builds on them does not know each other. */
-const middle = ['memory', 'uffd', 'trace', 'image', 'channel'];
+const middle = ['memory', 'uffd', 'trace', 'image', 'channel', 'store'];
 const coreLayers: Readonly<Record<string, readonly string[]>> = {
   base: [],
   ...Object.fromEntries(middle.map((part) => [part, ['base', ...middle]])),

@@ -14,7 +14,7 @@
 namespace replpage {
 
 struct ReaderOptions {
-  StoreOptions store;
+  std::string path;  // of the store, for messages only
   GenerationName of;
   const StoreKey* key = nullptr;  // borrowed until the constructor returns; null: not encrypted
   uint32_t segments_open_max = 64;
@@ -37,8 +37,9 @@ struct RecordView {
 // again). Nothing of a failure is remembered.
 class SegmentReader {
  public:
-  // Throws StoreError.
-  explicit SegmentReader(const ReaderOptions& options);
+  // `generation` comes from open_generation(), where the store is mounted: its descriptor may be
+  // sent to a process that does not see the mount. Waits for nothing.
+  SegmentReader(UniqueFd generation, const ReaderOptions& options);
   ~SegmentReader();
   SegmentReader(const SegmentReader&) = delete;
   SegmentReader& operator=(const SegmentReader&) = delete;

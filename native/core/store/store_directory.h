@@ -26,7 +26,7 @@ UniqueFd open_store(const StoreOptions& options);
 
 // Which generation of which group.
 struct GenerationName {
-  std::string group;  // 1-64 of letters, digits, '.', '_', '-', the first no '.' and no '-'
+  std::string group;  // 1-63 of letters, digits, '.', '_', '-', the first a letter or digit
   uint64_t group_id = 0;
   uint64_t generation = 0;
 };
@@ -41,8 +41,8 @@ bool check_probe(int store, const std::string& path, uint64_t nonce);
 void remove_probe(int store, uint64_t nonce);
 
 // Makes the directory of a generation and marks it as this writer's (a random number). With
-// `again` it must be there and be this writer's. Throws StoreError(kUnusable) when it is another's:
-// names are never used twice.
+// `again` it must be this writer's already, if it is there. Throws StoreError(kUnusable) when it is
+// another's: names are never used twice.
 UniqueFd make_generation(int store, const std::string& path, const GenerationName& name,
                          uint64_t writer, bool again);
 
