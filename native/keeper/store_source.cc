@@ -1,5 +1,7 @@
 #include "keeper/store_source.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <chrono>
 #include <utility>
@@ -52,15 +54,18 @@ class StoreSource::Lease {
 StoreSource::StoreSource(UniqueFd directory, const StoreMessage& store)
     : directory_(std::move(directory)),
       key_(key_of(store)),
+      path_(store.path),
       encrypted_(!store.key.empty()),
-      of_{.group = {}, .group_id = store.group_id, .generation = store.generation} {}
+      of_{.group = store.name, .group_id = store.group_id, .generation = store.generation} {}
 
 std::unique_ptr<SegmentReader> StoreSource::make_reader() const {
+  UniqueFd directory(::fcntl(directory_.get(), F_DUPFD_CLOEXEC, 0));
+  if (!directory.valid()) throw StoreError(StoreFailure::kIo, "page store: no descriptor is left");
   ReaderOptions options;
-  options.directory = directory_.get();
+  options.path = path_;
   options.of = of_;
   options.key = encrypted_ ? &key_ : nullptr;
-  return std::make_unique<SegmentReader>(options);
+  return std::make_unique<SegmentReader>(std::move(directory), options);
 }
 
 void StoreSource::read(uint64_t position, std::span<uint8_t> buffer) {

@@ -37,6 +37,7 @@ class StoreSource final : public PageSource {
 
   UniqueFd directory_;
   StoreKey key_;
+  std::string path_;
   bool encrypted_;
   GenerationName of_;
   mutable std::mutex mutex_;

@@ -92,11 +92,13 @@ struct StagedBytes {
 
 // How the keeper reads cold pages, without any daemon.
 struct StoreMessage {
-  Bytes key;  // of the page store; empty: pages are not encrypted
+  Bytes key;         // of the page store; empty: pages are not encrypted
+  std::string path;  // of the store, for messages only
+  std::string name;  // directory of the group
   uint64_t group_id = 0, generation = 0;
   template <class A>
   void visit(A& a) {
-    a(key, group_id, generation);
+    a(key, path, name, group_id, generation);
   }
 };
 

@@ -44,18 +44,24 @@ class SegmentReader::State {
 
   // The record's part from the location on is [content_offset, end). nullptr: it would have to
   // wait.
-  const KeptRecord* record(uint64_t location, int32_t pid, uint64_t address, bool wait) {
+  const KeptRecord* record(uint64_t location, bool wait) {
     const std::optional<StoreLocation> at = StoreLocation::unpack(location);
     if (!at) throw StoreDamaged(path_, 0, "no record has the location " + hex16(location));
     StoreLocation whole = *at;
     whole.content_offset = 0;
     const KeptRecord* found = kept(whole);
-    if (found == nullptr) found = fetch(whole, wait);
+    return found != nullptr ? found : fetch(whole, wait);
+  }
+
+  const KeptRecord* record(uint64_t location, int32_t pid, uint64_t address, bool wait) {
+    const KeptRecord* found = record(location, wait);
     if (found == nullptr) return nullptr;
     const RecordHeader& header = found->header;
-    if (at->content_offset >= found->content.size() || header.pid != pid ||
-        header.address + at->content_offset != address) {
-      throw StoreDamaged(path_ + "/" + segment_file_name(at->segment), at->record_offset,
+    const uint64_t offset = location & 0xFFFF;
+    if (offset >= found->content.size() || header.pid != pid ||
+        header.address + offset != address) {
+      throw StoreDamaged(path_ + "/" + segment_file_name(found->at.segment),
+                         found->at.record_offset,
                          "the record is of process " + std::to_string(header.pid) + " at 0x" +
                              hex16(header.address) + ", not of " + std::to_string(pid) + " at 0x" +
                              hex16(address));
@@ -178,7 +184,7 @@ RecordView view_of(const KeptRecord& record) {
 bool copy_from(const KeptRecord* record, uint64_t location, std::span<uint8_t> into) {
   if (record == nullptr) return false;
   const uint64_t offset = location & 0xFFFF;
-  if (into.size() > record->content.size() - offset) {
+  if (offset > record->content.size() || into.size() > record->content.size() - offset) {
     throw StoreError(StoreFailure::kDamaged,
                      "page store: more pages are asked for than the record has");
   }
@@ -200,6 +206,14 @@ void SegmentReader::read(uint64_t location, int32_t pid, uint64_t address,
 bool SegmentReader::try_read(uint64_t location, int32_t pid, uint64_t address,
                              std::span<uint8_t> into) {
   return copy_from(state_->record(location, pid, address, false), location, into);
+}
+
+void SegmentReader::read(uint64_t location, std::span<uint8_t> into) {
+  (void)copy_from(state_->record(location, true), location, into);
+}
+
+bool SegmentReader::try_read(uint64_t location, std::span<uint8_t> into) {
+  return copy_from(state_->record(location, false), location, into);
 }
 
 RecordView SegmentReader::record(uint64_t location, int32_t pid, uint64_t address) {

@@ -50,6 +50,11 @@ class SegmentReader {
   [[nodiscard]] bool try_read(uint64_t location, int32_t pid, uint64_t address,
                               std::span<uint8_t> into);
 
+  // The same of whatever process and address, for memory that has been moved or forked since. The
+  // location itself is bound to the content: no file and no place in one is used twice.
+  void read(uint64_t location, std::span<uint8_t> into);
+  [[nodiscard]] bool try_read(uint64_t location, std::span<uint8_t> into);
+
   // The whole record around a location, for reading around a fault.
   RecordView record(uint64_t location, int32_t pid, uint64_t address);
   // nullopt: it would have to wait for the disk.
