@@ -177,9 +177,7 @@ class Scene {
 };
 
 uint64_t read_word(const uint8_t* memory, uint64_t page) {
-  uint64_t value = 0;
-  std::memcpy(&value, memory + page * kPageSize, sizeof value);
-  return value;
+  return *reinterpret_cast<const volatile uint64_t*>(memory + page * kPageSize);
 }
 
 void expect(const uint8_t* memory, uint64_t page, uint64_t value) {
