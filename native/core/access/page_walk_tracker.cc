@@ -132,10 +132,10 @@ class PageWalkTracker::Walk : public TouchedPages {
 
   void pause() override {
     if (clears_ && !touched.empty()) clear();
-    const PageRanges all = unite_ranges(touched, touched_in_part);
-    if (!all.empty()) visit_(all);
-    sample.touched_pages += total_bytes(all) / kPageSize;
     bits_in_all += bits();
+    if (!touched_in_part.empty()) touched = unite_ranges(touched, touched_in_part);
+    sample.touched_pages += total_bytes(touched) / kPageSize;
+    if (!touched.empty()) tell();
     touched.clear();
     touched_in_part.clear();
     huge_pages = 0;
@@ -144,7 +144,15 @@ class PageWalkTracker::Walk : public TouchedPages {
   AccessSample sample;
   uint64_t bits_in_all = 0;
 
+  uint64_t visit_us = 0;  // the caller's
+
  private:
+  void tell() {
+    const uint64_t start = thread_us();
+    visit_(touched);
+    visit_us += thread_us() - start;
+  }
+
   [[nodiscard]] uint64_t bits() const {
     return total_bytes(touched) / kPageSize - huge_pages * (kEntriesPerTable - 1);
   }
@@ -192,7 +200,7 @@ AccessSample PageWalkTracker::sample(std::span<const MappingImage> mappings, con
   tables->walk(*root, mapped, walk);
   AccessSample& sample = walk.sample;
   sample.looked_bytes = total_bytes(mapped);
-  sample.look_us = thread_us() - start - sample.clear_us;
+  sample.look_us = thread_us() - start - sample.clear_us - walk.visit_us;
   sample.began_anew = stays && !advice_refused_;
   if (stays && advice_refused_) {
     const uint64_t before = thread_us();

@@ -16,6 +16,7 @@ inline constexpr uint64_t kTableAccessed = 1u << 5;
 inline constexpr uint64_t kTableHuge = 1u << 7;  // of level 2 and 3: no table below, a page
 // Linux: mapped, but for nobody to touch (PROT_NONE, NUMA hinting). In swap entries it is clear.
 inline constexpr uint64_t kTableNoAccess = 1u << 8;
+inline constexpr uint64_t kTableSpecial = 1u << 9;  // Linux: no page of its own, as the zero page
 inline constexpr uint64_t kTableAddress = 0x000F'FFFF'FFFF'F000;
 
 // Bytes that one entry of a level maps; level 1 has pages.
