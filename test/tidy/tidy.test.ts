@@ -114,6 +114,8 @@ const coreLayers: Readonly<Record<string, readonly string[]>> = {
   base: [],
   ...Object.fromEntries(middle.map((part) => [part, ['base', ...middle]])),
   restore: ['base', ...middle],
+  access: ['base', 'memory', 'image'],
+  paging: ['base', 'memory', 'access'],
   capture: ['base', ...middle],
 };
 
