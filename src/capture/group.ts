@@ -13,7 +13,7 @@ import type {
   PromotionReport,
   StartReport,
 } from '../native/group.js';
-import { describeDeath, inWords } from './death.js';
+import { describeDeath, describeWaitStatus, inWords } from './death.js';
 import { asOwnError, asStartError, overError, reasonOf } from './group-errors.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
 import {
@@ -37,6 +37,9 @@ const refusedPatienceMs = 3000;
 const promotedPollMs = 500;
 /** An epoch that takes longer than this shows as lagging, so that a hung keeper does. */
 const epochOverdueMs = 5000;
+/** Looks at a keeper until it has reaped what is known to be dead, and the time between them. */
+const reapedPollsMax = 5;
+const reapedPollMs = 20;
 /** Looks at a keeper that has no page left to fetch, before the native side is not waited for. */
 const drainedPollsMax = 10;
 
@@ -64,6 +67,8 @@ export class Group {
   /** When the last committed epoch was begun. */
   #lastCommitMs = 0;
   #diedMs: number | undefined;
+  /** Of the keeper below which the promoted process runs. */
+  #keeperSocket: string | undefined;
   readonly #pauseUs = new QuantileWindow(pauseSamples);
   readonly #closing = new AbortController();
   /** Ends the wait for the next epoch, which may be a minute away. */
@@ -223,18 +228,33 @@ export class Group {
       void this.#takeEpochs(native, generation);
     } catch (error) {
       this.#firstStart.reject(asStartError(error, this.#core.hostPid));
-      if (this.#core.generation !== generation) return;
-      this.#startFailed(error);
+      if (this.#core.generation === generation) await this.#startFailed(error, generation);
     }
   }
 
-  #startFailed(error: unknown): void {
+  async #startFailed(error: unknown, generation: number): Promise<void> {
     const reason = reasonOf(error);
-    if (!isFirstStart(this.#core) && !this.#host.processAlive(this.#core.hostPid)) {
-      this.#apply({ type: 'ended', reason: 'it ended before it was protected again' });
-      return;
+    if (isFirstStart(this.#core) || this.#host.processAlive(this.#core.hostPid)) {
+      return this.#apply({ type: 'startFailed', reason });
     }
-    this.#apply({ type: 'startFailed', reason });
+    const how = (await this.#howItEnded()) ?? `ended (${reason})`;
+    if (this.#core.generation !== generation) return;
+    this.#apply({ type: 'ended', reason: `it ${how} before it was protected again` });
+  }
+
+  /** The keeper is the parent of what was promoted, and knows. Undefined where nobody does. */
+  async #howItEnded(): Promise<string | undefined> {
+    const socket = this.#keeperSocket;
+    for (let poll = 0; socket !== undefined && poll < reapedPollsMax; poll++) {
+      try {
+        const { exited, status } = await this.#host.askKeeper(socket);
+        if (exited && status !== undefined) return describeWaitStatus(status);
+      } catch {
+        return undefined;
+      }
+      await this.#host.clock.sleep(reapedPollMs, this.#closing.signal);
+    }
+    return undefined;
   }
 
   #createNative(generation: number): NativeGroup {
@@ -375,6 +395,7 @@ export class Group {
   /** The native side says when all pages are its own; the keeper says when it ended before. */
   async #watchPromoted(keeperSocket: string, generation: number): Promise<void> {
     const { clock } = this.#host;
+    this.#keeperSocket = keeperSocket;
     // A restarted daemon has no native group that would tell it.
     let drainedPolls = this.#core.resumed && this.#native === undefined ? drainedPollsMax : 0;
     for (;;) {
@@ -384,8 +405,10 @@ export class Group {
       if (core.phase.kind !== 'promoted') return;
       try {
         const status = await this.#host.askKeeper(keeperSocket);
-        if (status.exited) this.#apply({ type: 'ended', reason: 'it ended after its promotion' });
-        else if (status.lazyPages === 0 && ++drainedPolls > drainedPollsMax) {
+        if (status.exited) {
+          const how = describeWaitStatus(status.status ?? 0);
+          this.#apply({ type: 'ended', reason: `it ${how} after its promotion` });
+        } else if (status.lazyPages === 0 && ++drainedPolls > drainedPollsMax) {
           this.#apply({ type: 'drained', us: 0, pages: core.phase.lazyPages });
         }
       } catch (error) {

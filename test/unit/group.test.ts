@@ -93,7 +93,10 @@ const spec: GroupSpec = {
   owner: { uid: 0, gid: 0, groups: [] },
 };
 
-function scene(prepare: (native: ScriptedNative) => void = () => undefined) {
+function scene(
+  prepare: (native: ScriptedNative) => void = () => undefined,
+  outside: Partial<GroupHost> = {},
+) {
   const natives: ScriptedNative[] = [];
   const notes: string[] = [];
   const announced: Announcement[] = [];
@@ -116,6 +119,7 @@ function scene(prepare: (native: ScriptedNative) => void = () => undefined) {
     note: (_group, what) => void notes.push(what),
     persist: silent,
     announce: (_spec, what) => void announced.push(what),
+    ...outside,
   };
   return { group: new Group(spec, host, newGroup(1000, 1, 3)), natives, notes, announced };
 }
@@ -158,6 +162,31 @@ t.test('a promotion starts the next generation; events of the old one are ignore
   await group.shutdown();
   t.equal(natives[1]?.stopped, 1);
   t.equal(group.core.phase.kind, 'protected', 'its record stays for the next daemon');
+});
+
+t.test('what ends before it is protected again says how it ended', async (t) => {
+  let asked = 0;
+  const keeper = { state: 'promoted', pid: 1, hostPid: 2000, epoch: 1, lazyPages: 0 };
+  const { group, natives } = scene(
+    (native) => {
+      if (native.options.generation === 1) return;
+      native.startResult = () => Promise.reject(new Error('No such process'));
+    },
+    {
+      processAlive: () => false,
+      // The keeper needs a moment to reap it.
+      askKeeper: () =>
+        Promise.resolve({ ...keeper, residentBytes: 0, exited: ++asked > 2, status: 256 }),
+    },
+  );
+  await group.protect();
+  natives[0]?.emit({ type: 'died', cause: 'sigkill', signal: 9 });
+  natives[0]?.emit({ type: 'promoted', ...report });
+  natives[0]?.emit({ type: 'drained', us: 1, pages: 0 });
+  await waitFor('the end', () => group.core.phase.kind === 'ended');
+  t.match(group.core.phase, {
+    reason: 'it exited with status 1 before it was protected again',
+  });
 });
 
 t.test('promote resolves with the promotion, and rejects when it fails', async (t) => {
