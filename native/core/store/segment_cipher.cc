@@ -151,9 +151,12 @@ class SegmentCipher::State {
     }
   }
 
+  // Without the headers' own checksums: one over bytes and their checksum is always the same.
   [[nodiscard]] RecordSeal checksum(const RecordHeader& header,
                                     std::span<const uint8_t> payload) const {
-    const uint32_t crc = crc32c(payload, crc32c(bytes_of(header), crc32c(bytes_of(header_))));
+    const auto segment = bytes_of(header_).first(offsetof(SegmentHeader, crc));
+    const auto record = bytes_of(header).first(offsetof(RecordHeader, crc));
+    const uint32_t crc = crc32c(payload, crc32c(record, crc32c(segment)));
     RecordSeal seal{};
     std::memcpy(seal.data(), &crc, sizeof crc);
     return seal;

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <cstring>
@@ -78,9 +79,11 @@ bool is_volatile_overlay(int store) {
   const std::string start = std::to_string(status.stx_mnt_id) + " ";
   for (std::string line; std::getline(mounts, line);) {
     if (!line.starts_with(start)) continue;
-    const size_t options = line.find(" - ");
-    return options != std::string::npos &&
-           (line + ",").find(",volatile,", options) != std::string::npos;
+    // Written in the second way from Linux 6.18 on.
+    line += ",";
+    const size_t options = std::min(line.find(" - "), line.size());
+    return line.find(",volatile,", options) != std::string::npos ||
+           line.find(",fsync=volatile,", options) != std::string::npos;
   }
   return false;
 }
