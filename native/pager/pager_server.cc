@@ -136,11 +136,11 @@ class PagerServer {
 
   // The other end may take its time: it asked for at most a few answers.
   template <class T>
-  void send(PagerMessageType type, T message) {
+  void send(PagerMessageType type, T message, std::span<const int> descriptors = {}) {
     const Bytes body = encode(message);
     for (;;) {
       try {
-        return channel_.send(on_wire(type), body);
+        return channel_.send(on_wire(type), body, descriptors);
       } catch (const SysError& error) {
         if (error.error() != ETIMEDOUT) throw;
       }
@@ -177,7 +177,9 @@ class PagerServer {
     if (request.segment_bytes_max != 0) options.segment_bytes_max = request.segment_bytes_max;
     writer_.reset();
     idle_.run([&] { writer_ = std::make_unique<SegmentWriter>(options); });
-    done(PagerMessageType::kOpened, 0);
+    const int directory = writer_->directory();
+    send(PagerMessageType::kOpened, PagerDoneMessage{.ticket = 0, .found = false, .usage = usage()},
+         {&directory, 1});
   }
 
   SegmentWriter& writer() {

@@ -10,10 +10,14 @@ import type {
   EpochStats,
   NativeGroup,
   NativeGroupEvent,
+  NativePagingOptions,
+  PagingOrder,
+  PagingReport,
   PromotionReport,
   StartReport,
 } from '../native/group.js';
 import { describeDeath, describeWaitStatus, inWords } from './death.js';
+import type { KeeperStatus } from '../native/keeper-status.js';
 import { asOwnError, asStartError, overError, reasonOf } from './group-errors.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
 import {
@@ -35,6 +39,14 @@ const epochErrorsMax = 3;
 /** How long epochs may fail for what cannot be replicated before protection is given up. */
 const refusedPatienceMs = 3000;
 const promotedPollMs = 500;
+/** Between two turns of paging: short enough that evicting keeps the store busy. */
+const pagingTurnMs = 250;
+const nothing: PagingOrder = {
+  evictAge: 0,
+  evictPagesMax: 0,
+  bringBackAge: 0,
+  bringBackPagesMax: 0,
+};
 /** An epoch that takes longer than this shows as lagging, so that a hung keeper does. */
 const epochOverdueMs = 5000;
 /** Looks at a keeper until it has reaped what is known to be dead, and the time between them. */
@@ -51,6 +63,10 @@ export interface GroupSnapshot {
   readonly lastEpoch: EpochStats | undefined;
   readonly start: StartReport | undefined;
   readonly lagMs: number;
+  /** The last turn; undefined: everything stays in RAM. */
+  readonly paging: PagingReport | undefined;
+  /** Of what was promoted, as its keeper last said; undefined: nothing is missing. */
+  readonly refill: KeeperStatus | undefined;
   readonly counters: Record<string, number>;
 }
 
@@ -67,6 +83,10 @@ export class Group {
   /** When the last committed epoch was begun. */
   #lastCommitMs = 0;
   #diedMs: number | undefined;
+  #paging: PagingReport | undefined;
+  #refill: KeeperStatus | undefined;
+  /** What the dying process has given, while pages are still cold. */
+  #released: { readonly us: number; readonly pages: number } | undefined;
   /** Of the keeper below which the promoted process runs. */
   #keeperSocket: string | undefined;
   readonly #pauseUs = new QuantileWindow(pauseSamples);
@@ -157,6 +177,8 @@ export class Group {
       lastEpoch: this.#lastEpoch,
       start: this.#start,
       lagMs: Math.round(lagMs * 10) / 10,
+      paging: this.#paging,
+      refill: this.#refill,
       counters: this.#native?.counters() ?? {},
     };
   }
@@ -168,6 +190,12 @@ export class Group {
     if (!isOver(group.phase.kind)) return;
     this.#nap.abort();
     this.#settleWaiters();
+    // What was promoted may still read from it, unless it has ended.
+    const { kind } = group.phase;
+    if (kind === 'ended' || (kind === 'removed' && this.#refill === undefined)) {
+      this.#host.forgetStore(this.spec);
+    }
+    this.#paging = undefined;
   }
 
   #carryOut(effect: GroupEffect): void {
@@ -226,6 +254,7 @@ export class Group {
       this.#apply({ type: 'started', epoch: report.epoch });
       this.#firstStart.resolve(report);
       void this.#takeEpochs(native, generation);
+      void this.#takePagingTurns(native, generation);
     } catch (error) {
       this.#firstStart.reject(asStartError(error, this.#core.hostPid));
       if (this.#core.generation === generation) await this.#startFailed(error, generation);
@@ -280,9 +309,55 @@ export class Group {
         gid: spec.owner.gid,
         groups: spec.owner.groups,
         tracker: spec.tracker,
+        paging: this.#pagingOptions(),
       },
       (event) => this.#onNativeEvent(generation, event),
     );
+  }
+
+  #pagingOptions(): NativePagingOptions | null {
+    const { spec } = this;
+    if (spec.ram === 'all') return null;
+    const { directory, bytesMax, ...place } = this.#host.store;
+    return {
+      ...place,
+      store: spec.store ?? directory,
+      asOwner: spec.store !== undefined,
+      groupId: spec.storeId,
+      storeBytesMax: bytesMax,
+      coldAfterMs: spec.coldAfterMs,
+    };
+  }
+
+  /** Never in the way of an epoch: the native side does one after the other. */
+  async #takePagingTurns(native: NativeGroup, generation: number): Promise<void> {
+    const plan = this.#host.planPaging(this.spec);
+    if (plan === undefined) return;
+    let order = nothing;
+    let trouble = '';
+    while (this.#isTakingEpochs(generation)) {
+      try {
+        this.#paging = await native.page(order);
+      } catch (error) {
+        // Where the group itself is lost, its epochs tell.
+        this.#host.log.warn({ group: this.spec.name, reason: describe(error) }, 'paging failed');
+      }
+      if (this.#paging !== undefined) {
+        order = plan(this.#paging);
+        trouble = this.#noteTrouble(trouble, this.#paging.trouble);
+      }
+      await this.#host.clock.sleep(pagingTurnMs, this.#closing.signal);
+      if (this.#closing.signal.aborted) return;
+    }
+  }
+
+  #noteTrouble(before: string, now: string): string {
+    const kind = now.replace(/\d+/g, '#');
+    if (kind === before) return before;
+    const { name } = this.spec;
+    if (kind !== '') this.#host.note(name, 'page store in trouble', now);
+    else this.#host.note(name, 'page store works again', 'what it holds can be read and added to');
+    return kind;
   }
 
   /** Late events of a native group that was replaced are ignored. */
@@ -304,7 +379,10 @@ export class Group {
       case 'unprotected':
         return this.#apply({ type: 'lost', reason: inWords(event.reason) });
       case 'drained':
-        return this.#apply(event);
+        // What is cold comes from the store: the keeper says when it is all there.
+        if (this.spec.ram === 'all') return this.#apply(event);
+        this.#released = event;
+        return;
       default:
         return assertNever(event);
     }
@@ -398,6 +476,8 @@ export class Group {
     this.#keeperSocket = keeperSocket;
     // A restarted daemon has no native group that would tell it.
     let drainedPolls = this.#core.resumed && this.#native === undefined ? drainedPollsMax : 0;
+    let trouble = '';
+    let damaged = 0;
     for (;;) {
       await clock.sleep(promotedPollMs, this.#closing.signal);
       const { core } = this;
@@ -416,6 +496,14 @@ export class Group {
         this.#apply({ type: 'ended', reason: `it ended after its promotion: ${describe(error)}` });
       }
     }
+  }
+
+  #noteDamage(before: number, now: number): number {
+    if (now > before) {
+      const why = `${now} pages were damaged in the page store: who touches one gets SIGBUS`;
+      this.#host.note(this.spec.name, 'pages lost', why);
+    }
+    return now;
   }
 
   #announce(report: PromotionReport, generation: number): void {

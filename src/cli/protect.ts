@@ -23,7 +23,7 @@ import { ensureDaemon } from './start-daemon.js';
 const letGoMs = 10_000;
 
 export function addProtect(program: Command): void {
-  const { intervalMs, overhead, maxPauseMs, retries } = protectDefaults;
+  const { intervalMs, overhead, maxPauseMs, retries, coldAfterMs } = protectDefaults;
   withCommonFlags(program.command('protect'))
     .description('keep a warm replica of a running process and its children')
     .argument('<pid>', 'root of the process tree')
@@ -52,6 +52,16 @@ export function addProtect(program: Command): void {
     .option('--pidfile <file>', 'write the pid here after each promotion')
     .option('--on-promote <command>', 'run this after each promotion, with your rights')
     .option('--tracker <kind>', 'auto (default), uffd-wp or soft-dirty')
+    .option(
+      '--ram <what>',
+      'what the replica holds in RAM: all (default), hot, or a share of the memory such as 30%; ' +
+        'the rest is in the page store',
+    )
+    .option(
+      '--cold-after <time>',
+      `untouched for so long is cold, 1s to 24h (default ${formatMs(coldAfterMs)})`,
+    )
+    .option('--store <dir>', "page store, used with your rights (default: the daemon's)")
     .addHelpText(
       'after',
       `

@@ -1,6 +1,7 @@
 #include "core/capture/group_paging.h"
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <variant>
@@ -15,6 +16,8 @@ namespace {
 // second time; it may be a dead mount that only a new process gets rid of.
 constexpr uint64_t kHungUs = 5'000'000;
 constexpr uint64_t kKillUs = 60'000'000;
+// Generations before this one that may have left something behind.
+constexpr uint64_t kPast = 8;
 
 PagerOptions pager_options(const GroupOptions& options, std::shared_ptr<const StoreKey> key) {
   const PagingOptions& paging = *options.paging;
@@ -27,7 +30,7 @@ PagerOptions pager_options(const GroupOptions& options, std::shared_ptr<const St
   result.key = std::move(key);
   result.bytes_max = paging.store_bytes_max;
   result.allow_memory_file_systems = paging.allow_memory_file_systems;
-  if (options.uid != 0) result.rights = CallerRights{options.uid, options.gid, options.groups};
+  if (paging.as_owner) result.rights = CallerRights{options.uid, options.gid, options.groups};
   return result;
 }
 
@@ -111,8 +114,9 @@ void GroupPaging::note_committed() {
 
 void GroupPaging::forget_gone(const GroupImage& image) {
   for (const int32_t pid : table_.pids()) {
-    const bool lives = std::any_of(image.processes.begin(), image.processes.end(),
-                                   [pid](const ProcessImage& process) { return process.pid == pid; });
+    const bool lives =
+        std::any_of(image.processes.begin(), image.processes.end(),
+                    [pid](const ProcessImage& process) { return process.pid == pid; });
     if (lives) continue;
     table_.forget(pid);
     samplers_.erase(pid);
@@ -128,12 +132,12 @@ std::optional<GroupPaging::StoreForReplica> GroupPaging::store_for_replica() {
 
 // ---- one turn
 
-PagingReport GroupPaging::turn(const GroupImage& image, GroupCapture& capture,
+PagingReport GroupPaging::turn(const GroupImage& image, const std::map<int32_t, pid_t>& host_pids,
                                const PagingOrder& order) {
   take_news();
-  sample_when_due(image, capture);
-  evict(capture, order);
-  bring_back(capture, order);
+  sample_when_due(image, host_pids);
+  evict(host_pids, order);
+  bring_back(order);
   return report();
 }
 
@@ -145,11 +149,18 @@ void GroupPaging::take_news() {
   if (silent_us > kKillUs) return pager_.kill_pager("the page store does not answer");
   if (silent_us > kHungUs) {
     state_ = StoreState::kHung;
-    trouble_ = "the page store has not answered for " + std::to_string(silent_us / 1'000'000) + " s";
+    trouble_ =
+        "the page store has not answered for " + std::to_string(silent_us / 1'000'000) + " s";
   }
 }
 
+// Whatever ran on from an earlier generation has all its pages by now, or it would not be protected
+// again.
 void GroupPaging::take(const PagerOpened& opened) {
+  const uint64_t oldest = store_.generation > kPast ? store_.generation - kPast : 1;
+  for (uint64_t past = oldest; !replica_knows_ && past < store_.generation; ++past) {
+    (void)pager_.remove_generation(past);
+  }
   state_ = StoreState::kOk;
   trouble_.clear();
   if (!replica_knows_ && opened.directory) {
@@ -199,14 +210,15 @@ void GroupPaging::give_back(uint64_t ticket) {
   batches_.erase(batch);
 }
 
-void GroupPaging::sample_when_due(const GroupImage& image, const GroupCapture& capture) {
+void GroupPaging::sample_when_due(const GroupImage& image,
+                                  const std::map<int32_t, pid_t>& host_pids) {
   const uint64_t now = now_us();
   if (now < next_sample_us_) return;
   sample_us_ = 0;
   for (const ProcessImage& process : image.processes) {
-    const pid_t host_pid = capture.host_pid_of(process.pid);
-    if (host_pid == 0) continue;
-    const AccessSample taken = sample(process, host_pid);
+    const auto host_pid = host_pids.find(process.pid);
+    if (host_pid == host_pids.end()) continue;
+    const AccessSample taken = sample(process, host_pid->second);
     pace_.note(taken);
     sample_us_ += taken.look_us + taken.clear_us;
   }
@@ -232,9 +244,11 @@ AccessSample GroupPaging::sample(const ProcessImage& process, pid_t host_pid) {
   }
 }
 
-bool GroupPaging::know_source(int32_t pid, const GroupCapture& capture) {
+bool GroupPaging::know_source(int32_t pid, const std::map<int32_t, pid_t>& host_pids) {
   if (sources_.contains(pid)) return true;
-  const std::string path = "/proc/" + std::to_string(capture.host_pid_of(pid)) + "/mem";
+  const auto host_pid = host_pids.find(pid);
+  if (host_pid == host_pids.end()) return false;
+  const std::string path = "/proc/" + std::to_string(host_pid->second) + "/mem";
   UniqueFd memory(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   if (!memory.valid()) return false;
   pager_.set_source(static_cast<uint32_t>(pid), std::move(memory));
@@ -242,25 +256,27 @@ bool GroupPaging::know_source(int32_t pid, const GroupCapture& capture) {
   return true;
 }
 
-void GroupPaging::evict(const GroupCapture& capture, const PagingOrder& order) {
+void GroupPaging::evict(const std::map<int32_t, pid_t>& host_pids, const PagingOrder& order) {
   uint64_t pages_left = order.evict_pages_max;
   while (pages_left != 0 && pager_.ready()) {
-    const auto groups = table_.oldest(order.evict_age, std::min<uint64_t>(pages_left, kPagerPagesMax));
+    const auto groups =
+        table_.oldest(order.evict_age, std::min<uint64_t>(pages_left, kPagerPagesMax));
     std::vector<PageGroup> batch;
     for (const PageGroup& group : groups) {
       if (group.stored || batch.size() == kPagerRunsMax) continue;
       batch.push_back(group);
       pages_left -= group.range.pages();
     }
-    if (batch.empty() || !submit(batch, capture)) return;
+    if (batch.empty() || !submit(batch, host_pids)) return;
   }
 }
 
-bool GroupPaging::submit(std::span<const PageGroup> groups, const GroupCapture& capture) {
+bool GroupPaging::submit(std::span<const PageGroup> groups,
+                         const std::map<int32_t, pid_t>& host_pids) {
   std::vector<PagerRun> runs;
   std::vector<PageGroup> batch;
   for (const PageGroup& group : groups) {
-    if (!know_source(group.pid, capture)) continue;
+    if (!know_source(group.pid, host_pids)) continue;
     runs.push_back({.address = group.range.start,
                     .offset = group.range.start,
                     .pid = group.pid,
@@ -282,20 +298,31 @@ bool GroupPaging::submit(std::span<const PageGroup> groups, const GroupCapture& 
 }
 
 // The next epoch copies them as if they had been written.
-void GroupPaging::bring_back(GroupCapture& capture, const PagingOrder& order) {
+void GroupPaging::bring_back(const PagingOrder& order) {
   if (order.bring_back_pages_max == 0) return;
-  std::vector<PageRun> runs;
   for (const PageGroup& group :
        table_.touched_again(order.bring_back_age, order.bring_back_pages_max)) {
     brought_back_bytes_ += group.range.bytes();
-    runs.push_back({.pid = group.pid,
-                    .object = 0,
-                    .kind = PageRunKind::kData,
-                    .address = group.range.start,
-                    .length = group.range.bytes(),
-                    .data_offset = 0});
+    wanted_back_.push_back({.pid = group.pid,
+                            .object = 0,
+                            .kind = PageRunKind::kData,
+                            .address = group.range.start,
+                            .length = group.range.bytes(),
+                            .data_offset = 0});
   }
-  if (!runs.empty()) capture.copy_again(runs);
+}
+
+void GroupPaging::remove_generation(uint64_t wait_us) {
+  const std::optional<uint64_t> ticket = pager_.remove_generation(store_.generation);
+  for (const uint64_t ends = now_us() + wait_us; ticket && now_us() < ends;) {
+    for (const PagerNews& news : pager_.poll()) {
+      const auto* done = std::get_if<PagerDoneMessage>(&news);
+      const auto* failed = std::get_if<PagerFailedMessage>(&news);
+      if (done != nullptr && done->ticket == *ticket) return;
+      if (failed != nullptr && failed->ticket == *ticket) return;
+    }
+    ::usleep(1000);
+  }
 }
 
 PagingReport GroupPaging::report() const {

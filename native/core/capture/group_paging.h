@@ -14,10 +14,10 @@
 #include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/access/sample_pace.h"
-#include "core/capture/group_capture.h"
 #include "core/capture/group_types.h"
 #include "core/capture/pager_link.h"
 #include "core/capture/paging_types.h"
@@ -43,8 +43,16 @@ class GroupPaging {
   void note_committed();
 
   // One turn: news of the pager, a sample when it is due, orders carried out as far as the pager
-  // takes them. `image`: mappings as they were lately.
-  PagingReport turn(const GroupImage& image, GroupCapture& capture, const PagingOrder& order);
+  // takes them. `image`: mappings as they were lately; `host_pids` by group pid.
+  PagingReport turn(const GroupImage& image, const std::map<int32_t, pid_t>& host_pids,
+                    const PagingOrder& order);
+
+  // What the replica shall hold again, to be copied as if it had been written.
+  std::vector<PageRun> take_wanted_back() { return std::exchange(wanted_back_, {}); }
+
+  // Nothing will be read from this generation's directory any more: removes it, if the store
+  // answers within `wait_us`.
+  void remove_generation(uint64_t wait_us);
 
   // Where the replica reads cold pages, once the store is open; with the directory. nullopt: it was
   // told, or the store is not open.
@@ -70,13 +78,13 @@ class GroupPaging {
   void take(const PagerEnded& ended);
   void give_back(uint64_t ticket);
 
-  void sample_when_due(const GroupImage& image, const GroupCapture& capture);
+  void sample_when_due(const GroupImage& image, const std::map<int32_t, pid_t>& host_pids);
   AccessSample sample(const ProcessImage& process, pid_t host_pid);
-  void evict(const GroupCapture& capture, const PagingOrder& order);
-  bool submit(std::span<const PageGroup> groups, const GroupCapture& capture);
-  void bring_back(GroupCapture& capture, const PagingOrder& order);
+  void evict(const std::map<int32_t, pid_t>& host_pids, const PagingOrder& order);
+  bool submit(std::span<const PageGroup> groups, const std::map<int32_t, pid_t>& host_pids);
+  void bring_back(const PagingOrder& order);
   void forget_gone(const GroupImage& image);
-  bool know_source(int32_t pid, const GroupCapture& capture);
+  bool know_source(int32_t pid, const std::map<int32_t, pid_t>& host_pids);
   void add_cold_run(const PageGroup& group, PageRunList& list);
   PagingReport report() const;
 
@@ -91,12 +99,13 @@ class GroupPaging {
   uint64_t epoch_ = 0;
   uint64_t next_sample_us_ = 0, samples_ = 0, sample_us_ = 0;
   std::string tracker_name_;
-  std::map<int32_t, Sampler> samplers_;  // by group pid
-  std::set<int32_t> sources_;            // processes that the pager can read
+  std::map<int32_t, Sampler> samplers_;                 // by group pid
+  std::set<int32_t> sources_;                           // processes that the pager can read
   std::map<uint64_t, std::vector<PageGroup>> batches_;  // under way, by ticket
-  std::vector<PageGroup> stored_;                       // resident, to be cold with the next epoch
-  std::set<uint32_t> segments_;                         // that may be on disk
-  std::vector<uint32_t> dead_;                          // of these, since the last epoch was sent
+  std::vector<PageRun> wanted_back_;
+  std::vector<PageGroup> stored_;  // resident, to be cold with the next epoch
+  std::set<uint32_t> segments_;    // that may be on disk
+  std::vector<uint32_t> dead_;     // of these, since the last epoch was sent
   StoreState state_ = StoreState::kOpening;
   std::string trouble_;
   uint64_t written_bytes_ = 0, evicted_bytes_ = 0, brought_back_bytes_ = 0, pager_cpu_us_ = 0;

@@ -11,6 +11,7 @@ namespace replpage {
 namespace {
 
 constexpr std::chrono::milliseconds kFirstEpochRetry{2};
+constexpr uint64_t kStoreWaitUs = 500'000;
 
 }  // namespace
 
@@ -48,6 +49,9 @@ StartReport GroupSession::start_epochs() {
   const uint64_t began = now_us();
   KernelReader::instance();  // takes a while the first time, so not while anything stands still
   GroupImage image = tracer_.call([this](TraceTree&) { return first_copy_.freeze(); });
+  if (context_.options.paging) {
+    context_.paging = std::make_unique<GroupPaging>(context_.options);
+  }
   KeeperProcess keeper = first_copy_.start_keeper();
   connect(keeper);
   const uint64_t copied = first_copy_.copy(image);
@@ -122,10 +126,12 @@ PromotionReport GroupSession::promote() {
 }
 
 void GroupSession::stop() {
-  tracer_.call([this](TraceTree& tree) {
+  bool dropped = false;
+  tracer_.call([this, &dropped](TraceTree& tree) {
     const GroupPhase phase = context_.phase;
     if (deaths_.cancel_delayed()) return;
     if (phase == GroupPhase::kDying || phase == GroupPhase::kPromoted) return;
+    dropped = phase != GroupPhase::kDone;
     context_.set_phase(GroupPhase::kDone);
     tree.detach();
     // Gives the userfaultfds back: with one still registered the next protection of the process
@@ -137,6 +143,8 @@ void GroupSession::stop() {
   }
   exit_watch_.reset();
   context_.keeper.reset();
+  if (context_.paging && dropped) context_.paging->remove_generation(kStoreWaitUs);
+  context_.paging.reset();
 }
 
 }  // namespace replpage

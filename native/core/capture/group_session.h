@@ -35,6 +35,9 @@ class GroupSession final {
   // at the last epoch. Throws KeeperLost, SysError.
   EpochStats epoch();
 
+  // A turn of paging, now and then between epochs: see GroupPaging::turn. Throws SysError.
+  PagingReport page(const PagingOrder& order) { return epochs_.page(order); }
+
   // Planned promotion: last epoch, hand-over, the replica runs, the old primary ends. Throws
   // KeeperLost or SysError; then the primary runs on.
   PromotionReport promote();

@@ -211,7 +211,10 @@ void PagerLink::take(ReceivedMessage message) {
       if (!settle(0)) return;
       open_ = true;
       usage_ = opened.usage;
-      news_.emplace_back(PagerOpened{.usage = usage_});
+      if (message.descriptors.size() != 1) throw FormatError("the store comes with one directory");
+      news_.emplace_back(
+          PagerOpened{.usage = usage_,
+                      .directory = std::make_shared<UniqueFd>(std::move(message.descriptors[0]))});
       return;
     }
     case PagerMessageType::kWritten: {

@@ -36,6 +36,7 @@ struct PagerOptions {
 // The store was opened, also again by a pager that was started anew.
 struct PagerOpened {
   PagerUsage usage;
+  std::shared_ptr<const UniqueFd> directory;  // of the generation's segments
 };
 // What was under way is answered by a PagerFailed of its own before this.
 struct PagerEnded {

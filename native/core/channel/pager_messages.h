@@ -27,7 +27,7 @@ enum class PagerMessageType : uint16_t {
   kUsage = 7,         // PagerTicket; then kDone or kFailed
   kProbe = 8,         // PagerProbeMessage; then kDone or kFailed
   // pager -> worker
-  kOpened = 32,   // PagerDoneMessage
+  kOpened = 32,   // PagerDoneMessage + the directory of the generation
   kWritten = 33,  // PagerWrittenMessage
   kFailed = 34,   // PagerFailedMessage; the pager goes on serving
   kDone = 35,     // PagerDoneMessage

@@ -142,6 +142,7 @@ class SegmentWriter::State {
     return other_segments_ + closed_.size() + full_.size() + (current_ ? 1 : 0);
   }
 
+  [[nodiscard]] int directory() const { return generation_.get(); }
   [[nodiscard]] uint32_t next_segment() const { return next_; }
 
  private:
@@ -321,5 +322,6 @@ void SegmentWriter::remove_generation(uint64_t generation) {
 uint64_t SegmentWriter::bytes_on_disk() const { return state_->bytes_on_disk(); }
 uint64_t SegmentWriter::segments() const { return state_->segments(); }
 uint32_t SegmentWriter::next_segment() const { return state_->next_segment(); }
+int SegmentWriter::directory() const { return state_->directory(); }
 
 }  // namespace replpage

@@ -53,6 +53,8 @@ class SegmentWriter {
   // Removes another generation of this group.
   void remove_generation(uint64_t generation);
 
+  // The generation's directory, as long as this lives.
+  [[nodiscard]] int directory() const;
   // Of the group's segments on disk, with what is about to be written.
   [[nodiscard]] uint64_t bytes_on_disk() const;
   [[nodiscard]] uint64_t segments() const;
