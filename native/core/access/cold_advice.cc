@@ -23,8 +23,8 @@ constexpr const char* kDemotion = "/sys/kernel/mm/numa/demotion_enabled";
 
 constexpr unsigned kPidfdThread = O_EXCL;  // PIDFD_THREAD, since Linux 6.9
 
-// Going over so many pages that were not touched costs no more than a range of its own (measured with
-// 4 to 8 alike; twice as much without joining).
+// Going over so many pages that were not touched costs no more than a range of its own (measured
+// with 4 to 8 alike; twice as much without joining).
 constexpr uint64_t kGapBytes = 8 * kPageSize;
 // About a millisecond under the lock of the address space.
 constexpr uint64_t kBytesPerCall = 64u << 20;
