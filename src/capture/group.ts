@@ -10,8 +10,6 @@ import type {
   EpochStats,
   NativeGroup,
   NativeGroupEvent,
-  NativePagingOptions,
-  PagingOrder,
   PagingReport,
   PromotionReport,
   StartReport,
@@ -32,6 +30,7 @@ import {
   type Phase,
 } from './group-state.js';
 import { firstPace, nextPace, type Pace } from './pace-policy.js';
+import { pagingOptions, StoreNotes, takePagingTurns } from './paging-turns.js';
 
 const pauseSamples = 1024;
 /** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
@@ -39,14 +38,6 @@ const epochErrorsMax = 3;
 /** How long epochs may fail for what cannot be replicated before protection is given up. */
 const refusedPatienceMs = 3000;
 const promotedPollMs = 500;
-/** Between two turns of paging: short enough that evicting keeps the store busy. */
-const pagingTurnMs = 250;
-const nothing: PagingOrder = {
-  evictAge: 0,
-  evictPagesMax: 0,
-  bringBackAge: 0,
-  bringBackPagesMax: 0,
-};
 /** An epoch that takes longer than this shows as lagging, so that a hung keeper does. */
 const epochOverdueMs = 5000;
 /** Looks at a keeper until it has reaped what is known to be dead, and the time between them. */
@@ -241,6 +232,7 @@ export class Group {
   }
 
   async #startNative(): Promise<void> {
+    const { spec } = this;
     const { generation } = this.#core;
     try {
       const native = this.#createNative(generation);
@@ -254,7 +246,11 @@ export class Group {
       this.#apply({ type: 'started', epoch: report.epoch });
       this.#firstStart.resolve(report);
       void this.#takeEpochs(native, generation);
-      void this.#takePagingTurns(native, generation);
+      void takePagingTurns(this.#host, spec, native, {
+        goOn: () => this.#isTakingEpochs(generation),
+        report: (paging) => (this.#paging = paging),
+        signal: this.#closing.signal,
+      });
     } catch (error) {
       this.#firstStart.reject(asStartError(error, this.#core.hostPid));
       if (this.#core.generation === generation) await this.#startFailed(error, generation);
@@ -309,55 +305,10 @@ export class Group {
         gid: spec.owner.gid,
         groups: spec.owner.groups,
         tracker: spec.tracker,
-        paging: this.#pagingOptions(),
+        paging: pagingOptions(spec, this.#host.store),
       },
       (event) => this.#onNativeEvent(generation, event),
     );
-  }
-
-  #pagingOptions(): NativePagingOptions | null {
-    const { spec } = this;
-    if (spec.ram === 'all') return null;
-    const { directory, bytesMax, ...place } = this.#host.store;
-    return {
-      ...place,
-      store: spec.store ?? directory,
-      asOwner: spec.store !== undefined,
-      groupId: spec.storeId,
-      storeBytesMax: bytesMax,
-      coldAfterMs: spec.coldAfterMs,
-    };
-  }
-
-  /** Never in the way of an epoch: the native side does one after the other. */
-  async #takePagingTurns(native: NativeGroup, generation: number): Promise<void> {
-    const plan = this.#host.planPaging(this.spec);
-    if (plan === undefined) return;
-    let order = nothing;
-    let trouble = '';
-    while (this.#isTakingEpochs(generation)) {
-      try {
-        this.#paging = await native.page(order);
-      } catch (error) {
-        // Where the group itself is lost, its epochs tell.
-        this.#host.log.warn({ group: this.spec.name, reason: describe(error) }, 'paging failed');
-      }
-      if (this.#paging !== undefined) {
-        order = plan(this.#paging);
-        trouble = this.#noteTrouble(trouble, this.#paging.trouble);
-      }
-      await this.#host.clock.sleep(pagingTurnMs, this.#closing.signal);
-      if (this.#closing.signal.aborted) return;
-    }
-  }
-
-  #noteTrouble(before: string, now: string): string {
-    const kind = now.replace(/\d+/g, '#');
-    if (kind === before) return before;
-    const { name } = this.spec;
-    if (kind !== '') this.#host.note(name, 'page store in trouble', now);
-    else this.#host.note(name, 'page store works again', 'what it holds can be read and added to');
-    return kind;
   }
 
   /** Late events of a native group that was replaced are ignored. */
@@ -476,8 +427,7 @@ export class Group {
     this.#keeperSocket = keeperSocket;
     // A restarted daemon has no native group that would tell it.
     let drainedPolls = this.#core.resumed && this.#native === undefined ? drainedPollsMax : 0;
-    let trouble = '';
-    let damaged = 0;
+    const notes = new StoreNotes(this.#host, this.spec.name);
     for (;;) {
       await clock.sleep(promotedPollMs, this.#closing.signal);
       const { core } = this;
@@ -485,10 +435,17 @@ export class Group {
       if (core.phase.kind !== 'promoted') return;
       try {
         const status = await this.#host.askKeeper(keeperSocket);
+        const missing = status.lazyPages + status.coldPages > 0;
+        this.#refill = missing ? status : undefined;
+        notes.trouble(status.storeTrouble);
+        notes.damage(status.damagedPages);
         if (status.exited) {
           const how = describeWaitStatus(status.status ?? 0);
           this.#apply({ type: 'ended', reason: `it ${how} after its promotion` });
-        } else if (status.lazyPages === 0 && ++drainedPolls > drainedPollsMax) {
+        } else if (!missing && this.#released !== undefined) {
+          this.#apply({ type: 'drained', ...this.#released });
+          this.#released = undefined;
+        } else if (!missing && ++drainedPolls > drainedPollsMax) {
           this.#apply({ type: 'drained', us: 0, pages: core.phase.lazyPages });
         }
       } catch (error) {
@@ -496,14 +453,6 @@ export class Group {
         this.#apply({ type: 'ended', reason: `it ended after its promotion: ${describe(error)}` });
       }
     }
-  }
-
-  #noteDamage(before: number, now: number): number {
-    if (now > before) {
-      const why = `${now} pages were damaged in the page store: who touches one gets SIGBUS`;
-      this.#host.note(this.spec.name, 'pages lost', why);
-    }
-    return now;
   }
 
   #announce(report: PromotionReport, generation: number): void {

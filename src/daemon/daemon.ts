@@ -16,6 +16,7 @@ import { Group } from '../capture/group.js';
 import type { Announcement, GroupHost, GroupSpec } from '../capture/group-spec.js';
 import { keeperPath, loadNative, pagerPath, type NativeAddon } from '../native/binding.js';
 import { askKeeper } from '../native/keeper-status.js';
+import { pagingPlanner } from '../paging/planner.js';
 import { replpageVersion } from '../base/version.js';
 import type { DaemonConfig } from './config.js';
 import { EventRing } from './event-ring.js';
@@ -26,6 +27,7 @@ import { parseKeeperName, recover, runsPromoted, type FoundKeeper } from './reco
 import { ReplicaTable } from './replica-table.js';
 import type { GroupRecord } from './state-file.js';
 import { StateStore } from './state-store.js';
+import { removeFromStore } from './store-cleanup.js';
 
 /** The group whose members may use the socket, where the machine has it. */
 const socketGroup = 'replpage';

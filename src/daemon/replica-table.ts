@@ -334,9 +334,16 @@ export class ReplicaTable implements DaemonControl {
       ...(facts === undefined ? [] : warningsFor(facts)),
       ...untold.map((problem) => `the last promotion was not told everywhere: ${problem}`),
     ];
-    const { keepersDir } = config;
+    const { keepersDir, storeDir } = config;
     const snapshot = group.snapshot();
-    return groupStatus(snapshot, { node, keepersDir, ownPid: facts?.ownPid, running, warnings });
+    return groupStatus(snapshot, {
+      node,
+      keepersDir,
+      storeDir,
+      ownPid: facts?.ownPid,
+      running,
+      warnings,
+    });
   }
 
   #groupOf(pid: number): string | undefined {
