@@ -16,7 +16,7 @@ namespace {
 
 using namespace testing;  // NOLINT
 
-constexpr auto kCold = static_cast<PageRunKind>(4);
+constexpr auto kCold = PageRunKind::kCold;
 constexpr uint64_t kGib = 1u << 30;
 
 MappingImage anonymous(uint64_t start, uint64_t end, uint32_t flags = 0) {

@@ -111,8 +111,9 @@ void GroupPaging::note_committed() {
 
 void GroupPaging::forget_gone(const GroupImage& image) {
   for (const int32_t pid : table_.pids()) {
-    const bool lives = std::any_of(image.processes.begin(), image.processes.end(),
-                                   [pid](const ProcessImage& process) { return process.pid == pid; });
+    const bool lives =
+        std::any_of(image.processes.begin(), image.processes.end(),
+                    [pid](const ProcessImage& process) { return process.pid == pid; });
     if (lives) continue;
     table_.forget(pid);
     samplers_.erase(pid);
@@ -145,7 +146,8 @@ void GroupPaging::take_news() {
   if (silent_us > kKillUs) return pager_.kill_pager("the page store does not answer");
   if (silent_us > kHungUs) {
     state_ = StoreState::kHung;
-    trouble_ = "the page store has not answered for " + std::to_string(silent_us / 1'000'000) + " s";
+    trouble_ =
+        "the page store has not answered for " + std::to_string(silent_us / 1'000'000) + " s";
   }
 }
 
@@ -245,7 +247,8 @@ bool GroupPaging::know_source(int32_t pid, const GroupCapture& capture) {
 void GroupPaging::evict(const GroupCapture& capture, const PagingOrder& order) {
   uint64_t pages_left = order.evict_pages_max;
   while (pages_left != 0 && pager_.ready()) {
-    const auto groups = table_.oldest(order.evict_age, std::min<uint64_t>(pages_left, kPagerPagesMax));
+    const auto groups =
+        table_.oldest(order.evict_age, std::min<uint64_t>(pages_left, kPagerPagesMax));
     std::vector<PageGroup> batch;
     for (const PageGroup& group : groups) {
       if (group.stored || batch.size() == kPagerRunsMax) continue;

@@ -91,8 +91,8 @@ class GroupPaging {
   uint64_t epoch_ = 0;
   uint64_t next_sample_us_ = 0, samples_ = 0, sample_us_ = 0;
   std::string tracker_name_;
-  std::map<int32_t, Sampler> samplers_;  // by group pid
-  std::set<int32_t> sources_;            // processes that the pager can read
+  std::map<int32_t, Sampler> samplers_;                 // by group pid
+  std::set<int32_t> sources_;                           // processes that the pager can read
   std::map<uint64_t, std::vector<PageGroup>> batches_;  // under way, by ticket
   std::vector<PageGroup> stored_;                       // resident, to be cold with the next epoch
   std::set<uint32_t> segments_;                         // that may be on disk

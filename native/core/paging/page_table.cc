@@ -16,7 +16,6 @@ struct PageTable::Process {
 
 namespace {
 
-constexpr auto kColdRun = static_cast<PageRunKind>(4);  // pages in the store from data_offset on
 constexpr PageRange kEverything{0, UINT64_MAX};
 
 // Calls use(part, inside) for the parts of `range` that are in one of `ranges`, or in none.
@@ -206,7 +205,7 @@ void PageTable::note_run(Process& process, const PageRun& run, PageRange range) 
   }
   split(range, process.eligible, [&](PageRange part, bool eligible) {
     if (run.kind == PageRunKind::kData) note_data(process, part, eligible);
-    if (run.kind != kColdRun) return;
+    if (run.kind != PageRunKind::kCold) return;
     note_cold(process, part, eligible, run.data_offset + (part.start - run.address));
   });
 }
