@@ -16,7 +16,7 @@ namespace {
 
 using namespace testing;  // NOLINT
 
-constexpr auto kCold = static_cast<PageRunKind>(4);
+constexpr auto kCold = PageRunKind::kCold;
 constexpr uint64_t kGib = 1u << 30;
 
 MappingImage anonymous(uint64_t start, uint64_t end, uint32_t flags = 0) {
@@ -43,6 +43,12 @@ struct ModelPage {
   uint64_t location = 0;
   int touched = 0;
 };
+
+bool is_candidate(const ModelPage& page) {
+  return !page.cold && page.eligible && !page.pending && !page.stored;
+}
+
+bool is_leaving(const ModelPage& page) { return !page.cold && (page.pending || page.stored); }
 
 struct Model {
   struct Process {
@@ -74,7 +80,7 @@ struct Model {
       ModelPage& state = page->second;
       const bool was = std::exchange(state.eligible, pageable(*mapping));
       if (was && !state.eligible) {
-        state.pending = false;
+        if (is_leaving(state)) state.pending = state.stored = false;
         if (state.cold) state.again = true;
         if (state.cold) state.touched = 0;
       }
@@ -113,8 +119,6 @@ struct Model {
   }
 };
 
-bool is_candidate(const ModelPage& page) { return !page.cold && page.eligible && !page.pending; }
-
 // Groups taken apart, as strings that a failed check can show.
 std::vector<std::string> pages_of(const std::vector<PageGroup>& groups) {
   std::vector<std::string> pages;
@@ -150,7 +154,7 @@ struct Pair {
       if (is_candidate(page)) sums.candidate_bytes += kPageSize;
       if (page.again) ++again[static_cast<size_t>(page.touched)];
       (page.cold ? sums.cold_bytes : sums.resident_bytes) += kPageSize;
-      if (page.pending) sums.pending_bytes += kPageSize;
+      if (is_leaving(page)) sums.pending_bytes += kPageSize;
       if (page.stored) ++live[segment_of(page.location)];
     });
     for (const auto& [pid, process] : model.processes) {
@@ -278,7 +282,9 @@ class RandomOperations {
   }
   static void not_stored(Pair& pair, const PageGroup& group) {
     pair.table.note_not_stored(group);
-    in_range(pair, group, [](ModelPage& page, uint64_t) { page.pending = false; });
+    in_range(pair, group, [](ModelPage& page, uint64_t) {
+      if (is_leaving(page)) page.pending = page.stored = false;
+    });
   }
   void moved(Pair& pair, PageGroup group) {
     // Mostly one that is there.

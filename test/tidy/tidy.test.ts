@@ -115,8 +115,8 @@ const coreLayers: Readonly<Record<string, readonly string[]>> = {
   ...Object.fromEntries(middle.map((part) => [part, ['base', ...middle]])),
   restore: ['base', ...middle],
   access: ['base', 'memory', 'image'],
-  paging: ['base', 'memory', 'access'],
-  capture: ['base', ...middle],
+  paging: ['base', 'memory', 'image', 'access'],
+  capture: ['base', ...middle, 'access', 'paging'],
 };
 
 function includesOf({ text }: Source): readonly string[] {

@@ -58,7 +58,8 @@ std::unique_ptr<AccessTracker> make_access_tracker(pid_t host_pid,
       case AccessTrackerKind::kPageWalk:
         return std::make_unique<PageWalkTracker>(host_pid);
       case AccessTrackerKind::kIdleBitmap:
-        return std::make_unique<IdleBitmapTracker>(host_pid);
+        return std::make_unique<IdleBitmapTracker>(host_pid,
+                                                   std::make_unique<IdleBitmap>(kIdleBitmapPath));
       default:
         break;
     }

@@ -58,11 +58,14 @@ void IdleBitmap::set(std::span<const uint64_t> frames) {
     for (const uint64_t frame : frames.first(span.frames)) {
       words_[frame / kWordBits - span.first] |= uint64_t{1} << frame % kWordBits;
     }
-    const ssize_t put = ::pwrite(file_.get(), words_.data(), words_.size() * sizeof(uint64_t),
-                                 offset_of(span.first));
-    if (put < 0 && errno != ENXIO) throw SysError::from_errno("write", on_path(path_));
+    write(words_, span.first);
     frames = frames.subspan(span.frames);
   }
+}
+
+void IdleBitmap::write(std::span<const uint64_t> words, uint64_t first) {
+  const ssize_t put = ::pwrite(file_.get(), words.data(), words.size_bytes(), offset_of(first));
+  if (put < 0 && errno != ENXIO) throw SysError::from_errno("write", on_path(path_));
 }
 
 }  // namespace replpage

@@ -18,12 +18,19 @@ class IdleBitmap {
  public:
   // Throws SysError.
   explicit IdleBitmap(const std::string& path);
+  virtual ~IdleBitmap() = default;
+  IdleBitmap(const IdleBitmap&) = delete;
+  IdleBitmap& operator=(const IdleBitmap&) = delete;
 
   // Whether each of the frames (ascending) is idle. Frames beyond the bitmap are not.
   std::vector<uint8_t> read(std::span<const uint64_t> frames);
   // Makes the frames (ascending) idle. Those that are on none of the kernel's lists stay as they
   // are.
   void set(std::span<const uint64_t> frames);
+
+ protected:
+  // Writes words from number `first` on. Virtual for tests: in a plain file zeros are not nothing.
+  virtual void write(std::span<const uint64_t> words, uint64_t first);
 
  private:
   // Words [first, last) that some frames are in, one after the other or nearly so.

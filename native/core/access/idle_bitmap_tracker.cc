@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
@@ -94,9 +95,9 @@ std::string IdleBitmapTracker::refusal() {
   return found;
 }
 
-IdleBitmapTracker::IdleBitmapTracker(pid_t host_pid, const std::string& path)
+IdleBitmapTracker::IdleBitmapTracker(pid_t host_pid, std::unique_ptr<IdleBitmap> bitmap)
     : pid_(host_pid),
-      bitmap_(path),
+      bitmap_(std::move(bitmap)),
       frame_flags_(::open("/proc/kpageflags", O_RDONLY | O_CLOEXEC)) {}
 
 // Only the first frame of a huge page has a bit.
@@ -134,7 +135,7 @@ void IdleBitmapTracker::look(AccessSample& sample, const Visit& visit) {
   const uint64_t start = thread_us();
   frames_.clear();
   for (const Item& item : items_) frames_.push_back(item.frame);
-  const auto idle = bitmap_.read(frames_);
+  const auto idle = bitmap_->read(frames_);
   PageRanges touched;
   frames_.clear();
   for (size_t i = 0; i < items_.size(); ++i) {
@@ -145,7 +146,7 @@ void IdleBitmapTracker::look(AccessSample& sample, const Visit& visit) {
   }
   touched = normal_ranges(std::move(touched));
   const uint64_t found = thread_us();
-  bitmap_.set(frames_);
+  bitmap_->set(frames_);
   sample.look_us += found - start;
   sample.clear_us += thread_us() - found;
   sample.touched_pages += total_bytes(touched) / kPageSize;

@@ -3,6 +3,7 @@
 // that are idle for another user of the bitmap are not idle for long: the machine has only one.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "core/access/access_tracker.h"
@@ -15,8 +16,7 @@ class IdleBitmapTracker : public AccessTracker {
   // Why it does not work on this machine, tried on pages of our own; empty when it does.
   static std::string refusal();
 
-  // Throws SysError. Tests give a file of their own in place of the bitmap.
-  explicit IdleBitmapTracker(pid_t host_pid, const std::string& path = kIdleBitmapPath);
+  IdleBitmapTracker(pid_t host_pid, std::unique_ptr<IdleBitmap> bitmap);
   [[nodiscard]] AccessTrackerKind kind() const override { return AccessTrackerKind::kIdleBitmap; }
   AccessSample sample(std::span<const MappingImage> mappings, const Visit& visit) override;
 
@@ -32,7 +32,7 @@ class IdleBitmapTracker : public AccessTracker {
   void look(AccessSample& sample, const Visit& visit);
 
   pid_t pid_;
-  IdleBitmap bitmap_;
+  std::unique_ptr<IdleBitmap> bitmap_;
   UniqueFd frame_flags_;  // not valid where they cannot be read
   std::vector<Item> items_;
   std::vector<uint64_t> frames_;

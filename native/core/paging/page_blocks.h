@@ -20,8 +20,14 @@ inline constexpr uint8_t kPagePending = 8;    // resident, being written to the 
 inline constexpr uint8_t kPageEligible = 16;  // its mapping may be paged
 inline constexpr uint8_t kPageAgain = 32;     // cold, and touched since or not eligible any more
 
-inline constexpr uint8_t kCandidateMask = kPageResident | kPageEligible | kPagePending;
+inline constexpr uint8_t kCandidateMask =
+    kPageResident | kPageEligible | kPagePending | kPageStored;
 inline constexpr uint8_t kCandidate = kPageResident | kPageEligible;
+
+// Resident, and leaves with one of the next epochs unless it is written.
+constexpr bool is_leaving(uint8_t flags) {
+  return (flags & kPageResident) != 0 && (flags & (kPagePending | kPageStored)) != 0;
+}
 
 constexpr bool is_candidate(uint8_t flags) { return (flags & kCandidateMask) == kCandidate; }
 

@@ -10,13 +10,12 @@ namespace replpage {
 struct PageTable::Process {
   PageRanges mapped;                                             // private anonymous mappings
   PageRanges eligible;                                           // those of them that may be paged
-  uint64_t resident = 0, cold = 0, pending = 0, candidates = 0;  // pages
+  uint64_t resident = 0, cold = 0, leaving = 0, candidates = 0;  // pages
   PageBlocks blocks;
 };
 
 namespace {
 
-constexpr auto kColdRun = static_cast<PageRunKind>(4);  // pages in the store from data_offset on
 constexpr PageRange kEverything{0, UINT64_MAX};
 
 // Calls use(part, inside) for the parts of `range` that are in one of `ranges`, or in none.
@@ -108,7 +107,7 @@ void PageTable::put(Process& process, PageBlock& block, size_t page, uint8_t fla
   add(block.resident, change(kPageResident));
   add(process.cold, change(kPageCold));
   add(block.cold, change(kPageCold));
-  add(process.pending, change(kPagePending));
+  add(process.leaving, (is_leaving(flags) ? 1 : 0) - (is_leaving(old) ? 1 : 0));
   add(process.candidates, candidates);
   add(block.candidates, candidates);
   const int stored = change(kPageStored);
@@ -152,8 +151,9 @@ void PageTable::set_eligible(Process& process, PageRange range, bool eligible) {
         put(process, block, i, flags | kPageEligible);
       } else {
         const uint8_t again = (flags & kPageCold) != 0 ? kPageAgain : 0;
-        put(process, block, i,
-            static_cast<uint8_t>((flags & ~(kPageEligible | kPagePending)) | again));
+        const uint8_t leaving = is_leaving(flags) ? kPagePending | kPageStored : 0;
+        const uint8_t dropped = kPageEligible | leaving;
+        put(process, block, i, static_cast<uint8_t>((flags & ~dropped) | again));
         if (again != 0) block.touched[i] = 0;
       }
     }
@@ -206,7 +206,7 @@ void PageTable::note_run(Process& process, const PageRun& run, PageRange range) 
   }
   split(range, process.eligible, [&](PageRange part, bool eligible) {
     if (run.kind == PageRunKind::kData) note_data(process, part, eligible);
-    if (run.kind != kColdRun) return;
+    if (run.kind != PageRunKind::kCold) return;
     note_cold(process, part, eligible, run.data_offset + (part.start - run.address));
   });
 }
@@ -271,7 +271,6 @@ std::vector<PageGroup> PageTable::note_stored(const PageGroup& pages) {
           if ((flags & kPagePending) == 0) continue;
           const uint64_t address = base + i * kPageSize;
           const uint64_t location = pages.location + (address - pages.range.start);
-          if ((flags & kPageStored) != 0) put(*process, block, i, flags & ~kPageStored);
           store_at(block, i, location);
           put(*process, block, i, static_cast<uint8_t>(kCandidate | kPageStored));
           append_page(taken, pages.pid, address, true, location);
@@ -286,8 +285,8 @@ void PageTable::note_not_stored(const PageGroup& pages) {
   process->blocks.visit(pages.range, [&](PageBlock& block, uint64_t, size_t first, size_t last) {
     for (size_t i = first; i < last; ++i) {
       const uint8_t flags = block.flags[i];
-      if ((flags & kPagePending) != 0) {
-        put(*process, block, i, static_cast<uint8_t>(flags & ~kPagePending));
+      if (is_leaving(flags)) {
+        put(*process, block, i, static_cast<uint8_t>(flags & ~(kPagePending | kPageStored)));
       }
     }
   });
@@ -320,7 +319,7 @@ PageSums PageTable::sums(int32_t pid) const {
   sums.resident_bytes = process->resident * kPageSize;
   sums.cold_bytes = process->cold * kPageSize;
   sums.absent_bytes = mapped - sums.resident_bytes - sums.cold_bytes;
-  sums.pending_bytes = process->pending * kPageSize;
+  sums.pending_bytes = process->leaving * kPageSize;
   sums.candidate_bytes = process->candidates * kPageSize;
   return sums;
 }

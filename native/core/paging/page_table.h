@@ -30,8 +30,8 @@ constexpr uint64_t segment_of(uint64_t location) { return location >> 42 & 0x1F'
 
 struct PageSums {
   uint64_t resident_bytes = 0, cold_bytes = 0, absent_bytes = 0;
-  uint64_t pending_bytes = 0;    // of the resident ones: being written to the store
-  uint64_t candidate_bytes = 0;  // of the resident ones: may be evicted, and are not pending
+  uint64_t pending_bytes = 0;    // of the resident ones: pending, or stored and not cold yet
+  uint64_t candidate_bytes = 0;  // of the resident ones: may be evicted, and are not leaving
   PageSums& operator+=(const PageSums& other);
   bool operator==(const PageSums&) const = default;
 };
@@ -86,9 +86,10 @@ class PageTable {
   void note_pending(const PageGroup& pages);
   // The store has them durably, as they were when noted as pending. Returns those that are resident
   // and still pending, thus were not written since: they have a location now, which they lose with
-  // the next write. What else the store was given is of no use.
+  // the next write, and are to be made cold by a run of the next epoch. What else the store was
+  // given is of no use.
   std::vector<PageGroup> note_stored(const PageGroup& pages);
-  // The store could not write them.
+  // They stay resident: the store could not write them, or they are not to become cold.
   void note_not_stored(const PageGroup& pages);
   // The store has moved pages, cold or resident, from one place to another. Returns how many were
   // where it took them from; others were not changed.
@@ -104,7 +105,7 @@ class PageTable {
   [[nodiscard]] AgeHistogram touched_again_ages() const;
 
   // Candidates for eviction that were not touched for `age_min` samples, at most `pages_max` pages
-  // from the lowest addresses up, in groups that are stored or not.
+  // from the lowest addresses up.
   [[nodiscard]] std::vector<PageGroup> oldest(uint8_t age_min, uint64_t pages_max) const;
   // Cold pages that were touched again within the last `age_max` samples.
   [[nodiscard]] std::vector<PageGroup> touched_again(uint8_t age_max, uint64_t pages_max) const;
