@@ -6,6 +6,9 @@
     'binding_sources': '<!(node scripts/native-sources.mjs native/binding)',
     'keeper_sources': '<!(node scripts/native-sources.mjs native/keeper)',
     'pager_sources': '<!(node scripts/native-sources.mjs native/pager)',
+    # libcrypto has 16,000 pointers that the loader must set at every start: packed, and without two
+    # more libraries to look through, a program starts no later than without it (0.5 ms otherwise).
+    'quick_start': ['-Wl,-z,pack-relative-relocs', '-static-libstdc++', '-static-libgcc'],
     'test_sources': '<!(node scripts/native-sources.mjs native/test)',
   },
   'target_defaults': {
@@ -58,6 +61,7 @@
         'type': 'executable',
         'dependencies': ['core'],
         'sources': ['<!@(node scripts/native-sources.mjs native/keeper)'],
+        'conditions': [['sanitizer==""', {'ldflags': ['<@(quick_start)']}]],
       }],
     }],
     ['pager_sources!=""', {
@@ -66,6 +70,7 @@
         'type': 'executable',
         'dependencies': ['core'],
         'sources': ['<!@(node scripts/native-sources.mjs native/pager)'],
+        'conditions': [['sanitizer==""', {'ldflags': ['<@(quick_start)']}]],
       }],
     }],
     ['test_sources!=""', {
