@@ -54,7 +54,7 @@ export function overError(
   group: { readonly name: string; readonly hostPid: number; readonly phase: Phase },
 ): ReplicationError {
   const { name, hostPid, phase } = group;
-  const why = 'reason' in phase ? ` (${phase.reason})` : '';
+  const why = 'reason' in phase && phase.reason !== undefined ? ` (${phase.reason})` : '';
   if (phase.kind === 'detached' || phase.kind === 'unprotected') {
     const message = `cannot ${doing} ${name}: it is ${phase.kind}${why}, so it has no replica`;
     return new ReplicationError('ERR_NO_REPLICA', message, {

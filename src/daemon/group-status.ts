@@ -27,7 +27,7 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
   return {
     name: spec.name,
     state: phase.kind,
-    reason: 'reason' in phase ? phase.reason : null,
+    reason: 'reason' in phase ? (phase.reason ?? null) : null,
     node: place.node,
     details: true,
     pid: place.ownPid ?? promotion?.pid ?? core.hostPid,
