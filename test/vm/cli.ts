@@ -1,7 +1,7 @@
 /** npm run vm -- COMMAND: nodes to play with. */
 import { parseArgs } from 'node:util';
 import { Bed, prepareMachine } from './bed/bed.js';
-import { BedError, reasonOf } from './bed/bed-error.js';
+import { BedError, reasonOf, UnavailableError } from './bed/bed-error.js';
 import type { Clocks, Direction } from './bed/node.js';
 import { bedNames, dismantle, readState, sweep } from './bed/state.js';
 import { writeReport } from './findings.js';
@@ -173,12 +173,15 @@ async function dispatch(args: readonly string[]): Promise<number> {
   return onNode(command, values, words, rest);
 }
 
-/** Gives the exit status. */
+/** As <sysexits.h> has it. */
+const unavailableStatus = 69;
+
+/** Gives the exit status: 69 where packages cannot be had, 1 for all else that goes wrong. */
 export async function main(args: readonly string[]): Promise<number> {
   try {
     return await dispatch(args);
   } catch (error) {
     say(error instanceof BedError ? error.message : reasonOf(error));
-    return 1;
+    return error instanceof UnavailableError ? unavailableStatus : 1;
   }
 }

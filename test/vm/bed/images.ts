@@ -9,7 +9,7 @@ import { BedError } from './bed-error.js';
 import { cached, fingerprint, keyOf } from './cache.js';
 import { command } from './command.js';
 import { makeSquashfs } from './kernel.js';
-import { fetchAll } from './packages.js';
+import { fetchAll, withFreshLists } from './packages.js';
 
 export const guestFolder = path.join(root, 'test/vm/guest');
 
@@ -79,7 +79,7 @@ async function makeSystem(debs: readonly string[], folder: string): Promise<void
 
 /** The system image: the same for all kernels. */
 export async function prepareSystem(): Promise<{ readonly image: string; readonly key: string }> {
-  const debs = await fetchAll(packages);
+  const debs = await withFreshLists(() => fetchAll(packages));
   const guest = ['start.sh', 'become.sh', 'agent.c'].map((n) =>
     readFileSync(path.join(guestFolder, n)),
   );
