@@ -8,8 +8,8 @@ import { buildTools, buildVictims } from '../../support/victim.js';
 import { BedError } from './bed-error.js';
 import { cached, fingerprint, keyOf } from './cache.js';
 import { command } from './command.js';
-import { makeSquashfs } from './kernel.js';
 import { fetchAll, withFreshLists } from './packages.js';
+import { makeSquashfs } from './squashfs.js';
 
 export const guestFolder = path.join(root, 'test/vm/guest');
 

@@ -6,6 +6,7 @@ import { BedError } from './bed-error.js';
 import { cached, keyOf } from './cache.js';
 import { command } from './command.js';
 import { fetchOne, resolveMeta, withFreshLists } from './packages.js';
+import { makeSquashfs } from './squashfs.js';
 
 export interface Kernel {
   /** As asked for: "6.12". */
@@ -133,12 +134,6 @@ async function unpack(deb: string, folder: string): Promise<void> {
   await makeSquashfs(modules, path.join(folder, 'modules.img'));
   writeFileSync(path.join(folder, 'release'), release);
   for (const rest of [tree, modules]) rmSync(rest, { recursive: true, force: true });
-}
-
-/** Quick to make and to read under emulation rather than small; everything belongs to root. */
-export async function makeSquashfs(folder: string, out: string, ...flags: string[]): Promise<void> {
-  const quick = ['-comp', 'lz4', '-all-root', '-noappend', '-no-progress', '-quiet'];
-  await command('mksquashfs', [folder, out, ...quick, ...flags]);
 }
 
 /** @param series "6.1" or "6.12", or the name of a Debian kernel package */
