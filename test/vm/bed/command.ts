@@ -59,6 +59,7 @@ export async function command(
   } finally {
     forget?.();
   }
+  if (options.cleansUp !== true) goOn();
   const [status, signal] = ended;
   const text = Buffer.concat(out).toString();
   if (status === 0 || (status !== null && options.allowed?.includes(status))) return text;
