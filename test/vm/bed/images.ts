@@ -109,7 +109,13 @@ function modulesInside(): string[] {
   return [...found].sort();
 }
 
-const programs = ['replpage.node', 'replpage-keeper', 'core_test'];
+const builtFolder = path.join(root, 'build/Release');
+
+/** The programs that were built, and the addon. */
+function builtPrograms(): string[] {
+  const names = existsSync(builtFolder) ? readdirSync(builtFolder) : [];
+  return names.filter((name) => /^(replpage|core_test)/.test(name)).sort();
+}
 
 function filesBelow(folder: string): string[] {
   return readdirSync(folder, { recursive: true, encoding: 'utf8' })
@@ -136,9 +142,9 @@ async function makeProject(folder: string, tests: string): Promise<void> {
     });
   for (const name of ['package.json', 'binding.gyp', 'dist', 'test/victims', 'test/support'])
     copy(name);
-  for (const name of programs) {
+  for (const name of builtPrograms()) {
     const into = path.join(tree, 'build/Release', name);
-    await command('strip', ['-g', '-o', into, path.join(root, 'build/Release', name)]);
+    await command('strip', ['-g', '-o', into, path.join(builtFolder, name)]);
   }
   for (const name of modulesInside()) copy(`node_modules/${name}`);
   cpSync(tests, tree, { recursive: true });
@@ -157,8 +163,9 @@ const projectBytes = 256 << 20;
 
 /** @throws BedError when the project has not been built */
 export async function prepareProject(): Promise<{ readonly image: string }> {
-  const built = programs.map((name) => path.join(root, 'build/Release', name));
-  const missing = [...built, path.join(root, 'dist/cli/main.js')].find((each) => !existsSync(each));
+  const built = builtPrograms().map((name) => path.join(builtFolder, name));
+  const needed = [path.join(builtFolder, 'replpage.node'), path.join(root, 'dist/cli/main.js')];
+  const missing = needed.find((each) => !existsSync(each));
   if (missing !== undefined) throw new BedError(`${missing} is missing: npm run build first`);
   const victims = await buildVictims();
   const tools = await buildTools();
