@@ -12,9 +12,9 @@ import { kernels, onBed, short } from './on-bed.js';
 
 const slowness = 20;
 const hourMs = 3_600_000;
-const usualVictims = ['memory model', 'signal count', 'pipes', 'family'];
+const usualVictims = ['memory model', 'shared memory', 'signal count', 'pipes', 'killed family'];
 /** Native tests of following memory, by parts of their names. */
-const ofMemory = 'discard mapping copied copy heap stack round walk shared_pages';
+const ofMemory = 'discard mapping copied copy heap stack round walk shared';
 const victims = process.env['REPLPAGE_VM_VICTIMS']?.split(',') ?? usualVictims;
 
 /** Runs a test program on the node; gives its cases by their words. */

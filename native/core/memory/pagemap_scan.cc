@@ -41,6 +41,10 @@ size_t PagemapScan::step(uint64_t& at, uint64_t end, const PageQuery& query, uin
   argument.any_of = query.any_of;
   argument.returned = query.returned;
   const int count = ::ioctl(fd_.get(), kPagemapScan, &argument);
+  if (count < 0 && errno == ESRCH) {  // the process is gone: some kernels then find no pages instead
+    at = end;
+    return 0;
+  }
   if (count < 0) throw SysError::from_errno("scan pages", at_address(pid_, at));
   if (argument.walk_end <= at) throw SysError("scan pages", EIO, at_address(pid_, at));
   at = argument.walk_end;

@@ -5,7 +5,8 @@ import path from 'node:path';
 import { BedError } from './bed-error.js';
 import { cached, keyOf } from './cache.js';
 import { command } from './command.js';
-import { fetchOne, resolveMeta } from './packages.js';
+import { fetchOne, resolveMeta, withFreshLists } from './packages.js';
+import { makeSquashfs } from './squashfs.js';
 
 export interface Kernel {
   /** As asked for: "6.12". */
@@ -135,15 +136,10 @@ async function unpack(deb: string, folder: string): Promise<void> {
   for (const rest of [tree, modules]) rmSync(rest, { recursive: true, force: true });
 }
 
-/** Quick to make and to read under emulation rather than small; everything belongs to root. */
-export async function makeSquashfs(folder: string, out: string, ...flags: string[]): Promise<void> {
-  const quick = ['-comp', 'lz4', '-all-root', '-noappend', '-no-progress', '-quiet'];
-  await command('mksquashfs', [folder, out, ...quick, ...flags]);
-}
-
 /** @param series "6.1" or "6.12", or the name of a Debian kernel package */
 export async function prepareKernel(series: string): Promise<Kernel> {
-  const deb = await fetchOne(await resolveMeta(kernelPackages[series] ?? series));
+  const meta = kernelPackages[series] ?? series;
+  const deb = await withFreshLists(async () => fetchOne(await resolveMeta(meta)));
   const key = keyOf([path.basename(deb), earlyModules, laterModules, '1']);
   const folder = await cached('kernels', key, (fresh) => unpack(deb, fresh));
   return {

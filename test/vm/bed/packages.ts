@@ -4,20 +4,40 @@
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { BedError, reasonOf } from './bed-error.js';
+import { BedError, reasonOf, UnavailableError } from './bed-error.js';
 import { cacheFolder, keyOf, requireRoom } from './cache.js';
 import { command } from './command.js';
 
 const quietly = { env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C' } };
 const listsFolder = '/var/lib/apt/lists';
 const downloadMs = 900_000;
+let updated = false;
 
 /** A machine that never updated its lists knows no package at all. */
 async function requireLists(): Promise<void> {
   if (existsSync(listsFolder) && readdirSync(listsFolder).some((n) => n.includes('Packages'))) {
     return;
   }
+  await update();
+}
+
+async function update(): Promise<void> {
+  updated = true;
   await command('apt-get', ['-qq', 'update'], { ...quietly, limitMs: downloadMs });
+}
+
+/**
+ * Runs `body`, and once more with apt's lists updated when it finds that packages cannot be had: old
+ * lists name packages that servers no longer have.
+ */
+export async function withFreshLists<T>(body: () => Promise<T>): Promise<T> {
+  try {
+    return await body();
+  } catch (error) {
+    if (!(error instanceof UnavailableError) || updated || process.getuid?.() !== 0) throw error;
+    await update().catch(() => undefined);
+    return body();
+  }
 }
 
 /** apt takes seconds to answer: its answers hold until its lists are updated. */
@@ -27,7 +47,9 @@ async function ask(program: string, args: readonly string[], allowed: number[] =
   const key = keyOf([program, ...args, String(statSync(listsFolder).mtimeMs)]);
   const file = path.join(folder, key);
   if (existsSync(file)) return readFileSync(file, 'utf8');
-  const answer = await command(program, args, { ...quietly, allowed });
+  const answer = await command(program, args, { ...quietly, allowed }).catch((error: unknown) => {
+    throw new UnavailableError(reasonOf(error));
+  });
   mkdirSync(folder, { recursive: true });
   writeFileSync(file, answer);
   return answer;
@@ -45,7 +67,9 @@ export async function resolveMeta(meta: string): Promise<string> {
   if (found !== undefined) return resolveMeta(found);
   const known = await ask('apt-cache', ['pkgnames', 'linux-image-']);
   const names = known.split('\n').filter((name) => /^linux-image-([\d.]+-)?amd64$/.test(name));
-  throw new BedError(`no kernel package ${meta}; apt knows ${names.sort().join(', ') || 'none'}`);
+  throw new UnavailableError(
+    `no kernel package ${meta}; apt knows ${names.sort().join(', ') || 'none'}`,
+  );
 }
 
 /** Where downloaded packages are kept. */
@@ -78,7 +102,7 @@ async function download(args: readonly string[], cwd: string): Promise<void> {
   try {
     await command('apt-get', args, { ...quietly, cwd, limitMs: downloadMs });
   } catch (error) {
-    throw new BedError(
+    throw new UnavailableError(
       `packages could not be downloaded (is there a network?): ${reasonOf(error)}`,
     );
   }
