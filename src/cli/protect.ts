@@ -22,6 +22,16 @@ import { ensureDaemon } from './start-daemon.js';
 /** How long the daemon may take to let a process go before it is not waited for any more. */
 const letGoMs = 10_000;
 
+const examples = `
+A process that was detached, or whose protection was lost, keeps the options that it had: give
+only what is to change.
+--on-promote finds REPLPAGE_GROUP, REPLPAGE_PID, REPLPAGE_HOST_PID, REPLPAGE_GENERATION,
+REPLPAGE_EPOCH and REPLPAGE_EXACT in its environment.
+
+  sudo replpage protect $(pidof redis-server)
+  sudo replpage protect 1234 --name web --epoch 50ms --pidfile /run/web.pid
+  sudo replpage protect 1234 --ram 30% --store /mnt/store`;
+
 export function addProtect(program: Command): void {
   const { intervalMs, overhead, maxPauseMs, retries, coldAfterMs } = protectDefaults;
   withCommonFlags(program.command('protect'))
@@ -62,17 +72,7 @@ export function addProtect(program: Command): void {
       `untouched for so long is cold, 1s to 24h (default ${formatMs(coldAfterMs)})`,
     )
     .option('--store <dir>', "page store, used with your rights (default: the daemon's)")
-    .addHelpText(
-      'after',
-      `
-A process that was detached, or whose protection was lost, keeps the options that it had: give
-only what is to change.
---on-promote finds REPLPAGE_GROUP, REPLPAGE_PID, REPLPAGE_HOST_PID, REPLPAGE_GENERATION,
-REPLPAGE_EPOCH and REPLPAGE_EXACT in its environment.
-
-  sudo replpage protect $(pidof redis-server)
-  sudo replpage protect 1234 --name web --epoch 50ms --pidfile /run/web.pid`,
-    )
+    .addHelpText('after', examples)
     .action(async (pid: string, flags: ProtectFlags & CommonFlags) => {
       const request = toRequest(pid, flags);
       const context = contextOf(flags);

@@ -1,17 +1,34 @@
-/** Turns the policy's decisions into orders for the native side, turn by turn. */
+/** Feeds the policy of one group what its native side reports, turn by turn. */
+import type { Clock } from '../base/clock.js';
 import type { PagingOrder, PagingReport } from '../native/group.js';
+import { firstPagingState, nextPagingOrder, parseRam } from './policy.js';
 
-const pageBytes = 4096;
-
+/** undefined: everything stays in RAM. `ram`: all, hot, or a share such as 30%. */
 export function pagingPlanner(
   ram: string,
   coldAfterMs: number,
+  clock: Clock,
 ): ((report: PagingReport) => PagingOrder) | undefined {
-  if (ram === 'all') return undefined;
+  const setting = parseRam(ram, coldAfterMs);
+  if (setting.kind === 'all') return undefined;
+  let state = firstPagingState;
+  let lastMs = clock.nowMs();
   return (report) => {
-    const perSample = Math.max(1, report.periodUs / 1000);
-    const age = Math.max(1, Math.min(254, Math.ceil(coldAfterMs / perSample)));
-    void pageBytes;
-    return { evictAge: age, evictPagesMax: 8192, bringBackAge: 1, bringBackPagesMax: 1024 };
+    const nowMs = clock.nowMs();
+    const { ages, touchedAgain, residentBytes, coldBytes, pendingBytes, evictedBytes } = report;
+    const next = nextPagingOrder(setting, state, {
+      ages,
+      touchedAgain,
+      residentBytes,
+      coldBytes,
+      pendingBytes,
+      evictedBytes,
+      samplePeriodMs: report.periodUs / 1000,
+      store: report.store,
+      elapsedMs: nowMs - lastMs,
+    });
+    lastMs = nowMs;
+    state = next.state;
+    return next.order;
   };
 }

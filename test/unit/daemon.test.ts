@@ -57,6 +57,8 @@ const spec: GroupSpec = {
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,
+  store: undefined,
+  storeId: '0123456789abcdef',
   owner: { uid: me.uid, gid: me.gid, groups: [] },
 };
 
@@ -222,6 +224,12 @@ const keeper = (state: string, changes: Partial<KeeperStatus> = {}): KeeperStatu
   hostPid: 2000,
   epoch: 12,
   lazyPages: 0,
+  coldPages: 0,
+  damagedPages: 0,
+  waitingFaults: 0,
+  waitingUs: 0,
+  refillUs: 0,
+  storeTrouble: '',
   residentBytes: 4096,
   exited: false,
   status: undefined,

@@ -10,6 +10,7 @@ import type {
   NativeGroup,
   NativeGroupEvent,
   NativeGroupOptions,
+  PagingReport,
   PromotionReport,
   StartReport,
 } from '../../src/native/group.js';
@@ -36,6 +37,9 @@ class ScriptedNative implements NativeGroup {
   epoch(): Promise<EpochStats> {
     this.epochs++;
     return this.epochResult();
+  }
+  page(): Promise<PagingReport> {
+    return Promise.reject(new Error('this group has no paging'));
   }
   promote(): Promise<PromotionReport> {
     return this.promoteResult();
@@ -64,6 +68,7 @@ function epochStats(epoch: number): EpochStats {
     mappedBytes: 1 << 20,
     primaryBytes: 5 << 20,
     residentBytes: 1 << 19,
+    coldBytes: 0,
     threads: 1,
     processes: 1,
   };
@@ -90,6 +95,8 @@ const spec: GroupSpec = {
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,
+  store: undefined,
+  storeId: '0123456789abcdef',
   owner: { uid: 0, gid: 0, groups: [] },
 };
 
@@ -119,6 +126,16 @@ function scene(
     note: (_group, what) => void notes.push(what),
     persist: silent,
     announce: (_spec, what) => void announced.push(what),
+    store: {
+      pagerPath: '/p',
+      directory: '/store',
+      keyPath: '/k',
+      bytesMax: 1,
+      accessTracker: 'auto',
+      allowMemoryFileSystems: false,
+    },
+    planPaging: () => undefined,
+    forgetStore: silent,
     ...outside,
   };
   return { group: new Group(spec, host, newGroup(1000, 1, 3)), natives, notes, announced };
@@ -166,7 +183,19 @@ t.test('a promotion starts the next generation; events of the old one are ignore
 
 t.test('what ends before it is protected again says how it ended', async (t) => {
   let asked = 0;
-  const keeper = { state: 'promoted', pid: 1, hostPid: 2000, epoch: 1, lazyPages: 0 };
+  const keeper = {
+    state: 'promoted',
+    pid: 1,
+    hostPid: 2000,
+    epoch: 1,
+    lazyPages: 0,
+    coldPages: 0,
+    damagedPages: 0,
+    waitingFaults: 0,
+    waitingUs: 0,
+    refillUs: 0,
+    storeTrouble: '',
+  };
   const { group, natives } = scene(
     (native) => {
       if (native.options.generation === 1) return;

@@ -16,6 +16,7 @@ namespace {
 // second time; it may be a dead mount that only a new process gets rid of.
 constexpr uint64_t kHungUs = 5'000'000;
 constexpr uint64_t kKillUs = 60'000'000;
+constexpr uint64_t kTryAgainUs = 10'000'000;
 // Generations before this one that may have left something behind.
 constexpr uint64_t kPast = 8;
 
@@ -145,6 +146,9 @@ void GroupPaging::take_news() {
   for (const PagerNews& news : pager_.poll()) {
     std::visit([this](const auto& one) { take(one); }, news);
   }
+  // Whether there is room again, or the error has passed, only another try tells.
+  const bool failed = state_ == StoreState::kFull || state_ == StoreState::kFailing;
+  if (failed && pager_.pid() != 0 && now_us() - trouble_us_ > kTryAgainUs) state_ = StoreState::kOk;
   const uint64_t silent_us = pager_.since_us();
   if (silent_us > kKillUs) return pager_.kill_pager("the page store does not answer");
   if (silent_us > kHungUs) {
@@ -194,12 +198,14 @@ void GroupPaging::take(const PagerDoneMessage&) {}
 void GroupPaging::take(const PagerFailedMessage& failed) {
   state_ = failed.kind == StoreFailure::kFull ? StoreState::kFull : StoreState::kFailing;
   trouble_ = failed.reason;
+  trouble_us_ = now_us();
   give_back(failed.ticket);
 }
 
 void GroupPaging::take(const PagerEnded& ended) {
   state_ = StoreState::kFailing;
   trouble_ = ended.reason;
+  trouble_us_ = now_us();
 }
 
 // What of a batch did not become stored stays resident.

@@ -108,6 +108,7 @@ class GroupPaging {
   std::vector<uint32_t> dead_;     // of these, since the last epoch was sent
   StoreState state_ = StoreState::kOpening;
   std::string trouble_;
+  uint64_t trouble_us_ = 0;  // when it was last met
   uint64_t written_bytes_ = 0, evicted_bytes_ = 0, brought_back_bytes_ = 0, pager_cpu_us_ = 0;
 };
 

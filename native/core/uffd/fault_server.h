@@ -63,6 +63,11 @@ class FaultServer {
   [[nodiscard]] std::string loss() const;
 
  private:
+  // Between two tries of what an event, or lack of memory, holds up.
+  static constexpr long kRetryNs = 50'000;
+  // Memory for the replica's pages may be short for a while; then the group is lost.
+  static constexpr int kRetriesMax = 200'000;  // 10 s
+
   // Takes the lock ahead of the background drain.
   class Precedence;
 
@@ -102,6 +107,7 @@ class FaultServer {
   // Only one may read from processes: they go when it has found that nothing is left.
   enum class DrainRole : uint8_t { kAll, kStoreOnly };
   void drain(DrainRole role);
+  static void rest_a_while();
   void wait_released();
   std::optional<Chunk> next_chunk();
   bool all_released() const;
