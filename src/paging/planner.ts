@@ -1,17 +1,25 @@
 /** Turns the policy's decisions into orders for the native side, turn by turn. */
-import type { PagingOrder, PagingReport } from '../native/group.js';
+import { systemClock, type Clock } from '../base/clock.js';
+import type { PagingReport } from '../native/group.js';
+import { firstPagingState, nextPagingOrder, parseRam, type PagingOrder } from './policy.js';
 
-const pageBytes = 4096;
-
+/** undefined: the replica holds everything. Throws ERR_USAGE for a setting that is none. */
 export function pagingPlanner(
   ram: string,
   coldAfterMs: number,
+  clock: Pick<Clock, 'nowMs'> = systemClock,
 ): ((report: PagingReport) => PagingOrder) | undefined {
-  if (ram === 'all') return undefined;
+  const setting = parseRam(ram, coldAfterMs);
+  if (setting.kind === 'all') return undefined;
+  let state = firstPagingState;
+  let lastMs = clock.nowMs();
   return (report) => {
-    const perSample = Math.max(1, report.periodUs / 1000);
-    const age = Math.max(1, Math.min(254, Math.ceil(coldAfterMs / perSample)));
-    void pageBytes;
-    return { evictAge: age, evictPagesMax: 8192, bringBackAge: 1, bringBackPagesMax: 1024 };
+    const nowMs = clock.nowMs();
+    const elapsedMs = nowMs - lastMs;
+    lastMs = nowMs;
+    const seen = { ...report, samplePeriodMs: report.periodUs / 1000, elapsedMs };
+    const next = nextPagingOrder(setting, state, seen);
+    state = next.state;
+    return next.order;
   };
 }

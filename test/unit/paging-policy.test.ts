@@ -1,5 +1,7 @@
 /** Which pages leave a replica's RAM: pure, so a model of a program's memory is enough. */
 import t from 'tap';
+import type { PagingReport } from '../../src/native/group.js';
+import { pagingPlanner } from '../../src/paging/planner.js';
 import {
   creditShare,
   firstPagingState,
@@ -258,5 +260,28 @@ t.test('a group without pages gets no orders', (t) => {
   const model = new Model(0, { kind: 'percent', share: 0.3 });
   const order = model.tick(() => undefined);
   t.same([order.evictPagesMax, order.bringBackPagesMax], [0, 0]);
+  t.end();
+});
+
+t.test('the planner asks the policy with what the native side reports', (t) => {
+  let nowMs = 1000;
+  const clock = { nowMs: () => nowMs };
+  t.equal(pagingPlanner('all', 30_000, clock), undefined);
+  t.throws(() => pagingPlanner('much', 30_000, clock), { code: 'ERR_USAGE' });
+  const plan = pagingPlanner('hot', 30_000, clock);
+  const report = {
+    ages: Array.from({ length: agesMax + 1 }, (_, age) => (age === 100 ? 50_000 : 0)),
+    touchedAgain: new Array<number>(agesMax + 1).fill(0),
+    residentBytes: 50_000 * pageBytes,
+    coldBytes: 0,
+    pendingBytes: 0,
+    evictedBytes: 0,
+    periodUs: periodMs * 1000,
+    store: 'ok',
+  } as unknown as PagingReport;
+  nowMs += 2 * periodMs;
+  t.match(plan?.(report), { evictAge: 6, evictPagesMax: 10_000, bringBackPagesMax: 0 });
+  nowMs += 250;
+  t.match(plan?.(report), { evictAge: 6, evictPagesMax: 4096 });
   t.end();
 });
