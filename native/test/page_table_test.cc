@@ -210,7 +210,7 @@ class RandomOperations {
         return below(3) == 0 ? not_stored(pair, {pid, range, false, 0})
                              : moved(pair, {pid, range, true, location});
       case 7:
-        return touch(pair, pid, range);
+        return below(4) == 0 ? take_again(pair) : touch(pair, pid, range);
       default:
         return note(pair, run_of(below(20) == 0 ? 0 : pid, PageRunKind::kData, at, count));
     }
@@ -262,6 +262,15 @@ class RandomOperations {
     in_range(pair, {pid, range, false, 0}, [](ModelPage& page, uint64_t) {
       page.touched = 0;
       if (page.cold) page.again = true;
+    });
+  }
+  static void take_again(Pair& pair) {
+    const auto wanted = [](const ModelPage& page) { return page.again && page.touched <= 1; };
+    const auto expected = pair.those(wanted, 20);
+    CHECK(pages_of(pair.table.take_touched_again(1, 20)) == expected);
+    int left = 20;
+    pair.model.each([&](int32_t, uint64_t, ModelPage& page) {
+      if (wanted(page) && left-- > 0) page.again = false;
     });
   }
   static void pending(Pair& pair, const PageGroup& group) {

@@ -147,7 +147,7 @@ export class Daemon {
         // For tests on machines whose only disk is memory.
         allowMemoryFileSystems: process.env['REPLPAGE_STORE_IN_MEMORY'] === 'yes',
       },
-      planPaging: ({ ram, coldAfterMs }) => pagingPlanner(ram, coldAfterMs, systemClock),
+      planPaging: ({ ram, coldAfterMs }) => pagingPlanner(ram, coldAfterMs),
       forgetStore: ({ store, name, storeId }) => removeFromStore(store ?? storeDir, name, storeId),
       createNative: (options, onEvent) => new this.#native.NativeGroup(options, onEvent),
       askKeeper,

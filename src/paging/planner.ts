@@ -1,13 +1,13 @@
-/** Feeds the policy of one group what its native side reports, turn by turn. */
-import type { Clock } from '../base/clock.js';
-import type { PagingOrder, PagingReport } from '../native/group.js';
-import { firstPagingState, nextPagingOrder, parseRam } from './policy.js';
+/** Turns the policy's decisions into orders for the native side, turn by turn. */
+import { systemClock, type Clock } from '../base/clock.js';
+import type { PagingReport } from '../native/group.js';
+import { firstPagingState, nextPagingOrder, parseRam, type PagingOrder } from './policy.js';
 
-/** undefined: everything stays in RAM. `ram`: all, hot, or a share such as 30%. */
+/** undefined: the replica holds everything. Throws ERR_USAGE for a setting that is none. */
 export function pagingPlanner(
   ram: string,
   coldAfterMs: number,
-  clock: Clock,
+  clock: Pick<Clock, 'nowMs'> = systemClock,
 ): ((report: PagingReport) => PagingOrder) | undefined {
   const setting = parseRam(ram, coldAfterMs);
   if (setting.kind === 'all') return undefined;
@@ -15,19 +15,10 @@ export function pagingPlanner(
   let lastMs = clock.nowMs();
   return (report) => {
     const nowMs = clock.nowMs();
-    const { ages, touchedAgain, residentBytes, coldBytes, pendingBytes, evictedBytes } = report;
-    const next = nextPagingOrder(setting, state, {
-      ages,
-      touchedAgain,
-      residentBytes,
-      coldBytes,
-      pendingBytes,
-      evictedBytes,
-      samplePeriodMs: report.periodUs / 1000,
-      store: report.store,
-      elapsedMs: nowMs - lastMs,
-    });
+    const elapsedMs = nowMs - lastMs;
     lastMs = nowMs;
+    const seen = { ...report, samplePeriodMs: report.periodUs / 1000, elapsedMs };
+    const next = nextPagingOrder(setting, state, seen);
     state = next.state;
     return next.order;
   };

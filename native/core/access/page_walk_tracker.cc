@@ -69,34 +69,44 @@ class TouchedPages : public TableVisitor {
 
 uint64_t thread_us() { return clock_us(CLOCK_THREAD_CPUTIME_ID); }
 
-// A page that we touch, clear and touch again.
-std::string try_on_own_page() {
-  PageTables* const tables = PageTables::instance();
-  if (tables == nullptr) return PageTables::refusal();
-  const auto root = tables->root(static_cast<pid_t>(::syscall(SYS_gettid)));
-  if (!root) return "our own page tables are not found";
+// A page that we touch, clear and touch again. Empty: all of it shows.
+std::string try_on_page(PageTables& tables, uint64_t root, ColdAdvice& advice) {
   void* const at =
       ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (at == MAP_FAILED) return "no memory";
+  if (at == MAP_FAILED) throw SysError::from_errno("map memory");
   const auto start = reinterpret_cast<uint64_t>(at);
   const PageRange page{start, start + kPageSize};
   const auto touched = [&] {
-    TouchedPages found({&page, 1}, tables->zero_page());
-    tables->walk(*root, {&page, 1}, found);
+    TouchedPages found({&page, 1}, tables.zero_page());
+    tables.walk(root, {&page, 1}, found);
     return !found.touched.empty();
   };
   auto* const byte = static_cast<volatile uint8_t*>(at);
   *byte = 1;
   std::string refusal;
   if (!touched()) refusal = "a page that we wrote does not show as touched";
-  ColdAdvice advice(::getpid());
   const bool given = advice.give({&page, 1}) == ColdAdvice::Outcome::kGiven;
-  // The kernel leaves a page alone that is not on its lists yet; our advice puts it there.
-  if (given && touched()) (void)advice.give({&page, 1});
   if (refusal.empty() && given && touched()) refusal = "process_madvise(MADV_COLD) clears nothing";
   (void)*byte;
   if (refusal.empty() && !touched()) refusal = "a page that we read does not show as touched";
   ::munmap(at, kPageSize);
+  return refusal;
+}
+
+// The kernel passes over a page that waits in a processor's batch to be put on its lists. Advice
+// empties the batch of the processor that gives it, which is another one when we were moved since.
+std::string try_on_own_pages() {
+  PageTables* const tables = PageTables::instance();
+  if (tables == nullptr) return PageTables::refusal();
+  const auto root = tables->root(static_cast<pid_t>(::syscall(SYS_gettid)));
+  if (!root) return "our own page tables are not found";
+  ColdAdvice advice(::getpid());
+  constexpr int kTries = 20;
+  std::string refusal;
+  for (int i = 0; i < kTries; ++i) {
+    refusal = try_on_page(*tables, *root, advice);
+    if (refusal.empty()) break;
+  }
   return refusal;
 }
 
@@ -109,7 +119,7 @@ std::string PageWalkTracker::refusal() {
   }
   static const std::string found = [] {
     try {
-      return try_on_own_page();
+      return try_on_own_pages();
     } catch (const SysError& error) {
       return std::string(error.what());
     }

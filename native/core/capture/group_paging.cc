@@ -220,14 +220,18 @@ void GroupPaging::sample_when_due(const GroupImage& image,
                                   const std::map<int32_t, pid_t>& host_pids) {
   const uint64_t now = now_us();
   if (now < next_sample_us_) return;
-  sample_us_ = 0;
+  AccessSample all;
   for (const ProcessImage& process : image.processes) {
     const auto host_pid = host_pids.find(process.pid);
     if (host_pid == host_pids.end()) continue;
     const AccessSample taken = sample(process, host_pid->second);
-    pace_.note(taken);
-    sample_us_ += taken.look_us + taken.clear_us;
+    all.looked_bytes += taken.looked_bytes;
+    all.cleared_bits += taken.cleared_bits;
+    all.look_us += taken.look_us;
+    all.clear_us += taken.clear_us;
   }
+  pace_.note(all);
+  sample_us_ = all.look_us + all.clear_us;
   ++samples_;
   next_sample_us_ = now + pace_.period_us();
 }
@@ -307,7 +311,7 @@ bool GroupPaging::submit(std::span<const PageGroup> groups,
 void GroupPaging::bring_back(const PagingOrder& order) {
   if (order.bring_back_pages_max == 0) return;
   for (const PageGroup& group :
-       table_.touched_again(order.bring_back_age, order.bring_back_pages_max)) {
+       table_.take_touched_again(order.bring_back_age, order.bring_back_pages_max)) {
     brought_back_bytes_ += group.range.bytes();
     wanted_back_.push_back({.pid = group.pid,
                             .object = 0,

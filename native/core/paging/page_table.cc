@@ -409,6 +409,19 @@ std::vector<PageGroup> PageTable::touched_again(uint8_t age_max, uint64_t pages_
       });
 }
 
+std::vector<PageGroup> PageTable::take_touched_again(uint8_t age_max, uint64_t pages_max) {
+  std::vector<PageGroup> groups = touched_again(age_max, pages_max);
+  for (const PageGroup& group : groups) {
+    find(group.pid)->blocks.visit(
+        group.range, [](PageBlock& block, uint64_t, size_t first, size_t last) {
+          for (size_t i = first; i < last; ++i) {
+            block.flags[i] = static_cast<uint8_t>(block.flags[i] & ~kPageAgain);
+          }
+        });
+  }
+  return groups;
+}
+
 std::vector<PageGroup> PageTable::pages_in(std::span<const uint64_t> segments,
                                            uint64_t pages_max) const {
   return collect(

@@ -110,6 +110,9 @@ class PageTable {
   // Cold pages that were touched again within the last `age_max` samples.
   [[nodiscard]] std::vector<PageGroup> touched_again(uint8_t age_max, uint64_t pages_max) const;
 
+  // The same, and they are not touched again any more: whoever takes them brings them back.
+  std::vector<PageGroup> take_touched_again(uint8_t age_max, uint64_t pages_max);
+
   // Pages that the store must keep, by segment.
   [[nodiscard]] const std::unordered_map<uint64_t, uint64_t>& live_pages() const { return live_; }
   // Those of some segments, cold or resident.
