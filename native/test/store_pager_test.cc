@@ -32,7 +32,8 @@ PagerOptions pager_options(const std::string& folder) {
           .generation = test_generation().generation,
           .key = std::make_shared<const StoreKey>(StoreKey::from_bytes(test_key().bytes())),
           .rights = std::nullopt,
-          .restart_delay_us = 1000};
+          .restart_delay_us = 1000,
+          .restart_delay_max_us = 8000};
 }
 
 // Waits for the next news, at most kWaitUs.
@@ -190,13 +191,16 @@ TEST(pager_killed_at_any_moment_keeps_what_it_answered) {
   std::map<uint64_t, int> open_tickets;
   uint64_t failed = 0, opened = 0, ended = 0;
   for (int kills = 0; kills < 200; ++kills) {
-    // Some while it starts, most while it writes.
+    // Some while it starts, some after it has written, most at any moment between.
     const bool early = kills % 5 == 0;
+    const bool late = kills % 5 == 1;
     const uint64_t opened_before = opened;
+    const size_t runs_before = runs.size();
     const uint64_t window_us = random() % 15'000;
     uint64_t kill_us = now_us() + (early ? window_us : kWaitUs);
     while (now_us() < kill_us) {
-      if (!early && opened != opened_before) kill_us = std::min(kill_us, now_us() + window_us);
+      const bool begun = late ? runs.size() > runs_before : opened > opened_before;
+      if (!early && begun) kill_us = std::min(kill_us, now_us() + window_us);
       const uint32_t pages = 1 + random() % 500;
       const auto ticket = link.submit(1, {victim.run(random() % (kPages - pages), pages)});
       if (ticket) open_tickets[*ticket] = 1;

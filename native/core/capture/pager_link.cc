@@ -12,7 +12,6 @@
 namespace replpage {
 namespace {
 
-constexpr uint64_t kLongestDelayUs = 30'000'000;
 constexpr const char* kEnded = "the pager ended";
 
 }  // namespace
@@ -250,7 +249,7 @@ bool PagerLink::settle(uint64_t ticket) {
 }
 
 void PagerLink::delay_next_start() {
-  delay_us_ = std::clamp(delay_us_ * 2, options_.restart_delay_us, kLongestDelayUs);
+  delay_us_ = std::clamp(delay_us_ * 2, options_.restart_delay_us, options_.restart_delay_max_us);
   next_start_us_ = now_us() + delay_us_;
 }
 

@@ -26,10 +26,11 @@ struct PagerOptions {
   uint64_t generation = 0;
   std::shared_ptr<const StoreKey> key;  // null: nothing is encrypted
   bool compress = true;
-  uint64_t bytes_max = UINT64_MAX;         // of the group in the store
-  std::optional<CallerRights> rights;      // it runs with these; none: with ours
-  uint32_t segment_bytes_max = 0;          // 0: the usual
-  uint64_t restart_delay_us = 250'000;     // doubles with every failure
+  uint64_t bytes_max = UINT64_MAX;     // of the group in the store
+  std::optional<CallerRights> rights;  // it runs with these; none: with ours
+  uint32_t segment_bytes_max = 0;      // 0: the usual
+  // Doubles with every failure; starts anew when something was written.
+  uint64_t restart_delay_us = 250'000, restart_delay_max_us = 30'000'000;
   bool allow_memory_file_systems = false;  // for tests
 };
 

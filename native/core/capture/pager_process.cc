@@ -9,8 +9,8 @@
 #include <unistd.h>
 
 #include <array>
-#include <mutex>
-#include <vector>
+#include <system_error>
+#include <thread>
 
 #include "core/base/sys_error.h"
 
@@ -70,22 +70,18 @@ class ChildSetup {
   posix_spawnattr_t attributes_{};
 };
 
-// Killed and not yet reaped: they hang in the kernel.
-std::mutex unreaped_mutex;
-std::vector<UniqueFd> unreaped;
-
-bool reaped(const UniqueFd& pidfd) {
-  siginfo_t info{};
-  if (::waitid(P_PIDFD, static_cast<id_t>(pidfd.get()), &info, WEXITED | WNOHANG) != 0) {
-    return errno == ECHILD;
+// On a thread of its own: one that hangs in the kernel ends when the kernel lets it go.
+void reap(UniqueFd pidfd) noexcept {
+  try {
+    std::thread([fd = std::move(pidfd)] {
+      siginfo_t info{};
+      while (::waitid(P_PIDFD, static_cast<id_t>(fd.get()), &info, WEXITED) != 0 &&
+             errno == EINTR) {
+      }
+    }).detach();
+  } catch (const std::system_error&) {
+    // No thread to be had: it stays in the process table until we end.
   }
-  return info.si_pid != 0;
-}
-
-void reap_later(UniqueFd pidfd) {
-  const std::lock_guard lock(unreaped_mutex);
-  unreaped.push_back(std::move(pidfd));
-  std::erase_if(unreaped, reaped);
 }
 
 }  // namespace
@@ -124,7 +120,7 @@ PagerProcess::~PagerProcess() { end(); }
 void PagerProcess::end() noexcept {
   if (!pidfd_.valid()) return;
   (void)::syscall(SYS_pidfd_send_signal, pidfd_.get(), SIGKILL, nullptr, 0);
-  reap_later(std::move(pidfd_));
+  reap(std::move(pidfd_));
 }
 
 }  // namespace replpage

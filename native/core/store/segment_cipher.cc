@@ -76,6 +76,16 @@ void hkdf_sha256(std::span<const uint8_t> key, std::span<const uint8_t> salt,
   OPENSSL_cleanse(expanded.data(), expanded.size());
 }
 
+void prepare_cipher() {
+  SegmentHeader header{};
+  const StoreKey key = StoreKey::random();
+  salt_segment(header, &key);
+  SegmentCipher cipher(header, &key, "");
+  const std::array<uint8_t, kRecordAlignment> plain{};
+  std::array<uint8_t, kRecordAlignment> payload{};
+  (void)cipher.seal(RecordHeader{}, plain, payload.data());
+}
+
 void salt_segment(SegmentHeader& header, const StoreKey* key) {
   if (::getrandom(header.salt.data(), header.salt.size(), 0) !=
       static_cast<ssize_t>(header.salt.size())) {

@@ -9,6 +9,9 @@
 
 namespace replpage {
 
+// The library's first use takes 1.4 ms, later ones 8 us: to be called before anybody waits.
+void prepare_cipher();
+
 // A random salt, the flags and the key check of a new segment. `key` null: not encrypted.
 void salt_segment(SegmentHeader& header, const StoreKey* key);
 

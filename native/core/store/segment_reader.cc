@@ -39,7 +39,9 @@ class SegmentReader::State {
         segments_max_(std::max(1u, options.segments_open_max)),
         records_max_(std::max(1u, options.records_kept)),
         bytes_(64 * 1024) {
-    if (options.key != nullptr) key_ = StoreKey::from_bytes(options.key->bytes());
+    if (options.key == nullptr) return;
+    key_ = StoreKey::from_bytes(options.key->bytes());
+    prepare_cipher();
   }
 
   // The record's part from the location on is [content_offset, end). nullptr: it would have to
