@@ -40,6 +40,8 @@ const refusedPatienceMs = 3000;
 const promotedPollMs = 500;
 /** An epoch that takes longer than this shows as lagging, so that a hung keeper does. */
 const epochOverdueMs = 5000;
+/** Looks at a keeper that is no longer needed, half a second apart. */
+const dismissPollsMax = 60;
 /** Looks at a keeper until it has reaped what is known to be dead, and the time between them. */
 const reapedPollsMax = 5;
 const reapedPollMs = 20;
@@ -187,6 +189,10 @@ export class Group {
       this.#host.forgetStore(this.spec);
     }
     this.#paging = undefined;
+    const socket = this.#keeperSocket;
+    if (kind !== 'ended' || socket === undefined) return;
+    this.#keeperSocket = undefined;
+    void this.#dismiss(socket);
   }
 
   #carryOut(effect: GroupEffect): void {
@@ -265,6 +271,21 @@ export class Group {
     const how = (await this.#howItEnded()) ?? `ended (${reason})`;
     if (this.#core.generation !== generation) return;
     this.#apply({ type: 'ended', reason: `it ${how} before it was protected again` });
+  }
+
+  /**
+   * A keeper whose processes have ended stays for a while, in case somebody asks how they ended.
+   * Once told it goes; nobody else will ask.
+   */
+  async #dismiss(socket: string): Promise<void> {
+    try {
+      for (let poll = 0; poll < dismissPollsMax && !this.#closing.signal.aborted; poll++) {
+        if ((await this.#host.askKeeper(socket)).state === 'ended') return;
+        await this.#host.clock.sleep(promotedPollMs, this.#closing.signal);
+      }
+    } catch {
+      // It has gone already.
+    }
   }
 
   /** The keeper is the parent of what was promoted, and knows. Undefined where nobody does. */
@@ -424,6 +445,8 @@ export class Group {
   /** The native side says when all pages are its own; the keeper says when it ended before. */
   async #watchPromoted(keeperSocket: string, generation: number): Promise<void> {
     const { clock } = this.#host;
+    const former = this.#keeperSocket;
+    if (former !== undefined && former !== keeperSocket) void this.#dismiss(former);
     this.#keeperSocket = keeperSocket;
     // A restarted daemon has no native group that would tell it.
     let drainedPolls = this.#core.resumed && this.#native === undefined ? drainedPollsMax : 0;
