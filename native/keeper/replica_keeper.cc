@@ -28,8 +28,9 @@
 namespace replpage {
 namespace {
 
-// After the group's end the outcome can be asked for; at most so long.
-constexpr uint64_t kEndedLingerMs = 30'000;
+// After the group's end the outcome can be asked for, by a daemon that is restarted meanwhile; at
+// most so long.
+constexpr uint64_t kEndedLingerMs = 10'000;
 constexpr uint64_t kEndedSeenLingerMs = 500;
 // A processor that sleeps takes some 50 us to wake up, so for so long the order that was announced
 // is waited for awake.

@@ -18,6 +18,7 @@ import { describeDeath, describeWaitStatus, inWords } from './death.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
 import { asOwnError, asStartError, overError, reasonOf } from './group-errors.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
+import { dismissKeeper, howItEnded } from './former-keeper.js';
 import {
   crashDelayMs,
   isFirstStart,
@@ -40,9 +41,6 @@ const refusedPatienceMs = 3000;
 const promotedPollMs = 500;
 /** An epoch that takes longer than this shows as lagging, so that a hung keeper does. */
 const epochOverdueMs = 5000;
-/** Looks at a keeper until it has reaped what is known to be dead, and the time between them. */
-const reapedPollsMax = 5;
-const reapedPollMs = 20;
 /** Looks at a keeper that has no page left to fetch, before the native side is not waited for. */
 const drainedPollsMax = 10;
 
@@ -187,6 +185,10 @@ export class Group {
       this.#host.forgetStore(this.spec);
     }
     this.#paging = undefined;
+    const socket = this.#keeperSocket;
+    if (kind !== 'ended' || socket === undefined) return;
+    this.#keeperSocket = undefined;
+    void dismissKeeper(this.#host, socket, this.#closing.signal);
   }
 
   #carryOut(effect: GroupEffect): void {
@@ -262,24 +264,11 @@ export class Group {
     if (isFirstStart(this.#core) || this.#host.processAlive(this.#core.hostPid)) {
       return this.#apply({ type: 'startFailed', reason });
     }
-    const how = (await this.#howItEnded()) ?? `ended (${reason})`;
+    const how =
+      (await howItEnded(this.#host, this.#keeperSocket, this.#closing.signal)) ??
+      `ended (${reason})`;
     if (this.#core.generation !== generation) return;
     this.#apply({ type: 'ended', reason: `it ${how} before it was protected again` });
-  }
-
-  /** The keeper is the parent of what was promoted, and knows. Undefined where nobody does. */
-  async #howItEnded(): Promise<string | undefined> {
-    const socket = this.#keeperSocket;
-    for (let poll = 0; socket !== undefined && poll < reapedPollsMax; poll++) {
-      try {
-        const { exited, status } = await this.#host.askKeeper(socket);
-        if (exited && status !== undefined) return describeWaitStatus(status);
-      } catch {
-        return undefined;
-      }
-      await this.#host.clock.sleep(reapedPollMs, this.#closing.signal);
-    }
-    return undefined;
   }
 
   #createNative(generation: number): NativeGroup {
@@ -424,6 +413,10 @@ export class Group {
   /** The native side says when all pages are its own; the keeper says when it ended before. */
   async #watchPromoted(keeperSocket: string, generation: number): Promise<void> {
     const { clock } = this.#host;
+    const former = this.#keeperSocket;
+    if (former !== undefined && former !== keeperSocket) {
+      void dismissKeeper(this.#host, former, this.#closing.signal);
+    }
     this.#keeperSocket = keeperSocket;
     // A restarted daemon has no native group that would tell it.
     let drainedPolls = this.#core.resumed && this.#native === undefined ? drainedPollsMax : 0;

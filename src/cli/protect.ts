@@ -24,7 +24,8 @@ const letGoMs = 10_000;
 
 const examples = `
 A process that was detached, or whose protection was lost, keeps the options that it had: give
-only what is to change.
+only what is to change. To change an option of a group that is protected, or to drop --pidfile or
+--on-promote, unprotect the group and protect it again.
 --on-promote finds REPLPAGE_GROUP, REPLPAGE_PID, REPLPAGE_HOST_PID, REPLPAGE_GENERATION,
 REPLPAGE_EPOCH and REPLPAGE_EXACT in its environment.
 

@@ -66,7 +66,8 @@ const defaults = {
 const mebibyte = 1024 ** 2;
 
 /** What native code can work with: four chunks of 2 MiB, up to what the keeper maps. */
-const stagingBytes = { min: 8 * mebibyte, max: 256 * mebibyte };
+/** The first copy goes through a ring of 17 MiB. */
+const stagingBytes = { min: 32 * mebibyte, max: 256 * mebibyte };
 /** 0: no spill file. */
 const spillBytes = { min: 0, max: 1024 ** 4 };
 /** Room for a few segments, up to what locations can name. */

@@ -14,6 +14,7 @@ import type {
   PromotionReport,
   StartReport,
 } from '../../src/native/group.js';
+import type { KeeperStatus } from '../../src/native/keeper-status.js';
 import { report } from '../support/promotion-report.js';
 
 /** A native group that does what the test says. */
@@ -205,7 +206,7 @@ t.test('what ends before it is protected again says how it ended', async (t) => 
       processAlive: () => false,
       // The keeper needs a moment to reap it.
       askKeeper: () =>
-        Promise.resolve({ ...keeper, residentBytes: 0, exited: ++asked > 2, status: 256 }),
+        Promise.resolve({ ...keeper, exited: ++asked > 2, status: 256 } as KeeperStatus),
     },
   );
   await group.protect();

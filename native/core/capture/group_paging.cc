@@ -190,7 +190,11 @@ void GroupPaging::take(const PagerWrittenMessage& written) {
       if (sources_.erase(group.pid) != 0) pager_.forget_source(static_cast<uint32_t>(group.pid));
     }
   }
-  give_back(written.ticket);
+  std::map<int32_t, std::vector<PageRange>> durable;
+  for (const PagerWrittenRun& run : written.runs) {
+    durable[run.pid].push_back({run.address, run.address + run.pages * kPageSize});
+  }
+  give_back(written.ticket, durable);
 }
 
 void GroupPaging::take(const PagerDoneMessage&) {}
@@ -199,7 +203,7 @@ void GroupPaging::take(const PagerFailedMessage& failed) {
   state_ = failed.kind == StoreFailure::kFull ? StoreState::kFull : StoreState::kFailing;
   trouble_ = failed.reason;
   trouble_us_ = now_us();
-  give_back(failed.ticket);
+  give_back(failed.ticket, {});
 }
 
 void GroupPaging::take(const PagerEnded& ended) {
@@ -209,10 +213,18 @@ void GroupPaging::take(const PagerEnded& ended) {
 }
 
 // What of a batch did not become stored stays resident.
-void GroupPaging::give_back(uint64_t ticket) {
+void GroupPaging::give_back(uint64_t ticket,
+                            const std::map<int32_t, std::vector<PageRange>>& durable) {
   const auto batch = batches_.find(ticket);
   if (batch == batches_.end()) return;
-  for (const PageGroup& group : batch->second) table_.note_not_stored(group);
+  for (const PageGroup& group : batch->second) {
+    const auto of_process = durable.find(group.pid);
+    const PageRanges written =
+        of_process == durable.end() ? PageRanges{} : normal_ranges(of_process->second);
+    for (const PageRange& rest : subtract_ranges({&group.range, 1}, written)) {
+      table_.note_not_stored({group.pid, rest, false, 0});
+    }
+  }
   batches_.erase(batch);
 }
 

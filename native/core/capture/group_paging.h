@@ -76,7 +76,7 @@ class GroupPaging {
   void take(const PagerDoneMessage& done);
   void take(const PagerFailedMessage& failed);
   void take(const PagerEnded& ended);
-  void give_back(uint64_t ticket);
+  void give_back(uint64_t ticket, const std::map<int32_t, std::vector<PageRange>>& durable);
 
   void sample_when_due(const GroupImage& image, const std::map<int32_t, pid_t>& host_pids);
   AccessSample sample(const ProcessImage& process, pid_t host_pid);
