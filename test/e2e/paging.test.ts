@@ -34,7 +34,7 @@ async function whenItRuns(stage: Stage, before: GroupStatus): Promise<GroupStatu
       return now?.promotion !== null && now?.hostPid !== before.hostPid;
     },
     30_000,
-    async () => `it is not promoted: ${JSON.stringify(now)}`,
+    () => `it is not promoted: ${JSON.stringify(now)}`,
   );
   return now as GroupStatus;
 }

@@ -69,9 +69,11 @@ static void discard(uint64_t* memory) {
 }
 
 static uint64_t* move(uint64_t* memory) {
-  void* moved = mremap(memory, pages * kPage, pages * kPage, MREMAP_MAYMOVE | MREMAP_FIXED,
-                       (char*)memory + (1ull << 40));
-  VICTIM_CHECK(moved != MAP_FAILED, "mremap");
+  size_t bytes = pages * kPage;
+  void* room = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  VICTIM_CHECK(room != MAP_FAILED, "room for mremap");
+  void* moved = mremap(memory, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, room);
+  VICTIM_CHECK(moved == room, "mremap");
   return moved;
 }
 
@@ -83,7 +85,8 @@ static void unmap_and_map(uint64_t* memory) {
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
   VICTIM_CHECK(again == start, "mmap");
   for (size_t page = first; page < first + count; page++) {
-    VICTIM_CHECK(memory[page * 512] == 0, "new memory reads %#lx", memory[page * 512]);
+    VICTIM_CHECK(memory[page * 512] == 0, "new memory reads %#lx",
+                 (unsigned long)memory[page * 512]);
     fill(memory, page);
   }
 }

@@ -41,8 +41,8 @@ size_t PagemapScan::step(uint64_t& at, uint64_t end, const PageQuery& query, uin
   argument.any_of = query.any_of;
   argument.returned = query.returned;
   const int count = ::ioctl(fd_.get(), kPagemapScan, &argument);
-  if (count < 0 &&
-      errno == ESRCH) {  // the process is gone: some kernels then find no pages instead
+  // The process is gone: other kernels find no pages then.
+  if (count < 0 && errno == ESRCH) {
     at = end;
     return 0;
   }

@@ -55,10 +55,10 @@ export async function prepareMachine(
   const project = await prepareProject();
   const machine: Machine = {
     vmlinux: kernel.vmlinux,
-    initramfs: initramfs.file,
-    system: system.image,
+    initramfs,
+    system,
     modules: kernel.modules,
-    project: project.image,
+    project,
     memoryMiB: options.memoryMiB ?? usualMemoryMiB,
     processors: options.processors ?? 1,
     accelerator: process.env['REPLPAGE_VM_ACCEL'] === 'kvm' ? 'kvm' : 'tcg',

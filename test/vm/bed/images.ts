@@ -8,7 +8,7 @@ import { buildTools, buildVictims } from '../../support/victim.js';
 import { BedError } from './bed-error.js';
 import { cached, fingerprint, keyOf } from './cache.js';
 import { command } from './command.js';
-import { fetchAll, withFreshLists } from './packages.js';
+import { fetchAll, listAll, withFreshLists } from './packages.js';
 import { makeSquashfs } from './squashfs.js';
 
 export const guestFolder = path.join(root, 'test/vm/guest');
@@ -78,15 +78,20 @@ async function makeSystem(debs: readonly string[], folder: string): Promise<void
 }
 
 /** The system image: the same for all kernels. */
-export async function prepareSystem(): Promise<{ readonly image: string; readonly key: string }> {
-  const debs = await withFreshLists(() => fetchAll(packages));
+export async function prepareSystem(): Promise<string> {
+  return withFreshLists(makeOrFindSystem);
+}
+
+async function makeOrFindSystem(): Promise<string> {
   const guest = ['start.sh', 'become.sh', 'agent.c'].map((n) =>
     readFileSync(path.join(guestFolder, n)),
   );
-  const names = debs.map((deb) => path.basename(deb)).sort();
+  const names = [...(await listAll(packages))].sort();
   const key = keyOf([...names, ...guest, fingerprint(process.execPath), '2']);
-  const folder = await cached('systems', key, (fresh) => makeSystem(debs, fresh));
-  return { image: path.join(folder, 'system.img'), key };
+  const folder = await cached('systems', key, async (fresh) =>
+    makeSystem(await fetchAll(packages), fresh),
+  );
+  return path.join(folder, 'system.img');
 }
 
 /** Packages that only tools of the developer's machine need. */
@@ -162,7 +167,7 @@ async function makeProject(folder: string, tests: string): Promise<void> {
 const projectBytes = 256 << 20;
 
 /** @throws BedError when the project has not been built */
-export async function prepareProject(): Promise<{ readonly image: string }> {
+export async function prepareProject(): Promise<string> {
   const built = builtPrograms().map((name) => path.join(builtFolder, name));
   const needed = [path.join(builtFolder, 'replpage.node'), path.join(root, 'dist/cli/main.js')];
   const missing = needed.find((each) => !existsSync(each));
@@ -185,5 +190,5 @@ export async function prepareProject(): Promise<{ readonly image: string }> {
     if (size > projectBytes) throw new BedError(`the project takes ${size} bytes packed`);
     truncateSync(image, projectBytes);
   });
-  return { image: path.join(folder, 'project.img') };
+  return path.join(folder, 'project.img');
 }
