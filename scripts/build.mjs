@@ -21,7 +21,7 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 /** Files whose time says from when on changes are not in each build; `run`: without the tests. */
 export const stamps = { native: 'build/.built', run: 'build/.built-run', ts: 'dist/.built' };
 /** What it takes to run, of the targets of binding.gyp. */
-export const runTargets = ['replpage', 'replpage-keeper'];
+export const runTargets = ['replpage', 'replpage-keeper', 'replpage-pager'];
 
 const bin = (name) => join(root, 'node_modules', '.bin', name);
 
