@@ -65,8 +65,7 @@ const defaults = {
 
 const mebibyte = 1024 ** 2;
 
-/** What native code can work with: four chunks of 2 MiB, up to what the keeper maps. */
-/** The first copy goes through a ring of 17 MiB. */
+/** The first copy goes through a ring of 17 MiB; the keeper maps no more than the rest. */
 const stagingBytes = { min: 32 * mebibyte, max: 256 * mebibyte };
 /** 0: no spill file. */
 const spillBytes = { min: 0, max: 1024 ** 4 };
