@@ -68,6 +68,7 @@ PagingOptions read_paging(const Napi::Object& object) {
   options.group_id = std::strtoull(text(object, "groupId").c_str(), nullptr, 16);
   options.store_bytes_max = number(object, "storeBytesMax");
   options.cold_after_us = number(object, "coldAfterMs") * 1000;
+  options.must_open = object.Get("mustOpen").ToBoolean().Value();
   options.as_owner = object.Get("asOwner").ToBoolean().Value();
   options.allow_memory_file_systems = object.Get("allowMemoryFileSystems").ToBoolean().Value();
   options.tracker = access_tracker(object);

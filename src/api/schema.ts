@@ -69,6 +69,8 @@ export interface PagingStatus {
   readonly sampleShare: number;
   readonly store: string;
   readonly storeState: string;
+  /** What the policy does at present. */
+  readonly why: string;
   /** What is wrong with the store; null: nothing. */
   readonly trouble: string | null;
   readonly storeBytes: number;

@@ -36,6 +36,11 @@ export function asStartError(error: unknown, pid: number): ReplicationError {
       advice: 'the process runs on untouched; remove what is named and protect again',
     });
   }
+  if (hasCode(error, 'ERR_STORE')) {
+    return new ReplicationError('ERR_STORE', `${doing}: ${describe(error)}`, {
+      advice: 'the process runs on untouched; name another --store, or do without: --ram all',
+    });
+  }
   if (hasCode(error, 'EOPNOTSUPP') && /^track memory/.test(callOf(error))) {
     return new ReplicationError('ERR_REFUSED', `${doing}: ${describe(error)}`, {
       advice: '--tracker auto takes what this kernel has; replpage doctor shows it',

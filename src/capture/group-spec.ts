@@ -67,7 +67,7 @@ export interface StorePlace {
 }
 
 /** Decides, turn by turn, what leaves a replica's RAM and what comes back. */
-export type PagingPlanner = (report: PagingReport) => PagingOrder & { readonly reason?: string };
+export type PagingPlanner = (report: PagingReport) => PagingOrder & { readonly reason: string };
 
 /** The daemon's side of a group. */
 export interface GroupHost {

@@ -44,6 +44,11 @@ const epochOverdueMs = 5000;
 /** Looks at a keeper that has no page left to fetch, before the native side is not waited for. */
 const drainedPollsMax = 10;
 
+export interface PagingTurn extends PagingReport {
+  /** What is done about it, in words. */
+  readonly why: string;
+}
+
 export interface GroupSnapshot {
   readonly spec: GroupSpec;
   readonly core: GroupCore;
@@ -53,7 +58,7 @@ export interface GroupSnapshot {
   readonly start: StartReport | undefined;
   readonly lagMs: number;
   /** The last turn; undefined: everything stays in RAM. */
-  readonly paging: PagingReport | undefined;
+  readonly paging: PagingTurn | undefined;
   /** Of what was promoted, as its keeper last said; undefined: nothing is missing. */
   readonly refill: KeeperStatus | undefined;
   readonly counters: Record<string, number>;
@@ -72,8 +77,10 @@ export class Group {
   /** When the last committed epoch was begun. */
   #lastCommitMs = 0;
   #diedMs: number | undefined;
-  #paging: PagingReport | undefined;
+  #paging: PagingTurn | undefined;
   #refill: KeeperStatus | undefined;
+  /** What was promoted, or a child of it, may still read from the page store. */
+  #mayRefill: boolean;
   /** What the dying process has given, while pages are still cold. */
   #released: { readonly us: number; readonly pages: number } | undefined;
   /** Of the keeper below which the promoted process runs. */
@@ -94,6 +101,7 @@ export class Group {
     this.#host = host;
     this.#core = core;
     this.#pace = firstPace(spec);
+    this.#mayRefill = core.phase.kind === 'promoted';
   }
 
   get core(): GroupCore {
@@ -179,11 +187,9 @@ export class Group {
     if (!isOver(group.phase.kind)) return;
     this.#nap.abort();
     this.#settleWaiters();
-    // What was promoted may still read from it, unless it has ended.
     const { kind } = group.phase;
-    if (kind === 'ended' || (kind === 'removed' && this.#refill === undefined)) {
-      this.#host.forgetStore(this.spec);
-    }
+    const over = kind === 'ended' || kind === 'removed';
+    if (over && !this.#mayRefill && this.spec.ram !== 'all') this.#host.forgetStore(this.spec);
     this.#paging = undefined;
     const socket = this.#keeperSocket;
     if (kind !== 'ended' || socket === undefined) return;
@@ -250,7 +256,7 @@ export class Group {
       void this.#takeEpochs(native, generation);
       void takePagingTurns(this.#host, spec, native, {
         goOn: () => this.#isTakingEpochs(generation),
-        report: (paging) => (this.#paging = paging),
+        report: (paging, why) => (this.#paging = { ...paging, why }),
         signal: this.#closing.signal,
       });
     } catch (error) {
@@ -294,7 +300,7 @@ export class Group {
         gid: spec.owner.gid,
         groups: spec.owner.groups,
         tracker: spec.tracker,
-        paging: pagingOptions(spec, this.#host.store),
+        paging: pagingOptions(spec, this.#host.store, isFirstStart(this.#core)),
       },
       (event) => this.#onNativeEvent(generation, event),
     );
@@ -311,6 +317,7 @@ export class Group {
         this.#diedMs = this.#host.clock.nowMs();
         return this.#apply({ type: 'died', cause: event.cause, reason: describeDeath(event) });
       case 'promoted':
+        this.#mayRefill = true;
         this.#apply({ type: 'promoted', report: { ...event, lostMs: this.#lostMs(event) } });
         this.#settleWaiters();
         return void this.#watchPromoted(event.keeperSocket, generation);
@@ -429,6 +436,7 @@ export class Group {
       try {
         const status = await this.#host.askKeeper(keeperSocket);
         const missing = status.lazyPages + status.coldPages > 0;
+        this.#mayRefill = missing;
         this.#refill = missing ? status : undefined;
         notes.trouble(status.storeTrouble);
         notes.damage(status.damagedPages);

@@ -18,12 +18,18 @@ const nothing: PagingOrder = {
 };
 
 /** null: the replica holds everything. */
-export function pagingOptions(spec: GroupSpec, place: StorePlace): NativePagingOptions | null {
+export function pagingOptions(
+  spec: GroupSpec,
+  place: StorePlace,
+  mustOpen: boolean,
+): NativePagingOptions | null {
   if (spec.ram === 'all') return null;
   const { directory, bytesMax, ...rest } = place;
   return {
     ...rest,
     store: spec.store ?? directory,
+    // What was promoted is protected again all the same: it only costs more RAM.
+    mustOpen,
     asOwner: spec.store !== undefined,
     groupId: spec.storeId,
     storeBytesMax: bytesMax,
@@ -33,7 +39,8 @@ export function pagingOptions(spec: GroupSpec, place: StorePlace): NativePagingO
 
 export interface TurnShell {
   goOn(): boolean;
-  report(paging: PagingReport): void;
+  /** `why`: what is done about it. */
+  report(paging: PagingReport, why: string): void;
   readonly signal: AbortSignal;
 }
 
@@ -51,9 +58,10 @@ export async function takePagingTurns(
   while (shell.goOn() && !shell.signal.aborted) {
     try {
       const report = await native.page(order);
-      shell.report(report);
       notes.trouble(report.trouble);
-      order = plan(report);
+      const planned = plan(report);
+      shell.report(report, planned.reason);
+      order = planned;
     } catch (error) {
       // Where the group itself is lost, its epochs tell.
       host.log.warn({ group: spec.name, reason: describe(error) }, 'a turn of paging failed');

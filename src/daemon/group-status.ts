@@ -1,9 +1,8 @@
 /** A group as the API shows it. */
 import type { GroupBrief, GroupStatus } from '../api/schema.js';
 import { retriesLeft } from '../capture/group-state.js';
-import type { GroupSnapshot } from '../capture/group.js';
+import type { GroupSnapshot, PagingTurn } from '../capture/group.js';
 import type { GroupSpec } from '../capture/group-spec.js';
-import type { PagingReport } from '../native/group.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
 
 export interface Place {
@@ -73,7 +72,7 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
 const pageBytes = 4096;
 
 function pagingOf(
-  report: PagingReport,
+  report: PagingTurn,
   storeDir: string,
   spec: GroupSpec,
 ): NonNullable<GroupStatus['paging']> {
@@ -86,6 +85,7 @@ function pagingOf(
     sampleShare,
     store: spec.store ?? storeDir,
     storeState: report.store,
+    why: report.why,
     trouble: report.trouble === '' ? null : report.trouble,
     storeBytes,
     writtenBytes,

@@ -50,6 +50,8 @@ export interface NativePagingOptions {
   readonly pagerPath: string;
   /** Directory of the page store. */
   readonly store: string;
+  /** Whether a store that cannot be opened makes start() fail, with ERR_STORE. */
+  readonly mustOpen: boolean;
   /** Whether the store is opened with the owner's rights instead of ours. */
   readonly asOwner: boolean;
   /** Of the store's key; made where there is none; empty: pages are not encrypted. */

@@ -103,6 +103,26 @@ t.test('a share of the memory is kept in RAM', { skip }, (t) =>
   }),
 );
 
+t.test('a store that cannot be used is refused by name', { skip }, (t) =>
+  onStage(t, 'paging', async (stage) => {
+    await stage.startDaemon();
+    const victim = await startVictim(stage, 'cold_memory', '16');
+    for (const [store, why] of [
+      ['/nowhere/store', /no such|not there|does not exist|No such/i],
+      ['/proc', /proc/],
+    ] as const) {
+      const args = ['protect', String(victim.pid), '--ram', 'hot', '--store', store, '--json'];
+      const { status, stdout, stderr } = await stage.command(...args);
+      t.equal(status, 65, `${store} is refused`);
+      t.match(stdout + stderr, /ERR_STORE/);
+      t.match(stdout + stderr, why);
+    }
+    await victim.waitForRounds(20);
+    const { status } = await stage.command('protect', String(victim.pid), '--ram', '200%');
+    t.equal(status, 64, 'a share beyond all is refused');
+  }),
+);
+
 async function filesIn(folder: string): Promise<string[]> {
   try {
     return await readdir(folder, { recursive: true });

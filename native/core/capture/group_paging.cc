@@ -59,6 +59,22 @@ GroupPaging::GroupPaging(const GroupOptions& options)
       pager_(pager_options(options, key_)),
       pace_(options_.cold_after_us) {}
 
+void GroupPaging::wait_open(uint64_t wait_us) {
+  for (const uint64_t ends = now_us() + wait_us; now_us() < ends; ::usleep(1000)) {
+    for (const PagerNews& news : pager_.poll()) {
+      std::visit([this](const auto& one) { take(one); }, news);
+      if (std::holds_alternative<PagerOpened>(news)) return;
+      if (const auto* failed = std::get_if<PagerFailedMessage>(&news)) {
+        throw StoreError(failed->kind, failed->reason, failed->error);
+      }
+      if (const auto* ended = std::get_if<PagerEnded>(&news)) {
+        throw StoreError(StoreFailure::kIo, "page store: the pager ended: " + ended->reason);
+      }
+    }
+  }
+  throw StoreError(StoreFailure::kIo, "page store: " + options_.store + " does not answer");
+}
+
 // ---- what the replica has
 
 void GroupPaging::note_copied(const GroupImage& image, std::span<const PageRun> runs) {

@@ -32,6 +32,10 @@ class GroupPaging {
   // Throws SysError when the key cannot be read or made, or the pager not started.
   explicit GroupPaging(const GroupOptions& options);
 
+  // Returns when the store is open. Throws StoreError when it cannot be, or does not answer in
+  // time.
+  void wait_open(uint64_t wait_us);
+
   // What the replica was given in the first copy.
   void note_copied(const GroupImage& image, std::span<const PageRun> runs);
 

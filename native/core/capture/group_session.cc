@@ -12,6 +12,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kFirstEpochRetry{2};
 constexpr uint64_t kStoreWaitUs = 500'000;
+constexpr uint64_t kStoreOpenUs = 10'000'000;
 
 }  // namespace
 
@@ -48,10 +49,8 @@ StartReport GroupSession::start() {
 StartReport GroupSession::start_epochs() {
   const uint64_t began = now_us();
   KernelReader::instance();  // takes a while the first time, so not while anything stands still
+  open_store();
   GroupImage image = tracer_.call([this](TraceTree&) { return first_copy_.freeze(); });
-  if (context_.options.paging) {
-    context_.paging = std::make_unique<GroupPaging>(context_.options);
-  }
   KeeperProcess keeper = first_copy_.start_keeper();
   connect(keeper);
   const uint64_t copied = first_copy_.copy(image);
@@ -64,6 +63,12 @@ StartReport GroupSession::start_epochs() {
           .copied_bytes = copied + first.bytes,
           .copy_us = now_us() - began,
           .warnings = warnings_of(std::move(keeper.notes))};
+}
+
+void GroupSession::open_store() {
+  if (!context_.options.paging) return;
+  context_.paging = std::make_unique<GroupPaging>(context_.options);
+  if (context_.options.paging->must_open) context_.paging->wait_open(kStoreOpenUs);
 }
 
 std::vector<std::string> GroupSession::warnings_of(std::vector<std::string> notes) const {

@@ -53,6 +53,7 @@ class GroupSession final {
 
  private:
   StartReport start_epochs();
+  void open_store();
   void connect(KeeperProcess& keeper);
   EpochStats take_first_epoch();
   [[nodiscard]] std::vector<std::string> warnings_of(std::vector<std::string> notes) const;

@@ -13,6 +13,7 @@ namespace replpage {
 struct PagingOptions {
   std::string pager_path;  // the executable
   std::string store;       // directory of the page store
+  bool must_open = false;  // a store that cannot be opened makes start() fail
   bool as_owner = false;   // it is opened with the rights of the group's owner
   std::string key_path;    // of the store's key; empty: pages are not encrypted
   uint64_t group_id = 0;   // random, of this protection
