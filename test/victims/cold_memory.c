@@ -111,8 +111,9 @@ int main(int argc, char** argv) {
       asked = 0;
       check_in_child(memory);
       discard(memory);
-      unmap_and_map(memory);
       memory = move(memory);
+      // Last: what is mapped anew does not join its neighbours while these have cold pages.
+      unmap_and_map(memory);
       check_all(memory, "at the end");
       atomic_fetch_add(&victim_status->counters[0], 1);
     }
