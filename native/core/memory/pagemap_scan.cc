@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
+
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/memory/memory_thread.h"
@@ -27,6 +29,19 @@ PagemapScan::PagemapScan(pid_t pid, pid_t tid)
       fd_(open_path(thread_file(pid, tid, "pagemap"), O_RDONLY)),
       regions_(kRegionsPerCall) {}
 
+// The kernel walks in pieces of 512 regions, and after a walk that came to its end walk_end says
+// where the last piece began (do_pagemap_scan in fs/proc/task_mmu.c: "walk_end isn't set when ret
+// is zero", but an earlier piece has set it). Going on from there would report that piece again,
+// armed meanwhile, and what was written since in the wrong order.
+uint64_t PagemapScan::end_of_step(uint64_t walk_end, uint64_t end,
+                                  std::span<const PageRegion> found, uint64_t pages_max) const {
+  uint64_t pages = 0;
+  for (const PageRegion& region : found) pages += (region.end - region.start) / kPageSize;
+  const bool stopped = found.size() == regions_.size() || (pages_max != 0 && pages >= pages_max);
+  if (!stopped) return end;
+  return std::max(walk_end, found.back().end);
+}
+
 size_t PagemapScan::step(uint64_t& at, uint64_t end, const PageQuery& query, uint64_t pages_max) {
   ScanArgument argument{};
   argument.size = sizeof argument;
@@ -47,9 +62,11 @@ size_t PagemapScan::step(uint64_t& at, uint64_t end, const PageQuery& query, uin
     return 0;
   }
   if (count < 0) throw SysError::from_errno("scan pages", at_address(pid_, at));
-  if (argument.walk_end <= at) throw SysError("scan pages", EIO, at_address(pid_, at));
-  at = argument.walk_end;
-  return static_cast<size_t>(count);
+  const std::span<const PageRegion> found(regions_.data(), static_cast<size_t>(count));
+  const uint64_t next = end_of_step(argument.walk_end, end, found, pages_max);
+  if (next <= at) throw SysError("scan pages", EIO, at_address(pid_, at));
+  at = next;
+  return found.size();
 }
 
 void PagemapScan::collect(PageRange range, const PageQuery& query, std::vector<PageRange>& ranges) {

@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "core/base/page.h"
@@ -63,6 +64,9 @@ class PagemapScan {
   [[nodiscard]] int pagemap() const { return fd_.get(); }
 
  private:
+  // Where the next step begins.
+  [[nodiscard]] uint64_t end_of_step(uint64_t walk_end, uint64_t end,
+                                     std::span<const PageRegion> found, uint64_t pages_max) const;
   // One call of the ioctl; moves `at` to where it ended.
   size_t step(uint64_t& at, uint64_t end, const PageQuery& query, uint64_t pages_max);
 

@@ -70,11 +70,12 @@ FaultServer::FaultServer(std::vector<Served> served, Sources sources, Events eve
                                  [](const auto& source) { return source->waits_for_device(); });
   drains_ = waits ? kDrains : 1;
   serving_ = std::thread([this] { serve(); });
-  for (size_t i = 0; i < drains_; ++i) {
-    const DrainRole role = i == 0 ? DrainRole::kAll : DrainRole::kStoreOnly;
-    others_.emplace_back([this, role] { drain(role); });
-  }
-  for (size_t i = 0; waits && i < kReaders; ++i) others_.emplace_back([this] { read_wanted(); });
+  // A promotion waits for us: whoever else works here is made by a thread that it does not wait
+  // for.
+  draining_ = std::thread([this, waits] {
+    if (waits) start_helpers();
+    drain(DrainRole::kAll);
+  });
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
@@ -82,7 +83,15 @@ FaultServer::~FaultServer() {
   stop();
   for (const auto& source : sources_) source->give_up();
   serving_.join();
-  for (std::thread& thread : others_) thread.join();
+  draining_.join();
+  for (std::thread& thread : helpers_) thread.join();
+}
+
+void FaultServer::start_helpers() {
+  for (size_t i = 0; i < kReaders; ++i) helpers_.emplace_back([this] { read_wanted(); });
+  for (size_t i = 1; i < kDrains; ++i) {
+    helpers_.emplace_back([this] { drain(DrainRole::kStoreOnly); });
+  }
 }
 
 void FaultServer::stop() {

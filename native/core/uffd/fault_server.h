@@ -109,6 +109,7 @@ class FaultServer {
   void drain(DrainRole role);
   static void rest_a_while();
   void wait_released();
+  void start_helpers();
   std::optional<Chunk> next_chunk();
   bool all_released() const;
   std::optional<LazyPiece> next_piece(const ServedMemory& memory, bool passing) const;
@@ -152,8 +153,8 @@ class FaultServer {
   uint64_t last_fault_ = 0;
   bool retry_ = false;  // faults are left that an event or lack of memory held up
 
-  std::thread serving_;
-  std::vector<std::thread> others_;  // readers, and those that drain
+  std::thread serving_, draining_;
+  std::vector<std::thread> helpers_;  // the draining thread's: readers, and more that drain
 };
 
 }  // namespace replpage
