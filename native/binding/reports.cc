@@ -119,6 +119,33 @@ Napi::Object to_object(Napi::Env env, const PagingReport& report) {
   return object;
 }
 
+Napi::Array to_array(Napi::Env env, const std::vector<InspectedMapping>& mappings) {
+  Napi::Array list = Napi::Array::New(env, mappings.size());
+  for (uint32_t i = 0; i < mappings.size(); ++i) {
+    const InspectedMapping& mapping = mappings[i];
+    Napi::Array cells = Napi::Array::New(env, mapping.cells.size());
+    for (uint32_t c = 0; c < mapping.cells.size(); ++c) {
+      const PageCounts& counts = mapping.cells[c];
+      cells.Set(c, ObjectBuilder(env)
+                       .number("hot", counts.hot)
+                       .number("warm", counts.warm)
+                       .number("cold", counts.cold)
+                       .number("absent", counts.absent)
+                       .done());
+    }
+    Napi::Object object = ObjectBuilder(env)
+                              .number("pid", static_cast<uint64_t>(mapping.pid))
+                              .number("start", mapping.range.start)
+                              .number("end", mapping.range.end)
+                              .text("kind", mapping.is_stack ? "stack" : "anonymous")
+                              .text("path", mapping.name)
+                              .done();
+    object.Set("cells", cells);
+    list.Set(i, object);
+  }
+  return list;
+}
+
 Napi::Object to_object(Napi::Env env, const PromotionReport& report, const std::string& socket) {
   return ObjectBuilder(env)
       .number("epoch", report.epoch)

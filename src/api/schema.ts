@@ -4,6 +4,7 @@
  *
  *   GET  /v1/status                      -> StatusReport
  *   GET  /v1/groups/NAME                 -> GroupStatus
+ *   GET  /v1/groups/NAME/pages           -> InspectedProcess[]
  *   POST /v1/groups                      ProtectRequest -> lines of ProtectLine
  *   POST /v1/groups/NAME/promote | unprotect | detach  -> GroupStatus
  *   GET  /v1/events?after=N[&follow=1]   -> lines of EventRecord
@@ -174,6 +175,34 @@ export interface GroupStatus extends GroupBrief {
   readonly promotion: PromotionStatus | null;
   readonly warnings: readonly string[];
   readonly counters: Readonly<Record<string, number>>;
+}
+
+/** Pages of a mapping or of a part of it. */
+export interface PageCounts {
+  /** Touched in the last samples. */
+  readonly hot: number;
+  /** In the replica's RAM besides. */
+  readonly warm: number;
+  /** In the page store only. */
+  readonly cold: number;
+  readonly absent: number;
+}
+
+export interface InspectedMapping {
+  readonly start: number;
+  readonly end: number;
+  /** "stack" or "anonymous"; `path` is its name, where the program gave it one. */
+  readonly kind: string;
+  readonly path: string;
+  /** Equal parts of it, ascending; the last may be shorter. */
+  readonly cells: readonly PageCounts[];
+}
+
+export interface InspectedProcess {
+  /** As the program sees it. */
+  readonly pid: number;
+  readonly command: string;
+  readonly mappings: readonly InspectedMapping[];
 }
 
 export interface StatusReport {

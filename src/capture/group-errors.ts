@@ -53,6 +53,17 @@ export function asStartError(error: unknown, pid: number): ReplicationError {
 
 const callOf = (error: unknown): string => (isSystemError(error) ? (error.syscall ?? '') : '');
 
+/** Why there is no map of a replica's pages. */
+export function notPaged(
+  { name, ram }: { readonly name: string; readonly ram: string },
+  state: Phase['kind'],
+): ReplicationError {
+  const why = ram === 'all' ? 'its replica holds everything (--ram all)' : `it is ${state}`;
+  return new ReplicationError('ERR_STATE', `cannot inspect ${name}: ${why}`, {
+    advice: 'it takes a group that is protected with --ram hot or a share',
+  });
+}
+
 /** Why `doing` something makes no sense for a group that is over, and what would. */
 export function overError(
   doing: string,

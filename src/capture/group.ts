@@ -4,19 +4,21 @@
  * native code and waits for nobody here.
  */
 import { assertNever } from '../base/assert.js';
+import { deferred, type Deferred } from '../base/deferred.js';
 import { describe, hasCode, ReplicationError } from '../base/errors.js';
 import { QuantileWindow } from '../base/quantiles.js';
 import type {
   EpochStats,
   NativeGroup,
   NativeGroupEvent,
+  NativeMapping,
   PagingReport,
   PromotionReport,
   StartReport,
 } from '../native/group.js';
 import { describeDeath, describeWaitStatus, inWords } from './death.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
-import { asOwnError, asStartError, overError, reasonOf } from './group-errors.js';
+import { asOwnError, asStartError, notPaged, overError, reasonOf } from './group-errors.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
 import { dismissKeeper, howItEnded } from './former-keeper.js';
 import {
@@ -162,6 +164,14 @@ export class Group {
     this.#closing.abort();
     this.#nap.abort();
     await this.#enqueue(() => this.#stopNative());
+  }
+
+  /** Throws ERR_STATE when no replica leaves anything in the page store. */
+  async inspect(cells: number): Promise<readonly NativeMapping[]> {
+    if (this.#native && this.#paging && this.#isTakingEpochs(this.#core.generation)) {
+      return this.#native.inspect(cells);
+    }
+    throw notPaged(this.spec, this.#core.phase.kind);
   }
 
   snapshot(): GroupSnapshot {
@@ -474,24 +484,6 @@ export class Group {
 /** What cannot be replicated may be held for a moment only, as a descriptor on its way. */
 const isLost = (error: unknown, errors: number, failingMs: number): boolean =>
   hasCode(error, 'ERR_REFUSED') ? failingMs >= refusedPatienceMs : errors >= epochErrorsMax;
-
-interface Deferred<T> {
-  readonly promise: Promise<T>;
-  readonly resolve: (value: T) => void;
-  readonly reject: (reason: unknown) => void;
-}
-
-function deferred<T>(): Deferred<T> {
-  let resolve!: (value: T) => void;
-  let reject!: (reason: unknown) => void;
-  const promise = new Promise<T>((yes, no) => {
-    resolve = yes;
-    reject = no;
-  });
-  // Nobody may be waiting for it: a rejection without a waiter is not a bug here.
-  promise.catch(() => undefined);
-  return { promise, resolve, reject };
-}
 
 function overText(name: string, phase: Phase): string {
   if (phase.kind === 'removed') return `${name} was unprotected meanwhile; its process runs on`;

@@ -1,4 +1,5 @@
 /** The map of a group's memory as a picture: a strip a mapping, the parts of each cell stacked. */
+import type { InspectedMapping, InspectedProcess, PageCounts } from '../api/schema.js';
 import { formatBytes } from '../base/units.js';
 import {
   addCounts,
@@ -7,9 +8,6 @@ import {
   labelOf,
   pageStates,
   printable,
-  type InspectedMapping,
-  type InspectedProcess,
-  type PageCounts,
   type PageState,
 } from './inspect-text.js';
 

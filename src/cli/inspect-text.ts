@@ -1,33 +1,7 @@
 /** The map of a group's memory as text: one line a mapping, with a bar of what its parts are. */
+import type { InspectedMapping, InspectedProcess, PageCounts } from '../api/schema.js';
 import { formatBytes } from '../base/units.js';
 import { formatTable } from './table.js';
-
-/** Pages of a mapping or of a part of it. */
-export interface PageCounts {
-  /** Touched in the last samples. */
-  readonly hot: number;
-  /** In the replica's RAM besides. */
-  readonly warm: number;
-  /** In the page store only. */
-  readonly cold: number;
-  readonly absent: number;
-}
-
-export interface InspectedMapping {
-  readonly start: number;
-  readonly end: number;
-  /** "heap", "stack", "anonymous", ...; with a name or path where it has one. */
-  readonly kind: string;
-  readonly path: string;
-  /** Equal parts of it, ascending; the last may be shorter. */
-  readonly cells: readonly PageCounts[];
-}
-
-export interface InspectedProcess {
-  readonly pid: number;
-  readonly command: string;
-  readonly mappings: readonly InspectedMapping[];
-}
 
 export type PageState = keyof PageCounts;
 export const pageStates: readonly PageState[] = ['hot', 'warm', 'cold', 'absent'];

@@ -8,6 +8,7 @@ import type {
   EventRecord,
   GroupBrief,
   GroupStatus,
+  InspectedProcess,
   KernelReport,
   ProtectReport,
   ProtectRequest,
@@ -22,6 +23,7 @@ import type { NativeAddon } from '../native/binding.js';
 import type { DaemonConfig } from './config.js';
 import type { EventRing } from './event-ring.js';
 import { groupBrief, groupStatus } from './group-status.js';
+import { cellsShown, inspectedProcesses } from './inspected.js';
 import { defaultOutput, newSpec } from './new-spec.js';
 import { checkOutsiders, makeOutputFile } from './outsiders.js';
 import {
@@ -253,6 +255,11 @@ export class ReplicaTable implements DaemonControl {
     } finally {
       watch.signal.removeEventListener('abort', giveUp);
     }
+  }
+
+  async pages(caller: Caller, name: string): Promise<readonly InspectedProcess[]> {
+    const group = this.#allowed(caller, name);
+    return inspectedProcesses(await group.inspect(cellsShown), name);
   }
 
   async promote(caller: Caller, name: string): Promise<GroupStatus> {

@@ -172,11 +172,35 @@ export type NativeGroupEvent =
   | { readonly type: 'unprotected'; readonly reason: string }
 ;
 
+/** Pages of a part of a mapping. */
+export interface PageCounts {
+  /** Touched in the last samples. */
+  readonly hot: number;
+  /** In the replica's RAM besides. */
+  readonly warm: number;
+  /** In the page store only. */
+  readonly cold: number;
+  readonly absent: number;
+}
+
+export interface NativeMapping {
+  /** Process in the group's own PID namespace. */
+  readonly pid: number;
+  readonly start: number;
+  readonly end: number;
+  readonly kind: string;
+  readonly path: string;
+  /** Equal parts of it, ascending; the last may be shorter. */
+  readonly cells: readonly PageCounts[];
+}
+
 export interface NativeGroup {
   start(): Promise<StartReport>;
   epoch(): Promise<EpochStats>;
   /** A turn of paging, now and then between epochs. */
   page(order: PagingOrder): Promise<PagingReport>;
+  /** Private anonymous mappings in at most so many parts each. */
+  inspect(cells: number): Promise<readonly NativeMapping[]>;
   promote(): Promise<PromotionReport>;
   /** Detaches; the primary, or what was promoted, runs on. A copy under way is cut short. */
   stop(): Promise<void>;

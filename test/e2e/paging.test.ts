@@ -1,8 +1,8 @@
 /** Replicas that hold a part of the memory: eviction, promotion with cold pages, refill. */
-import { readdir } from 'node:fs/promises';
+import { readFile, readdir } from 'node:fs/promises';
 import path from 'node:path';
 import t from 'tap';
-import type { GroupStatus } from '../../src/api/schema.js';
+import type { GroupStatus, InspectedProcess } from '../../src/api/schema.js';
 import { onStage, startVictim } from '../support/on-stage.js';
 import { whyNoEngine } from '../support/repository.js';
 import type { Stage } from '../support/stage.js';
@@ -100,6 +100,16 @@ t.test('a share of the memory is kept in RAM', { skip }, (t) =>
     t.equal(settled.paging?.accessTracker, 'write-recency');
     t.equal(settled.ram, '40%');
     await victim.waitForRounds(20);
+    const { processes } = await stage.json<{ processes: readonly InspectedProcess[] }>(
+      ...['inspect', group, '--svg', stage.path('map.svg')],
+    );
+    const cells = processes.flatMap(({ mappings }) => mappings.flatMap((one) => one.cells));
+    const cold = cells.reduce((sum, cell) => sum + cell.cold, 0);
+    t.ok(cold * 4096 >= 0.5 * sizeMiB * mebibyte, 'the map shows what is cold');
+    t.match(await readFile(stage.path('map.svg'), 'utf8'), /^<svg/);
+    const shown = await stage.command('inspect', group);
+    t.match(shown.stdout, /mostly '#' hot/);
+    t.equal((await stage.command('inspect', 'nobody')).status, 66, 'no such group');
   }),
 );
 

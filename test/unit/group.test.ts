@@ -39,6 +39,9 @@ class ScriptedNative implements NativeGroup {
     this.epochs++;
     return this.epochResult();
   }
+  inspect(): Promise<never> {
+    return Promise.reject(new Error('this group has no paging'));
+  }
   page(): Promise<PagingReport> {
     return Promise.reject(new Error('this group has no paging'));
   }

@@ -1,14 +1,8 @@
 /** The map of a group's memory, as text and as a picture. */
 import t from 'tap';
+import type { InspectedProcess, PageCounts } from '../../src/api/schema.js';
 import { drawInspection, escapeXml } from '../../src/cli/inspect-svg.js';
-import {
-  addCounts,
-  formatInspection,
-  joinCells,
-  mostly,
-  type InspectedProcess,
-  type PageCounts,
-} from '../../src/cli/inspect-text.js';
+import { addCounts, formatInspection, joinCells, mostly } from '../../src/cli/inspect-text.js';
 
 const cell = (hot: number, warm: number, cold: number, absent: number): PageCounts => ({
   hot,

@@ -82,6 +82,11 @@ PagingReport EpochTaker::page(const PagingOrder& order) {
   return report;
 }
 
+std::vector<InspectedMapping> EpochTaker::inspect(size_t cells) const {
+  if (!context_.paging) throw SysError("inspect a replica that holds everything", ENOTSUP);
+  return context_.paging->inspect(running_image_, cells);
+}
+
 // What an epoch that was given up has copied serves the next one, but not without end.
 void EpochTaker::keep_staging_small(bool full) {
   const std::lock_guard lock(context_.worker_mutex);

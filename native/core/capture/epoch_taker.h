@@ -25,6 +25,7 @@ class EpochTaker {
 
   // Worker thread, between epochs. Throws SysError (ENOTSUP: the group has no paging).
   PagingReport page(const PagingOrder& order);
+  std::vector<InspectedMapping> inspect(size_t cells) const;
 
  private:
   // Worker thread.

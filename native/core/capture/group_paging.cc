@@ -16,6 +16,8 @@ namespace {
 // second time; it may be a dead mount that only a new process gets rid of.
 constexpr uint64_t kHungUs = 5'000'000;
 constexpr uint64_t kKillUs = 60'000'000;
+// What was touched in so many samples is shown as hot.
+constexpr uint8_t kHotSamples = 2;
 constexpr uint64_t kTryAgainUs = 10'000'000;
 // Generations before this one that may have left something behind.
 constexpr uint64_t kPast = 8;
@@ -361,6 +363,22 @@ void GroupPaging::remove_generation(uint64_t wait_us) {
     }
     ::usleep(1000);
   }
+}
+
+std::vector<InspectedMapping> GroupPaging::inspect(const GroupImage& image, size_t cells) const {
+  std::vector<InspectedMapping> mappings;
+  for (const ProcessImage& process : image.processes) {
+    for (const MappingImage& mapping : process.mappings) {
+      if (mapping.kind != MappingKind::kAnonymous) continue;
+      mappings.push_back(
+          {.pid = process.pid,
+           .range = mapping.range(),
+           .is_stack = (mapping.flags & kGrowsDown) != 0,
+           .name = mapping.anon_name,
+           .cells = table_.describe(process.pid, mapping.range(), kHotSamples, cells)});
+    }
+  }
+  return mappings;
 }
 
 PagingReport GroupPaging::report() const {

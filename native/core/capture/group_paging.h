@@ -58,6 +58,9 @@ class GroupPaging {
   // answers within `wait_us`.
   void remove_generation(uint64_t wait_us);
 
+  // The private anonymous mappings of the image in `cells` parts each.
+  [[nodiscard]] std::vector<InspectedMapping> inspect(const GroupImage& image, size_t cells) const;
+
   // Where the replica reads cold pages, once the store is open; with the directory. nullopt: it was
   // told, or the store is not open.
   struct StoreForReplica {
@@ -65,8 +68,6 @@ class GroupPaging {
     UniqueFd directory;
   };
   std::optional<StoreForReplica> store_for_replica();
-
-  [[nodiscard]] const PageTable& table() const { return table_; }
 
  private:
   struct Sampler {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/access/access_tracker.h"
+#include "core/paging/page_table.h"
 
 namespace replpage {
 
@@ -48,6 +49,15 @@ struct PagingReport {
   uint64_t written_bytes = 0, evicted_bytes = 0, brought_back_bytes = 0;  // since the start
   uint64_t pager_cpu_us = 0;
   int32_t pager_pid = 0;
+};
+
+// What `replpage inspect` shows of one mapping; see PageTable::describe.
+struct InspectedMapping {
+  int32_t pid = 0;
+  PageRange range;
+  bool is_stack = false;
+  std::string name;  // PR_SET_VMA_ANON_NAME
+  std::vector<PageCounts> cells;
 };
 
 }  // namespace replpage
