@@ -148,7 +148,8 @@ export class Daemon {
         allowMemoryFileSystems: process.env['REPLPAGE_STORE_IN_MEMORY'] === 'yes',
       },
       planPaging: ({ ram, coldAfterMs }) => pagingPlanner(ram, coldAfterMs),
-      forgetStore: ({ store, name, storeId }) => removeFromStore(store ?? storeDir, name, storeId),
+      forgetStore: ({ store, name, storeId, owner }) =>
+        removeFromStore(store ?? storeDir, name, storeId, store === undefined ? undefined : owner),
       createNative: (options, onEvent) => new this.#native.NativeGroup(options, onEvent),
       askKeeper,
       processAlive: (pid) => isAlive(readProcess(pid)),
