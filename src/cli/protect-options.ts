@@ -23,9 +23,6 @@ export interface ProtectFlags {
   readonly pidfile?: string;
   readonly onPromote?: string;
   readonly tracker?: string;
-  readonly ram?: string;
-  readonly coldAfter?: string;
-  readonly store?: string;
 }
 
 const flagNames: { readonly [K in keyof Required<ProtectRequest>]: string } = {
@@ -39,9 +36,6 @@ const flagNames: { readonly [K in keyof Required<ProtectRequest>]: string } = {
   files: '--files',
   retries: '--retries',
   tracker: '--tracker',
-  ram: '--ram',
-  coldAfterMs: '--cold-after',
-  store: '--store',
   stdio: '--stdio',
   pidfile: '--pidfile',
   onPromote: '--on-promote',
@@ -65,9 +59,6 @@ export function toRequest(pid: string, flags: ProtectFlags): ProtectRequest {
     files: flags.files,
     retries: parse(flags.retries, '--retries', parseWhole),
     tracker: flags.tracker,
-    ram: flags.ram,
-    coldAfterMs: parse(flags.coldAfter, '--cold-after', parseDurationMs),
-    store: absolute(flags.store),
     stdio: flags.stdio === 'null' ? null : absolute(flags.stdio),
     pidfile: absolute(flags.pidfile),
     onPromote: flags.onPromote,
@@ -90,9 +81,6 @@ function valuesOf(group: GroupStatus): Required<Record<ProtectOption, string | n
     files,
     retries: retries.allowed,
     tracker: group.trackerAsked,
-    ram: group.ram,
-    coldAfterMs: group.coldAfterMs,
-    store: group.store,
     stdio: group.stdio ?? 'null',
     pidfile: group.pidfile,
     onPromote: group.onPromote,
@@ -103,7 +91,7 @@ function typed(option: ProtectOption, value: string | number): string {
   const text =
     option === 'overhead'
       ? `${Number((Number(value) * 100).toFixed(4))}%`
-      : `${value}${option.endsWith('Ms') ? 'ms' : ''}`;
+      : `${value}${option === 'intervalMs' || option === 'maxPauseMs' ? 'ms' : ''}`;
   return `${flagNames[option]} ${quoted(text)}`;
 }
 

@@ -20,8 +20,7 @@ export async function makeNetwork(bed: string): Promise<void> {
 
 export async function removeNetwork(bed: string): Promise<void> {
   const name = namespaceOf(bed);
-  if (existsSync(`/run/netns/${name}`))
-    await command('ip', ['netns', 'delete', name], { cleansUp: true });
+  if (existsSync(`/run/netns/${name}`)) await command('ip', ['netns', 'delete', name]);
 }
 
 /** What runs a program in the bed's network. */
