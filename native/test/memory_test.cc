@@ -11,6 +11,7 @@
 #include "core/memory/memory_map.h"
 #include "core/memory/page_ranges.h"
 #include "core/memory/zero_page.h"
+#include "test/random.h"
 #include "test/test.h"
 
 namespace replpage {
@@ -164,13 +165,7 @@ TEST(range_lists_are_subtracted_intersected_and_united) {
 }
 
 TEST(range_lists_agree_with_sets_of_pages) {
-  uint64_t state = 88172645463325252u;
-  const auto random = [&state](uint64_t bound) {
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state % bound;
-  };
+  testing::Random random(1);
   for (int round = 0; round < 300; ++round) {
     PageRanges lists[2];
     bool in[2][64] = {};

@@ -8,6 +8,7 @@
 
 #include "core/memory/uffd_wp_tracker.h"
 #include "test/memory_fixture.h"
+#include "test/random.h"
 
 namespace replpage {
 namespace {
@@ -20,13 +21,7 @@ TEST(a_random_walk_through_memory_calls_is_followed) {
   for (uint64_t seed = 1; seed <= 150; ++seed) {
     f.after(
         [](uint64_t start) -> uint64_t {
-          uint64_t state = start * 0x9E3779B97F4A7C15u;
-          const auto random = [&state](uint64_t bound) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            return state % bound;
-          };
+          Random random(start);
           for (int i = 0; i < 12; ++i) {
             const uint64_t first = random(kAreaPages);
             const uint64_t bytes = (1 + random(kAreaPages - first)) * kPageSize;
@@ -88,13 +83,7 @@ TEST(dense_memory_is_followed_through_writes_discards_and_replacement) {
   for (uint64_t seed = 1; seed <= 40; ++seed) {
     const CopyRound round = f.after(
         [](uint64_t start) -> uint64_t {
-          uint64_t state = start * 0x9E3779B97F4A7C15u;
-          const auto random = [&state](uint64_t bound) {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            return state % bound;
-          };
+          Random random(start);
           for (int i = 0; i < 500; ++i)
             area[random(kDensePages) * kPageSize] = static_cast<char>(i);
           for (int i = 0; i < 5; ++i) {

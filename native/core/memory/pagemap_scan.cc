@@ -35,11 +35,13 @@ PagemapScan::PagemapScan(pid_t pid, pid_t tid)
 // armed meanwhile, and what was written since in the wrong order.
 uint64_t PagemapScan::end_of_step(uint64_t walk_end, uint64_t end,
                                   std::span<const PageRegion> found, uint64_t pages_max) const {
-  uint64_t pages = 0;
-  for (const PageRegion& region : found) pages += (region.end - region.start) / kPageSize;
-  const bool stopped = found.size() == regions_.size() || (pages_max != 0 && pages >= pages_max);
-  if (!stopped) return end;
-  return std::max(walk_end, found.back().end);
+  bool stopped = found.size() == regions_.size();
+  if (pages_max != 0) {
+    uint64_t pages = 0;
+    for (const PageRegion& region : found) pages += (region.end - region.start) / kPageSize;
+    stopped = stopped || pages >= pages_max;
+  }
+  return stopped ? std::max(walk_end, found.back().end) : end;
 }
 
 size_t PagemapScan::step(uint64_t& at, uint64_t end, const PageQuery& query, uint64_t pages_max) {
@@ -56,7 +58,8 @@ size_t PagemapScan::step(uint64_t& at, uint64_t end, const PageQuery& query, uin
   argument.any_of = query.any_of;
   argument.returned = query.returned;
   const int count = ::ioctl(fd_.get(), kPagemapScan, &argument);
-  // The process is gone: other kernels find no pages then.
+  // The process is gone (6.12 says so, others find no pages then): who looks probes for that, see
+  // TrackedCapture::memory_lost().
   if (count < 0 && errno == ESRCH) {
     at = end;
     return 0;
