@@ -5,6 +5,10 @@
     'core_sources': '<!(node scripts/native-sources.mjs native/core)',
     'binding_sources': '<!(node scripts/native-sources.mjs native/binding)',
     'keeper_sources': '<!(node scripts/native-sources.mjs native/keeper)',
+    'pager_sources': '<!(node scripts/native-sources.mjs native/pager)',
+    # libcrypto has 16,000 pointers that the loader must set at every start: packed, and without two
+    # more libraries to look through, a program starts no later than without it (0.5 ms otherwise).
+    'quick_start': ['-Wl,-z,pack-relative-relocs', '-static-libstdc++', '-static-libgcc'],
     'test_sources': '<!(node scripts/native-sources.mjs native/test)',
   },
   'target_defaults': {
@@ -33,6 +37,8 @@
       'target_name': 'core',
       'type': 'static_library',
       'sources': ['<!@(node scripts/native-sources.mjs native/core)'],
+      # Inside what is linked: it runs where only the C and C++ libraries are installed.
+      'link_settings': {'libraries': ['-l:libcrypto.a', '-l:liblz4.a']},
     },
   ],
   'conditions': [
@@ -44,6 +50,8 @@
           '<!(node -p "require(\'node-addon-api\').targets"):node_addon_api_except',
         ],
         'defines': ['NAPI_VERSION=9', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS'],
+        # Node.js has a libcrypto of its own, with the same names.
+        'ldflags': ['-Wl,--exclude-libs,libcrypto.a:liblz4.a'],
         'sources': ['<!@(node scripts/native-sources.mjs native/binding)'],
       }],
     }],
@@ -53,6 +61,16 @@
         'type': 'executable',
         'dependencies': ['core'],
         'sources': ['<!@(node scripts/native-sources.mjs native/keeper)'],
+        'conditions': [['sanitizer==""', {'ldflags': ['<@(quick_start)']}]],
+      }],
+    }],
+    ['pager_sources!=""', {
+      'targets': [{
+        'target_name': 'replpage-pager',
+        'type': 'executable',
+        'dependencies': ['core'],
+        'sources': ['<!@(node scripts/native-sources.mjs native/pager)'],
+        'conditions': [['sanitizer==""', {'ldflags': ['<@(quick_start)']}]],
       }],
     }],
     ['test_sources!=""', {

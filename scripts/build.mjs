@@ -18,14 +18,16 @@ import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
-/** Files whose time says from when on changes are not in each build. */
-export const stamps = { native: 'build/.built', ts: 'dist/.built' };
+/** Files whose time says from when on changes are not in each build; `run`: without the tests. */
+export const stamps = { native: 'build/.built', run: 'build/.built-run', ts: 'dist/.built' };
+/** What it takes to run, of the targets of binding.gyp. */
+export const runTargets = ['replpage', 'replpage-keeper', 'replpage-pager'];
 
 const bin = (name) => join(root, 'node_modules', '.bin', name);
 
-function run(command, args, cwd = root) {
-  // Builds talk on stderr, so that stdout stays free for what the caller prints.
-  execFileSync(command, args, { cwd, stdio: ['ignore', 2, 2] });
+/** Builds talk on stderr, so that stdout stays free for what the caller prints, or to `out`. */
+function run(command, args, cwd = root, out = 2) {
+  execFileSync(command, args, { cwd, stdio: ['ignore', out, out] });
 }
 
 /** Dated to the start: a source that changed while it was being built makes the build stale. */
@@ -39,12 +41,17 @@ function nodeDir() {
   return existsSync(join(prefix, 'include/node/node_version.h')) ? [`--nodedir=${prefix}`] : [];
 }
 
-/** Recompiles what changed; a new or removed source file changes the generated makefiles too. */
-export function buildNative(gypArgs = [], cwd = root) {
+/**
+ * Recompiles what changed; a new or removed source file changes the generated makefiles too.
+ * `targets`: of binding.gyp, all when none is named; `out`: descriptor for what compilers say.
+ */
+export function buildNative({ gypArgs = [], cwd = root, targets = [], out = 2 } = {}) {
   const started = new Date();
-  run(bin('node-gyp'), ['configure', ...nodeDir(), ...gypArgs], cwd);
-  run(bin('node-gyp'), ['build', '--jobs', String(availableParallelism())], cwd);
-  stamp(join(cwd, stamps.native), started);
+  const jobs = ['--jobs', String(availableParallelism())];
+  run(bin('node-gyp'), ['configure', ...nodeDir(), ...gypArgs], cwd, out);
+  run(bin('node-gyp'), ['build', ...jobs, ...targets], cwd, out);
+  stamp(join(cwd, stamps.run), started);
+  if (targets.length === 0) stamp(join(cwd, stamps.native), started);
 }
 
 /** node-gyp builds in the folder it runs in: a folder of links gives a sanitized build its own. */
@@ -54,16 +61,16 @@ function buildSanitized(sanitizer, folder) {
   for (const name of ['binding.gyp', 'package.json', 'native', 'scripts']) {
     if (!existsSync(join(shadow, name))) symlinkSync(join(root, name), join(shadow, name));
   }
-  buildNative(['--', `-Dsanitizer=${sanitizer}`], shadow);
+  buildNative({ gypArgs: ['--', `-Dsanitizer=${sanitizer}`], cwd: shadow });
 }
 
-export function buildTypeScript() {
+export function buildTypeScript(out = 2) {
   // Made beside and swapped in, so that a command started meanwhile finds all of it.
   const started = new Date();
   const fresh = join(root, 'build', 'dist-new');
   const old = join(root, 'build', 'dist-old');
   for (const folder of [fresh, old]) rmSync(folder, { recursive: true, force: true });
-  run(bin('tsc'), ['-p', 'tsconfig.build.json', '--outDir', fresh]);
+  run(bin('tsc'), ['-p', 'tsconfig.build.json', '--outDir', fresh], root, out);
   chmodSync(join(fresh, 'cli/main.js'), 0o755);
   stamp(join(fresh, '.built'), started);
   if (existsSync(join(root, 'dist'))) renameSync(join(root, 'dist'), old);
@@ -73,7 +80,7 @@ export function buildTypeScript() {
 
 const targets = {
   native: () => buildNative(),
-  ts: buildTypeScript,
+  ts: () => buildTypeScript(),
   asan: () => buildSanitized('address', 'build-asan'),
   tsan: () => buildSanitized('thread', 'build-tsan'),
 };

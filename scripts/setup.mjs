@@ -2,7 +2,17 @@
 // What is there already is left alone. Where it may not install, it says what is missing and fails.
 // Usage: node scripts/setup.mjs [build] [demo] [test] [vm]   (no name: all but vm)
 import { spawnSync } from 'node:child_process';
-import { existsSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
@@ -15,6 +25,8 @@ const packages = {
     make: 'make',
     python3: 'python3',
     'libc6-dev': '/usr/include/x86_64-linux-gnu/sys/ptrace.h',
+    'liblz4-dev': '/usr/include/lz4.h',
+    'libssl-dev': '/usr/include/openssl/evp.h',
   },
   demo: { 'redis-server': 'redis-server' },
   test: {
@@ -132,15 +144,34 @@ function newest(paths) {
   return time;
 }
 
-async function buildStale() {
-  const { buildNative, buildTypeScript, stamps } = await import('./build.mjs');
-  if (newest(['native', 'binding.gyp', 'scripts/native-sources.mjs']) > newest([stamps.native])) {
-    console.error('setup: building the native parts');
-    buildNative();
+/** What compilers say goes to a file, and is shown where they fail. */
+function quietly(what, build) {
+  const log = join(root, 'build', 'setup.log');
+  mkdirSync(dirname(log), { recursive: true });
+  const out = openSync(log, 'w');
+  const started = Date.now();
+  process.stderr.write(`setup: building ${what} ... `);
+  try {
+    build(out);
+    console.error(`done in ${Math.round((Date.now() - started) / 1000)} s`);
+  } catch (error) {
+    console.error(`failed\n${readFileSync(log, 'utf8')}`);
+    fail(`could not build ${what}: ${error.message}; all of the output is in ${log}`);
+  } finally {
+    closeSync(out);
+  }
+}
+
+async function buildStale(withTests) {
+  const { buildNative, buildTypeScript, runTargets, stamps } = await import('./build.mjs');
+  const native = newest(['native', 'binding.gyp', 'scripts/native-sources.mjs']);
+  if (native > newest([withTests ? stamps.native : stamps.run])) {
+    const what = withTests ? 'the native parts and their tests' : 'the native parts';
+    const targets = withTests ? [] : runTargets;
+    quietly(`${what} (some minutes)`, (out) => buildNative({ targets, out }));
   }
   if (newest(['src', 'tsconfig.json', 'tsconfig.build.json']) > newest([stamps.ts])) {
-    console.error('setup: building dist');
-    buildTypeScript();
+    quietly('dist', (out) => buildTypeScript(out));
   }
 }
 
@@ -151,6 +182,7 @@ if (major < 20 || (major === 20 && minor < 17))
 const named = process.argv.slice(2);
 const unknown = named.find((name) => packages[name] === undefined);
 if (unknown) fail(`unknown group ${unknown}: ${Object.keys(packages).join(', ')}`);
-installPackages(named.length > 0 ? named : usual);
+const groups = named.length > 0 ? named : usual;
+installPackages(groups);
 installModules();
-await buildStale();
+await buildStale(groups.includes('test'));

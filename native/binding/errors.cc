@@ -6,6 +6,7 @@
 #include "core/base/sys_error.h"
 #include "core/capture/group_types.h"
 #include "core/capture/keeper_lost.h"
+#include "core/store/store_error.h"
 
 namespace replpage::binding {
 namespace {
@@ -57,6 +58,8 @@ Napi::Error to_error(Napi::Env env, const std::exception_ptr& failure) {
     return from_refusals(env, refused);
   } catch (const SysError& error) {
     return from_system(env, error);
+  } catch (const StoreError& error) {
+    return make(env, "ERR_STORE", error.what());
   } catch (const KeeperLost& lost) {
     return make(env, "ERR_REPLICA_LOST", lost.what());
   } catch (const FormatError& damaged) {

@@ -1,5 +1,7 @@
 #include "binding/group_options.h"
 
+#include <algorithm>
+
 namespace replpage::binding {
 namespace {
 
@@ -48,6 +50,31 @@ std::optional<TrackerKind> tracker(const Napi::Object& object) {
   throw wrong(object, "tracker", "auto, uffd-wp or soft-dirty");
 }
 
+std::optional<AccessTrackerKind> access_tracker(const Napi::Object& object) {
+  const std::string word = text(object, "accessTracker");
+  if (word == "auto") return std::nullopt;
+  for (const AccessTrackerKind kind : {AccessTrackerKind::kPageWalk, AccessTrackerKind::kIdleBitmap,
+                                       AccessTrackerKind::kWriteRecency}) {
+    if (word == name_of(kind)) return kind;
+  }
+  throw wrong(object, "accessTracker", "auto, page-walk, idle-bitmap or write-recency");
+}
+
+PagingOptions read_paging(const Napi::Object& object) {
+  PagingOptions options;
+  options.pager_path = text(object, "pagerPath");
+  options.store = text(object, "store");
+  options.key_path = text(object, "keyPath");
+  options.group_id = std::strtoull(text(object, "groupId").c_str(), nullptr, 16);
+  options.store_bytes_max = number(object, "storeBytesMax");
+  options.cold_after_us = number(object, "coldAfterMs") * 1000;
+  options.must_open = object.Get("mustOpen").ToBoolean().Value();
+  options.as_owner = object.Get("asOwner").ToBoolean().Value();
+  options.allow_memory_file_systems = object.Get("allowMemoryFileSystems").ToBoolean().Value();
+  options.tracker = access_tracker(object);
+  return options;
+}
+
 }  // namespace
 
 GroupOptions read_group_options(const Napi::Object& object) {
@@ -74,7 +101,18 @@ GroupOptions read_group_options(const Napi::Object& object) {
   options.staging_bytes_max = number(object, "stagingBytesMax");
   options.spill_bytes_max = number(object, "spillBytesMax");
   options.tracker = tracker(object);
+  if (!object.Get("paging").IsNull()) {
+    options.paging = read_paging(object.Get("paging").As<Napi::Object>());
+  }
   return options;
+}
+
+PagingOrder read_paging_order(const Napi::Object& object) {
+  return {.evict_age = static_cast<uint8_t>(std::min<uint64_t>(number(object, "evictAge"), 255)),
+          .evict_pages_max = number(object, "evictPagesMax"),
+          .bring_back_age =
+              static_cast<uint8_t>(std::min<uint64_t>(number(object, "bringBackAge"), 255)),
+          .bring_back_pages_max = number(object, "bringBackPagesMax")};
 }
 
 }  // namespace replpage::binding

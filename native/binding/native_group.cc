@@ -10,6 +10,7 @@ Napi::Function NativeGroup::define(Napi::Env env) {
   return DefineClass(
       env, "NativeGroup",
       {InstanceMethod<&NativeGroup::start>("start"), InstanceMethod<&NativeGroup::epoch>("epoch"),
+       InstanceMethod<&NativeGroup::page>("page"), InstanceMethod<&NativeGroup::inspect>("inspect"),
        InstanceMethod<&NativeGroup::promote>("promote"), InstanceMethod<&NativeGroup::stop>("stop"),
        InstanceMethod<&NativeGroup::counters>("counters")});
 }
@@ -85,6 +86,20 @@ Napi::Value NativeGroup::start(const Napi::CallbackInfo& info) {
 Napi::Value NativeGroup::epoch(const Napi::CallbackInfo& info) {
   return run(info.Env(), [](GroupSession& session) -> MakeValue {
     return [stats = session.epoch()](Napi::Env env) { return to_object(env, stats); };
+  });
+}
+
+Napi::Value NativeGroup::page(const Napi::CallbackInfo& info) {
+  const PagingOrder order = read_paging_order(info[0].As<Napi::Object>());
+  return run(info.Env(), [order](GroupSession& session) -> MakeValue {
+    return [report = session.page(order)](Napi::Env env) { return to_object(env, report); };
+  });
+}
+
+Napi::Value NativeGroup::inspect(const Napi::CallbackInfo& info) {
+  const size_t cells = info[0].ToNumber().Uint32Value();
+  return run(info.Env(), [cells](GroupSession& session) -> MakeValue {
+    return [mappings = session.inspect(cells)](Napi::Env env) { return to_array(env, mappings); };
   });
 }
 

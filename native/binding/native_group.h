@@ -24,6 +24,8 @@ class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEve
 
   Napi::Value start(const Napi::CallbackInfo& info);
   Napi::Value epoch(const Napi::CallbackInfo& info);
+  Napi::Value page(const Napi::CallbackInfo& info);
+  Napi::Value inspect(const Napi::CallbackInfo& info);
   Napi::Value promote(const Napi::CallbackInfo& info);
   Napi::Value stop(const Napi::CallbackInfo& info);
   Napi::Value counters(const Napi::CallbackInfo& info);

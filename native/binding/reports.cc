@@ -26,6 +26,30 @@ class ObjectBuilder {
   Napi::Object object_;
 };
 
+Napi::Array to_array(Napi::Env env, const std::vector<uint64_t>& values) {
+  Napi::Array array = Napi::Array::New(env, values.size());
+  for (uint32_t i = 0; i < values.size(); ++i) {
+    array.Set(i, Napi::Number::New(env, static_cast<double>(values[i])));
+  }
+  return array;
+}
+
+const char* name_of(StoreState state) {
+  switch (state) {
+    case StoreState::kOpening:
+      return "opening";
+    case StoreState::kOk:
+      return "ok";
+    case StoreState::kFull:
+      return "full";
+    case StoreState::kHung:
+      return "hung";
+    case StoreState::kFailing:
+      return "failing";
+  }
+  return "failing";
+}
+
 }  // namespace
 
 Napi::Object to_object(Napi::Env env, const StartReport& report) {
@@ -59,11 +83,67 @@ Napi::Object to_object(Napi::Env env, const EpochStats& stats) {
                             .number("mappedBytes", stats.mapped_bytes)
                             .number("primaryBytes", stats.primary_bytes)
                             .number("residentBytes", stats.resident_bytes)
+                            .number("coldBytes", stats.cold_bytes)
                             .number("threads", stats.threads)
                             .number("processes", stats.processes)
                             .done();
   if (stats.abandoned) object.Set("reason", Napi::String::New(env, stats.reason));
   return object;
+}
+
+Napi::Object to_object(Napi::Env env, const PagingReport& report) {
+  Napi::Object object = ObjectBuilder(env)
+                            .text("tracker", report.tracker)
+                            .number("samples", report.samples)
+                            .number("sampleUs", report.sample_us)
+                            .number("periodUs", report.period_us)
+                            .number("residentBytes", report.resident_bytes)
+                            .number("coldBytes", report.cold_bytes)
+                            .number("absentBytes", report.absent_bytes)
+                            .number("pendingBytes", report.pending_bytes)
+                            .number("candidateBytes", report.candidate_bytes)
+                            .number("tableBytes", report.table_bytes)
+                            .text("store", name_of(report.store))
+                            .text("trouble", report.trouble)
+                            .number("storeBytes", report.store_bytes)
+                            .number("storeSegments", report.store_segments)
+                            .number("writtenBytes", report.written_bytes)
+                            .number("evictedBytes", report.evicted_bytes)
+                            .number("broughtBackBytes", report.brought_back_bytes)
+                            .number("pagerCpuUs", report.pager_cpu_us)
+                            .number("pagerPid", static_cast<uint64_t>(report.pager_pid))
+                            .done();
+  object.Set("sampleShare", Napi::Number::New(env, report.sample_share));
+  object.Set("ages", to_array(env, report.ages));
+  object.Set("touchedAgain", to_array(env, report.touched_again));
+  return object;
+}
+
+Napi::Array to_array(Napi::Env env, const std::vector<InspectedMapping>& mappings) {
+  Napi::Array list = Napi::Array::New(env, mappings.size());
+  for (uint32_t i = 0; i < mappings.size(); ++i) {
+    const InspectedMapping& mapping = mappings[i];
+    Napi::Array cells = Napi::Array::New(env, mapping.cells.size());
+    for (uint32_t c = 0; c < mapping.cells.size(); ++c) {
+      const PageCounts& counts = mapping.cells[c];
+      cells.Set(c, ObjectBuilder(env)
+                       .number("hot", counts.hot)
+                       .number("warm", counts.warm)
+                       .number("cold", counts.cold)
+                       .number("absent", counts.absent)
+                       .done());
+    }
+    Napi::Object object = ObjectBuilder(env)
+                              .number("pid", static_cast<uint64_t>(mapping.pid))
+                              .number("start", mapping.range.start)
+                              .number("end", mapping.range.end)
+                              .text("kind", mapping.is_stack ? "stack" : "anonymous")
+                              .text("path", mapping.name)
+                              .done();
+    object.Set("cells", cells);
+    list.Set(i, object);
+  }
+  return list;
 }
 
 Napi::Object to_object(Napi::Env env, const PromotionReport& report, const std::string& socket) {

@@ -10,6 +10,8 @@ namespace replpage::binding {
 
 Napi::Object to_object(Napi::Env env, const StartReport& report);
 Napi::Object to_object(Napi::Env env, const EpochStats& stats);
+Napi::Object to_object(Napi::Env env, const PagingReport& report);
+Napi::Array to_array(Napi::Env env, const std::vector<InspectedMapping>& mappings);
 Napi::Object to_object(Napi::Env env, const PromotionReport& report, const std::string& socket);
 Napi::Object to_object(Napi::Env env, const TraceCounters& counters);
 const char* name_of(DeathCause cause);

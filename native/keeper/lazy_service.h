@@ -10,11 +10,12 @@
 
 namespace replpage {
 
-// Starts serving, before the replica runs. When the source is lost every process of the namespace
-// is killed at once, from the serving thread: a missing page is never read as zero. `news` (an
-// eventfd) becomes readable when everything is drained or the source is lost. Throws SysError when
-// a process has no source.
+// Starts serving, before the replica runs. When a source is lost every process of the namespace is
+// killed at once, from the serving thread: a missing page is never read as zero. `news` (an
+// eventfd) becomes readable when there is something new to ask the server for. `store` may be null
+// where no page is cold. Throws SysError when a process has no source.
 std::unique_ptr<FaultServer> serve_lazily(std::vector<LazyProcess>& processes,
-                                          std::vector<LazySource>& sources, const UniqueFd& news);
+                                          std::vector<LazySource>& sources,
+                                          std::unique_ptr<PageSource> store, const UniqueFd& news);
 
 }  // namespace replpage

@@ -28,8 +28,9 @@
 namespace replpage {
 namespace {
 
-// After the group's end the outcome can be asked for; at most so long.
-constexpr uint64_t kEndedLingerMs = 30'000;
+// After the group's end the outcome can be asked for, by a daemon that is restarted meanwhile; at
+// most so long.
+constexpr uint64_t kEndedLingerMs = 10'000;
 constexpr uint64_t kEndedSeenLingerMs = 500;
 // A processor that sleeps takes some 50 us to wake up, so for so long the order that was announced
 // is waited for awake.
@@ -154,6 +155,7 @@ class ReplicaKeeper {
   ControlServer control_;
   std::unique_ptr<StandbyReplica> standby_;
   std::unique_ptr<FaultServer> faults_;
+  FaultServer::Figures last_figures_;  // of a server that has done its work
 
   State state_ = State::kStandby;
   bool urgent_ = false;
@@ -161,7 +163,7 @@ class ReplicaKeeper {
   bool root_exited_ = false;
   int root_status_ = 0;
   bool tracer_gone_ = false;
-  bool drained_told_ = false;
+  bool released_told_ = false;
   std::string loss_;  // why the group was killed, when we did it
   uint64_t ended_ms_ = 0;
   uint64_t awake_until_us_ = 0;
@@ -261,6 +263,9 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
     case MessageType::kDescriptors:
       return standby_->take_descriptors(decode<DescriptorsMessage>(message.body),
                                         std::move(message.descriptors));
+    case MessageType::kStore:
+      return standby_->use_store(decode<StoreMessage>(message.body),
+                                 std::move(message.descriptors));
     case MessageType::kLastState:
       return standby_->take_last_state(decode<ImageMessage>(message.body));
     case MessageType::kPromote:
@@ -284,7 +289,7 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
   const PromotedReplica promoted =
       standby_->replica().promote(std::move(order.input), [&](PromotedReplica& replica) {
         if (!replica.lazy.empty()) {
-          faults_ = serve_lazily(replica.lazy, order.sources, lazy_news_);
+          faults_ = serve_lazily(replica.lazy, order.sources, standby_->open_store(), lazy_news_);
         }
       });
   state_ = State::kPromoted;
@@ -305,17 +310,22 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
 
 void ReplicaKeeper::handle_lazy_news() {
   swallow(lazy_news_.get());
-  if (state_ != State::kPromoted || drained_told_) return;
+  if (state_ != State::kPromoted) return;
   const FaultServer::Figures figures = faults_ ? faults_->figures() : FaultServer::Figures{};
   if (faults_ && figures.drained_us == 0) {
     loss_ = faults_->loss();
     if (!loss_.empty()) report_failure(loss_);
-    return;
   }
-  drained_told_ = true;
-  tell(MessageType::kDrained,
-       DrainedMessage{.pages = figures.pages_filled, .took_us = figures.drained_us});
-  faults_.reset();
+  if (!loss_.empty()) return;
+  if (!released_told_ && (!faults_ || figures.released_us != 0)) {
+    released_told_ = true;
+    tell(MessageType::kDrained,
+         DrainedMessage{.pages = figures.pages_filled, .took_us = figures.released_us});
+  }
+  if (faults_ && figures.drained_us != 0) {
+    last_figures_ = figures;
+    faults_.reset();
+  }
 }
 
 void ReplicaKeeper::handle_children() {
@@ -374,12 +384,19 @@ std::string ReplicaKeeper::status() const {
   const char* state = state_ == State::kStandby    ? "standby"
                       : state_ == State::kPromoted ? "promoted"
                                                    : "ended";
-  const uint64_t lazy = faults_ ? faults_->figures().pages_left : 0;
+  const FaultServer::Figures lazy = faults_ ? faults_->figures() : last_figures_;
   return "{\"state\":" + json_string(state) + ",\"name\":" + json_string(configuration_.name) +
          ",\"pid\":" + std::to_string(root_) + ",\"hostPid\":" + std::to_string(root_host_pid_) +
          ",\"epoch\":" + std::to_string(standby_->epoch()) +
          ",\"generation\":" + std::to_string(configuration_.generation) +
-         ",\"lazyPages\":" + std::to_string(lazy) +
+         ",\"lazyPages\":" + std::to_string(lazy.passing_left) + ",\"coldPages\":" +
+         std::to_string(faults_ ? lazy.stored_left : standby_->replica().cold_bytes() / kPageSize) +
+         ",\"filledPages\":" + std::to_string(lazy.pages_filled) +
+         ",\"damagedPages\":" + std::to_string(lazy.pages_damaged) +
+         ",\"waitingFaults\":" + std::to_string(lazy.waiting) +
+         ",\"waitingUs\":" + std::to_string(lazy.waiting_us) +
+         ",\"refillUs\":" + std::to_string(lazy.drained_us) +
+         ",\"storeTrouble\":" + json_string(lazy.trouble) +
          ",\"residentBytes\":" + std::to_string(resident_of_others()) +
          ",\"exited\":" + (root_exited_ ? "true" : "false") +
          ",\"status\":" + std::to_string(root_status_) + ",\"reason\":" + json_string(loss_) + "}";

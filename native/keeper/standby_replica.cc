@@ -1,11 +1,13 @@
 #include "keeper/standby_replica.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/base/clock.h"
 #include "core/base/descriptor_room.h"
 #include "core/base/sys_error.h"
 #include "core/image/group_check.h"
+#include "keeper/store_source.h"
 
 namespace replpage {
 
@@ -31,8 +33,7 @@ void StandbyReplica::build(const ImageMessage& message) {
 
 void StandbyReplica::apply_pages(const PagesMessage& message) {
   if (committed_ || !image_) throw FormatError("kPages is for the first copy");
-  const auto list = staging_.read<PageRunList>(message.runs);
-  replica_->write(list.runs, staging_);
+  write(staging_.read<PageRunList>(message.runs));
 }
 
 void StandbyReplica::stage(const PagesMessage& message) {
@@ -44,8 +45,15 @@ void StandbyReplica::stage(const PagesMessage& message) {
 }
 
 void StandbyReplica::write_staged() {
-  for (const PageRunList& list : staged_) replica_->write(list.runs, staging_);
+  for (const PageRunList& list : staged_) write(list);
   staged_.clear();
+}
+
+void StandbyReplica::write(const PageRunList& list) {
+  const bool cold = std::any_of(list.runs.begin(), list.runs.end(),
+                                [](const PageRun& run) { return run.kind == PageRunKind::kCold; });
+  if (cold && !store_) throw FormatError("cold pages, and no store is known");
+  replica_->write(list.runs, staging_);
 }
 
 CommittedMessage StandbyReplica::commit(const ImageMessage& message) {
@@ -62,10 +70,22 @@ CommittedMessage StandbyReplica::commit(const ImageMessage& message) {
   make_descriptor_room(2 * image_->open_files.size());
   return {.epoch = epoch_,
           .apply_us = now_us() - started,
-          .resident_bytes = replica_->resident_bytes()};
+          .resident_bytes = replica_->resident_bytes(),
+          .cold_bytes = replica_->cold_bytes()};
 }
 
 void StandbyReplica::drop_staged() { staged_.clear(); }
+
+void StandbyReplica::use_store(const StoreMessage& message, std::vector<UniqueFd> descriptors) {
+  if (descriptors.size() != 1) throw FormatError("kStore comes with one directory");
+  store_ = message;
+  store_directory_ = std::move(descriptors[0]);
+}
+
+std::unique_ptr<PageSource> StandbyReplica::open_store() {
+  if (!store_) return nullptr;
+  return std::make_unique<StoreSource>(std::move(store_directory_), *store_);
+}
 
 void StandbyReplica::get_ready() {
   if (!committed_) throw FormatError("kDying before the first commit");
@@ -110,7 +130,7 @@ void StandbyReplica::bring_to(const PromoteMessage& message) {
   reshape(std::move(*last_state_));
   last_state_.reset();
   if (message.runs.length != 0) {
-    replica_->write(staging_.read<PageRunList>(message.runs).runs, staging_);
+    write(staging_.read<PageRunList>(message.runs));
   }
   epoch_ = message.epoch;
 }

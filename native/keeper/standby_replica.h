@@ -10,6 +10,7 @@
 #include "core/channel/channel.h"
 #include "core/image/group_image.h"
 #include "core/restore/replica.h"
+#include "core/uffd/page_source.h"
 #include "keeper/staging_reader.h"
 
 namespace replpage {
@@ -30,6 +31,10 @@ class StandbyReplica {
   void stage(const PagesMessage& message);
   CommittedMessage commit(const ImageMessage& message);
   void drop_staged();
+  // Where cold pages are. `descriptors`: the directory of segments.
+  void use_store(const StoreMessage& message, std::vector<UniqueFd> descriptors);
+  // Reads them; null where there is no store.
+  [[nodiscard]] std::unique_ptr<PageSource> open_store();
   // A promotion is near, of the epoch that the replica is at or of the next one.
   void get_ready();
   void take_descriptors(const DescriptorsMessage& message, std::vector<UniqueFd> descriptors);
@@ -49,6 +54,7 @@ class StandbyReplica {
   void bring_to(const PromoteMessage& message);
   // Drops what was handed over for another epoch.
   void keep_handed_of(uint64_t epoch);
+  void write(const PageRunList& list);
   void write_staged();
 
   StagingReader& staging_;
@@ -61,6 +67,8 @@ class StandbyReplica {
   // For the promotion.
   std::optional<GroupImage> last_state_;
   uint64_t handed_epoch_ = 0;
+  std::optional<StoreMessage> store_;
+  UniqueFd store_directory_;
   std::vector<std::pair<uint32_t, UniqueFd>> handed_;
   std::vector<LazySource> sources_;
 };

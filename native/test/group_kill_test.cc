@@ -62,3 +62,20 @@ TEST(a_child_killed_with_its_process_group_is_never_taken_for_one_alone) {
   }
   note(std::to_string(early) + " of 100 times the child was hit well before the root");
 }
+
+// Its pending masks are empty there, and the tracer may not have seen it yet.
+TEST(a_root_at_its_exit_stop_counts_as_killed) {
+  Family family(1);
+  Recorder recorder;
+  recorder.hold_killed = true;
+  TraceTree tree(recorder);
+  tree.seize(family.root.pid, true);
+  ::kill(family.root.pid, SIGKILL);
+  ::usleep(50'000);
+  CHECK(kill_is_pending(family.root.pid));
+  CHECK(is_killed_along(family.child(0), family.root.pid));
+  CHECK(!kill_is_pending(family.child(0)));
+  CHECK(handle_until(tree, [&] { return recorder.exit_stops > 0; }));
+  CHECK(kill_is_pending(family.root.pid));
+  tree.release_exit(family.root.pid);
+}

@@ -407,6 +407,7 @@ TEST(a_process_that_died_is_noticed_and_not_taken_for_empty) {
   const CopyRound round = f.memory->copy_changed(mappings, replica);
   CHECK(round.process_gone);
   CHECK_EQUAL(round.absent_pages, 0u);
+  CHECK_EQUAL(f.memory->count_dirty(mappings, UINT64_MAX), 0u);
 }
 
 TEST(counting_dirty_pages_stops_at_the_limit_and_changes_nothing) {

@@ -119,6 +119,17 @@ class Recorder : public TraceObserver {
 
 inline void handle_for(TraceTree& tree, uint64_t ms) { tree.wait_events(now_ns() + ms * kMs); }
 
+// Handles events until the condition holds. For what must come about, however busy the machine is.
+inline bool handle_until(TraceTree& tree, const std::function<bool()>& condition,
+                         uint64_t timeout_ms = 10'000) {
+  const uint64_t end = now_ns() + timeout_ms * kMs;
+  while (!condition()) {
+    if (now_ns() > end) return false;
+    handle_for(tree, 1);
+  }
+  return true;
+}
+
 // Runs the tracer in a process of its own, which may be killed at any moment.
 class TracerProcess {
  public:

@@ -201,6 +201,10 @@ std::vector<pid_t> tids_of(const TraceTree& tree, pid_t pid) {
   return tids;
 }
 
+bool is_in_group_stop(const TraceTree& tree, pid_t pid) {
+  return tree.processes().at(pid).threads.at(pid).stop == StopKind::kGroupStop;
+}
+
 // Allows what the victim needs, and ends it for everything else.
 void install_filter() {
   sock_filter code[] = {
@@ -316,7 +320,7 @@ TEST(injection_works_in_a_group_stop) {
   TraceTree tree(recorder);
   tree.seize(victim.pid, true);
   ::kill(victim.pid, SIGSTOP);
-  handle_for(tree, 20);
+  CHECK(handle_until(tree, [&] { return is_in_group_stop(tree, victim.pid); }));
   CHECK(tree.freeze(100'000).frozen);
   for (int i = 0; i < 5; ++i) {
     CHECK_EQUAL(tree.inject(victim.pid, SYS_getpid, {}).value_or(-1), victim.pid);
@@ -327,8 +331,7 @@ TEST(injection_works_in_a_group_stop) {
   handle_for(tree, 20);
   CHECK_EQUAL(board->count.load(), before);
   ::kill(victim.pid, SIGCONT);
-  handle_for(tree, 20);
-  CHECK(board->count > before);
+  CHECK(handle_until(tree, [&] { return board->count > before; }));
 }
 
 TEST(a_stop_signal_during_an_injection_is_kept) {
@@ -348,13 +351,12 @@ TEST(a_stop_signal_during_an_injection_is_kept) {
     ::kill(victim.pid, SIGSTOP);
     CHECK_EQUAL(tree.inject(victim.pid, SYS_getpid, {}).value_or(-1), victim.pid);
     tree.thaw();
-    handle_for(tree, 10);
+    CHECK(handle_until(tree, [&] { return is_in_group_stop(tree, victim.pid); }));
     const uint64_t before = board->count;
     handle_for(tree, 5);
     CHECK_EQUAL(board->count.load(), before);
     ::kill(victim.pid, SIGCONT);
-    handle_for(tree, 10);
-    CHECK(board->count > before);
+    CHECK(handle_until(tree, [&] { return board->count > before; }));
   }
 }
 

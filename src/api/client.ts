@@ -6,6 +6,7 @@ import { fromProblem } from './problem.js';
 import type {
   EventRecord,
   GroupStatus,
+  InspectedProcess,
   KernelReport,
   ProtectLine,
   ProtectReport,
@@ -28,6 +29,11 @@ export class ApiClient {
 
   async group(name: string): Promise<GroupStatus> {
     return (await this.#json('GET', `/v1/groups/${encodeURIComponent(name)}`)) as GroupStatus;
+  }
+
+  async pages(name: string): Promise<readonly InspectedProcess[]> {
+    const path = `/v1/groups/${encodeURIComponent(name)}/pages`;
+    return (await this.#json('GET', path)) as InspectedProcess[];
   }
 
   async kernel(): Promise<KernelReport> {

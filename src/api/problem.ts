@@ -24,6 +24,7 @@ const statusOf: Readonly<Record<ErrorCode, number>> = {
   ERR_NO_REPLICA: 409,
   ERR_LIMIT: 429,
   ERR_FILES_CHANGED: 409,
+  ERR_STORE: 409,
   ERR_NATIVE_MISSING: 500,
   ERR_NATIVE: 500,
   ERR_STATE_FILE: 500,

@@ -4,6 +4,7 @@
  *
  *   GET  /v1/status                      -> StatusReport
  *   GET  /v1/groups/NAME                 -> GroupStatus
+ *   GET  /v1/groups/NAME/pages           -> InspectedProcess[]
  *   POST /v1/groups                      ProtectRequest -> lines of ProtectLine
  *   POST /v1/groups/NAME/promote | unprotect | detach  -> GroupStatus
  *   GET  /v1/events?after=N[&follow=1]   -> lines of EventRecord
@@ -25,6 +26,11 @@ export interface ProtectRequest {
   readonly files?: 'refuse' | 'keep' | undefined;
   readonly retries?: number | undefined;
   readonly tracker?: 'auto' | 'uffd-wp' | 'soft-dirty' | undefined;
+  /** What a replica holds in RAM: all, hot, or a share of the primary's memory such as 30%. */
+  readonly ram?: string | undefined;
+  readonly coldAfterMs?: number | undefined;
+  /** Absolute path of the page store; absent is the daemon's. */
+  readonly store?: string | undefined;
   /** Absolute path; null is /dev/null; absent is a log file of the daemon's choice. */
   readonly stdio?: string | null | undefined;
   readonly pidfile?: string | undefined;
@@ -41,6 +47,8 @@ export const protectDefaults = {
   files: 'refuse',
   retries: 3,
   tracker: 'auto',
+  ram: 'all',
+  coldAfterMs: 30_000,
 } as const;
 
 /** All but which process and under what name. */
@@ -51,6 +59,37 @@ export interface MemoryStatus {
   readonly residentBytes: number;
   readonly coldBytes: number;
   readonly absentBytes: number;
+}
+
+/** Of a group whose replica may leave part of its memory in the page store. */
+export interface PagingStatus {
+  readonly accessTracker: string;
+  readonly samples: number;
+  readonly samplePeriodMs: number;
+  /** Of one processor, that sampling takes. */
+  readonly sampleShare: number;
+  readonly store: string;
+  readonly storeState: string;
+  /** What the policy does at present. */
+  readonly why: string;
+  /** What is wrong with the store; null: nothing. */
+  readonly trouble: string | null;
+  readonly storeBytes: number;
+  readonly writtenBytes: number;
+  readonly evictedBytes: number;
+  readonly broughtBackBytes: number;
+  /** Native memory of the process state table. */
+  readonly tableBytes: number;
+  readonly pagerPid: number;
+}
+
+/** Of a promoted process that has pages in the page store still. */
+export interface RefillStatus {
+  readonly coldBytes: number;
+  readonly damagedBytes: number;
+  readonly waitingFaults: number;
+  readonly waitingMs: number;
+  readonly trouble: string | null;
 }
 
 export interface ReplicaStatus {
@@ -95,6 +134,12 @@ export interface GroupStatus extends GroupBrief {
   readonly lagMs: number;
   readonly pauseUs: QuantileSummary;
   readonly memory: MemoryStatus;
+  readonly ram: string;
+  readonly coldAfterMs: number;
+  /** Directory of the page store; null: the daemon's. */
+  readonly store: string | null;
+  readonly paging: PagingStatus | null;
+  readonly refill: RefillStatus | null;
   readonly replicas: readonly ReplicaStatus[];
   readonly interval: {
     readonly ms: number;
@@ -130,6 +175,34 @@ export interface GroupStatus extends GroupBrief {
   readonly promotion: PromotionStatus | null;
   readonly warnings: readonly string[];
   readonly counters: Readonly<Record<string, number>>;
+}
+
+/** Pages of a mapping or of a part of it. */
+export interface PageCounts {
+  /** Touched in the last samples. */
+  readonly hot: number;
+  /** In the replica's RAM besides. */
+  readonly warm: number;
+  /** In the page store only. */
+  readonly cold: number;
+  readonly absent: number;
+}
+
+export interface InspectedMapping {
+  readonly start: number;
+  readonly end: number;
+  /** "stack" or "anonymous"; `path` is its name, where the program gave it one. */
+  readonly kind: string;
+  readonly path: string;
+  /** Equal parts of it, ascending; the last may be shorter. */
+  readonly cells: readonly PageCounts[];
+}
+
+export interface InspectedProcess {
+  /** As the program sees it. */
+  readonly pid: number;
+  readonly command: string;
+  readonly mappings: readonly InspectedMapping[];
 }
 
 export interface StatusReport {
@@ -182,6 +255,7 @@ export interface Problem {
 /** A group's name is part of file names and cgroup paths. */
 export const namePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/;
 
+const ramPattern = /^(all|hot|[1-9][0-9]?%)$/;
 const pathLengthMax = 4096;
 const commandLengthMax = 8192;
 
@@ -226,6 +300,12 @@ const protectFields: {
   files: [isOneOf('refuse', 'keep'), 'refuse or keep'],
   retries: [isInteger(0, 1000), 'a whole number from 0 to 1000'],
   tracker: [isOneOf('auto', 'uffd-wp', 'soft-dirty'), 'auto, uffd-wp or soft-dirty'],
+  ram: [
+    (value): value is string => typeof value === 'string' && ramPattern.test(value),
+    'all, hot, or a share from 1% to 99%',
+  ],
+  coldAfterMs: [isBetween(1000, 86_400_000), 'between 1 s and 24 h'],
+  store: [isAbsolutePath, 'an absolute path'],
   stdio: [
     (value): value is string | null => value === null || isAbsolutePath(value),
     'an absolute path, or null',

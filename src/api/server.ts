@@ -14,6 +14,7 @@ import {
   namePattern,
   type EventRecord,
   type GroupStatus,
+  type InspectedProcess,
   type KernelReport,
   type ProtectReport,
   type ProtectRequest,
@@ -40,6 +41,8 @@ export interface DaemonControl {
   promote(caller: Caller, name: string): Promise<GroupStatus>;
   unprotect(caller: Caller, name: string): Promise<GroupStatus>;
   detach(caller: Caller, name: string): Promise<GroupStatus>;
+  /** Where the pages of a group's replica are. */
+  pages(caller: Caller, name: string): Promise<readonly InspectedProcess[]>;
   events(caller: Caller, after: number): readonly EventRecord[];
   onEvent(caller: Caller, listener: (event: EventRecord) => void): () => void;
   kernel(): KernelReport;
@@ -98,6 +101,9 @@ async function answer(
   if (route === 'POST groups' && path.length === 1) return protect(control, request);
   if (route === 'GET groups' && path.length === 2) {
     return sendJson(response, 200, control.group(caller, groupName(path[1])));
+  }
+  if (route === 'GET groups' && path.length === 3 && path[2] === 'pages') {
+    return sendJson(response, 200, await control.pages(caller, groupName(path[1])));
   }
   if (route === 'POST groups' && path.length === 3) {
     const name = groupName(path[1]);

@@ -29,6 +29,7 @@ export const errorCodes = [
   'ERR_NO_REPLICA',
   'ERR_LIMIT',
   'ERR_FILES_CHANGED',
+  'ERR_STORE',
   'ERR_NATIVE_MISSING',
   'ERR_NATIVE',
   'ERR_STATE_FILE',

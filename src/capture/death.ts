@@ -23,6 +23,14 @@ export function describeDeath(died: Omit<Died, 'type'>): string {
   }
 }
 
+/** A wait status as waitpid(2) gives it. */
+export function describeWaitStatus(status: number): string {
+  const signal = status & 0x7f;
+  return signal === 0
+    ? `exited with status ${(status >> 8) & 0xff}`
+    : `was ended by ${signalName(signal)}`;
+}
+
 /**
  * What native code says, for a user: signals by name, and the file rule instead of the error number
  * that carries it (ESTALE has no other meaning here).

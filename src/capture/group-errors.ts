@@ -36,6 +36,11 @@ export function asStartError(error: unknown, pid: number): ReplicationError {
       advice: 'the process runs on untouched; remove what is named and protect again',
     });
   }
+  if (hasCode(error, 'ERR_STORE')) {
+    return new ReplicationError('ERR_STORE', `${doing}: ${describe(error)}`, {
+      advice: 'the process runs on untouched; name another --store, or do without: --ram all',
+    });
+  }
   if (hasCode(error, 'EOPNOTSUPP') && /^track memory/.test(callOf(error))) {
     return new ReplicationError('ERR_REFUSED', `${doing}: ${describe(error)}`, {
       advice: '--tracker auto takes what this kernel has; replpage doctor shows it',
@@ -48,13 +53,24 @@ export function asStartError(error: unknown, pid: number): ReplicationError {
 
 const callOf = (error: unknown): string => (isSystemError(error) ? (error.syscall ?? '') : '');
 
+/** Why there is no map of a replica's pages. */
+export function notPaged(
+  { name, ram }: { readonly name: string; readonly ram: string },
+  state: Phase['kind'],
+): ReplicationError {
+  const why = ram === 'all' ? 'its replica holds everything (--ram all)' : `it is ${state}`;
+  return new ReplicationError('ERR_STATE', `cannot inspect ${name}: ${why}`, {
+    advice: 'it takes a group that is protected with --ram hot or a share',
+  });
+}
+
 /** Why `doing` something makes no sense for a group that is over, and what would. */
 export function overError(
   doing: string,
   group: { readonly name: string; readonly hostPid: number; readonly phase: Phase },
 ): ReplicationError {
   const { name, hostPid, phase } = group;
-  const why = 'reason' in phase ? ` (${phase.reason})` : '';
+  const why = 'reason' in phase && phase.reason !== undefined ? ` (${phase.reason})` : '';
   if (phase.kind === 'detached' || phase.kind === 'unprotected') {
     const message = `cannot ${doing} ${name}: it is ${phase.kind}${why}, so it has no replica`;
     return new ReplicationError('ERR_NO_REPLICA', message, {

@@ -2,12 +2,15 @@
 import type { Clock } from '../base/clock.js';
 import type { Log } from '../base/log.js';
 import type {
+  AccessTrackerChoice,
   AttachMode,
   FileRule,
   NativeGroup,
   NativeGroupEvent,
   NativeGroupOptions,
   OnExit,
+  PagingOrder,
+  PagingReport,
   TrackerChoice,
 } from '../native/group.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
@@ -27,6 +30,14 @@ export interface GroupSpec extends PaceTargets {
   readonly files: FileRule;
   readonly retries: number;
   readonly tracker: TrackerChoice;
+  /** What a replica holds in RAM: all, hot, or a share such as 30%. */
+  readonly ram: string;
+  /** Untouched for so long counts as cold. */
+  readonly coldAfterMs: number;
+  /** Directory of the page store, opened with the owner's rights; undefined: the daemon's. */
+  readonly store: string | undefined;
+  /** Of the group's directory in the page store: 16 hexadecimal digits, never used again. */
+  readonly storeId: string;
   readonly stdio: string | null;
   readonly pidfile: string | undefined;
   readonly onPromote: string | undefined;
@@ -45,6 +56,19 @@ export interface GroupPaths {
   readonly spillDir: string;
 }
 
+/** The daemon's page store. */
+export interface StorePlace {
+  readonly pagerPath: string;
+  readonly directory: string;
+  readonly keyPath: string;
+  readonly bytesMax: number;
+  readonly accessTracker: AccessTrackerChoice;
+  readonly allowMemoryFileSystems: boolean;
+}
+
+/** Decides, turn by turn, what leaves a replica's RAM and what comes back. */
+export type PagingPlanner = (report: PagingReport) => PagingOrder & { readonly reason: string };
+
 /** The daemon's side of a group. */
 export interface GroupHost {
   readonly clock: Clock;
@@ -52,6 +76,11 @@ export interface GroupHost {
   readonly processors: number;
   readonly limits: GroupLimits;
   readonly paths: GroupPaths;
+  readonly store: StorePlace;
+  /** undefined: the replica is to hold everything. */
+  planPaging(spec: GroupSpec): PagingPlanner | undefined;
+  /** Nothing will be read any more from the group's directory in the page store. */
+  forgetStore(spec: GroupSpec): void;
   createNative(
     options: NativeGroupOptions,
     onEvent: (event: NativeGroupEvent) => void,

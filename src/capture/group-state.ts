@@ -24,7 +24,13 @@ export interface Promotion extends PromotionReport {
 }
 
 export type Phase =
-  | { readonly kind: 'protecting'; readonly bytes: number; readonly bytesTotal: number }
+  | {
+      readonly kind: 'protecting';
+      readonly bytes: number;
+      readonly bytesTotal: number;
+      /** Why the try before this one failed. */
+      readonly reason?: string;
+    }
   | { readonly kind: 'protected' }
   | { readonly kind: 'lagging'; readonly reason: string }
   | { readonly kind: 'promoting'; readonly reason: string }
@@ -153,7 +159,7 @@ export function step(group: GroupCore, event: GroupEvent): Step {
       if (group.phase.kind !== 'protecting') return stay(group);
       return stay({
         ...group,
-        phase: { kind: 'protecting', bytes: event.bytes, bytesTotal: event.bytesTotal },
+        phase: { ...group.phase, bytes: event.bytes, bytesTotal: event.bytesTotal },
       });
     case 'started':
     case 'startFailed':
@@ -229,9 +235,15 @@ function stepStart(
       `could not protect it again: ${event.reason}`,
     );
   }
+  const reason = `try ${failedStarts} of ${startTriesMax} failed: ${event.reason}`;
   // A new start never takes the number of one that may have left something behind.
   return {
-    group: { ...group, failedStarts, generation: group.generation + 1 },
+    group: {
+      ...group,
+      phase: { kind: 'protecting', bytes: 0, bytesTotal: 0, reason },
+      failedStarts,
+      generation: group.generation + 1,
+    },
     effects: [
       { type: 'stop' },
       { type: 'start', delayMs: 500 * 2 ** failedStarts },

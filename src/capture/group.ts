@@ -4,18 +4,23 @@
  * native code and waits for nobody here.
  */
 import { assertNever } from '../base/assert.js';
+import { deferred, type Deferred } from '../base/deferred.js';
 import { describe, hasCode, ReplicationError } from '../base/errors.js';
 import { QuantileWindow } from '../base/quantiles.js';
 import type {
   EpochStats,
   NativeGroup,
   NativeGroupEvent,
+  NativeMapping,
+  PagingReport,
   PromotionReport,
   StartReport,
 } from '../native/group.js';
-import { describeDeath, inWords } from './death.js';
-import { asOwnError, asStartError, overError, reasonOf } from './group-errors.js';
+import { describeDeath, describeWaitStatus, inWords } from './death.js';
+import type { KeeperStatus } from '../native/keeper-status.js';
+import { asOwnError, asStartError, notPaged, overError, reasonOf } from './group-errors.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
+import { dismissKeeper, howItEnded } from './former-keeper.js';
 import {
   crashDelayMs,
   isFirstStart,
@@ -28,6 +33,7 @@ import {
   type Phase,
 } from './group-state.js';
 import { firstPace, nextPace, type Pace } from './pace-policy.js';
+import { pagingOptions, StoreNotes, takePagingTurns } from './paging-turns.js';
 
 const pauseSamples = 1024;
 /** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
@@ -40,6 +46,11 @@ const epochOverdueMs = 5000;
 /** Looks at a keeper that has no page left to fetch, before the native side is not waited for. */
 const drainedPollsMax = 10;
 
+export interface PagingTurn extends PagingReport {
+  /** What is done about it, in words. */
+  readonly why: string;
+}
+
 export interface GroupSnapshot {
   readonly spec: GroupSpec;
   readonly core: GroupCore;
@@ -48,6 +59,10 @@ export interface GroupSnapshot {
   readonly lastEpoch: EpochStats | undefined;
   readonly start: StartReport | undefined;
   readonly lagMs: number;
+  /** The last turn; undefined: everything stays in RAM. */
+  readonly paging: PagingTurn | undefined;
+  /** Of what was promoted, as its keeper last said; undefined: nothing is missing. */
+  readonly refill: KeeperStatus | undefined;
   readonly counters: Record<string, number>;
 }
 
@@ -64,6 +79,14 @@ export class Group {
   /** When the last committed epoch was begun. */
   #lastCommitMs = 0;
   #diedMs: number | undefined;
+  #paging: PagingTurn | undefined;
+  #refill: KeeperStatus | undefined;
+  /** What was promoted, or a child of it, may still read from the page store. */
+  #mayRefill: boolean;
+  /** What the dying process has given, while pages are still cold. */
+  #released: { readonly us: number; readonly pages: number } | undefined;
+  /** Of the keeper below which the promoted process runs. */
+  #keeperSocket: string | undefined;
   readonly #pauseUs = new QuantileWindow(pauseSamples);
   readonly #closing = new AbortController();
   /** Ends the wait for the next epoch, which may be a minute away. */
@@ -80,6 +103,7 @@ export class Group {
     this.#host = host;
     this.#core = core;
     this.#pace = firstPace(spec);
+    this.#mayRefill = core.phase.kind === 'promoted';
   }
 
   get core(): GroupCore {
@@ -142,6 +166,14 @@ export class Group {
     await this.#enqueue(() => this.#stopNative());
   }
 
+  /** Throws ERR_STATE when no replica leaves anything in the page store. */
+  async inspect(cells: number): Promise<readonly NativeMapping[]> {
+    if (this.#native && this.#paging && this.#isTakingEpochs(this.#core.generation)) {
+      return this.#native.inspect(cells);
+    }
+    throw notPaged(this.spec, this.#core.phase.kind);
+  }
+
   snapshot(): GroupSnapshot {
     const lagMs = this.#lastCommitMs === 0 ? 0 : this.#host.clock.nowMs() - this.#lastCommitMs;
     return {
@@ -152,6 +184,8 @@ export class Group {
       lastEpoch: this.#lastEpoch,
       start: this.#start,
       lagMs: Math.round(lagMs * 10) / 10,
+      paging: this.#paging,
+      refill: this.#refill,
       counters: this.#native?.counters() ?? {},
     };
   }
@@ -163,6 +197,14 @@ export class Group {
     if (!isOver(group.phase.kind)) return;
     this.#nap.abort();
     this.#settleWaiters();
+    const { kind } = group.phase;
+    const over = kind === 'ended' || kind === 'removed';
+    if (over && !this.#mayRefill && this.spec.ram !== 'all') this.#host.forgetStore(this.spec);
+    this.#paging = undefined;
+    const socket = this.#keeperSocket;
+    if (kind !== 'ended' || socket === undefined) return;
+    this.#keeperSocket = undefined;
+    void dismissKeeper(this.#host, socket, this.#closing.signal);
   }
 
   #carryOut(effect: GroupEffect): void {
@@ -208,6 +250,7 @@ export class Group {
   }
 
   async #startNative(): Promise<void> {
+    const { spec } = this;
     const { generation } = this.#core;
     try {
       const native = this.#createNative(generation);
@@ -221,20 +264,27 @@ export class Group {
       this.#apply({ type: 'started', epoch: report.epoch });
       this.#firstStart.resolve(report);
       void this.#takeEpochs(native, generation);
+      void takePagingTurns(this.#host, spec, native, {
+        goOn: () => this.#isTakingEpochs(generation),
+        report: (paging, why) => (this.#paging = { ...paging, why }),
+        signal: this.#closing.signal,
+      });
     } catch (error) {
       this.#firstStart.reject(asStartError(error, this.#core.hostPid));
-      if (this.#core.generation !== generation) return;
-      this.#startFailed(error);
+      if (this.#core.generation === generation) await this.#startFailed(error, generation);
     }
   }
 
-  #startFailed(error: unknown): void {
+  async #startFailed(error: unknown, generation: number): Promise<void> {
     const reason = reasonOf(error);
-    if (!isFirstStart(this.#core) && !this.#host.processAlive(this.#core.hostPid)) {
-      this.#apply({ type: 'ended', reason: 'it ended before it was protected again' });
-      return;
+    if (isFirstStart(this.#core) || this.#host.processAlive(this.#core.hostPid)) {
+      return this.#apply({ type: 'startFailed', reason });
     }
-    this.#apply({ type: 'startFailed', reason });
+    const how =
+      (await howItEnded(this.#host, this.#keeperSocket, this.#closing.signal)) ??
+      `ended (${reason})`;
+    if (this.#core.generation !== generation) return;
+    this.#apply({ type: 'ended', reason: `it ${how} before it was protected again` });
   }
 
   #createNative(generation: number): NativeGroup {
@@ -260,6 +310,7 @@ export class Group {
         gid: spec.owner.gid,
         groups: spec.owner.groups,
         tracker: spec.tracker,
+        paging: pagingOptions(spec, this.#host.store, isFirstStart(this.#core)),
       },
       (event) => this.#onNativeEvent(generation, event),
     );
@@ -276,6 +327,7 @@ export class Group {
         this.#diedMs = this.#host.clock.nowMs();
         return this.#apply({ type: 'died', cause: event.cause, reason: describeDeath(event) });
       case 'promoted':
+        this.#mayRefill = true;
         this.#apply({ type: 'promoted', report: { ...event, lostMs: this.#lostMs(event) } });
         this.#settleWaiters();
         return void this.#watchPromoted(event.keeperSocket, generation);
@@ -284,7 +336,10 @@ export class Group {
       case 'unprotected':
         return this.#apply({ type: 'lost', reason: inWords(event.reason) });
       case 'drained':
-        return this.#apply(event);
+        // What is cold comes from the store: the keeper says when it is all there.
+        if (this.spec.ram === 'all') return this.#apply(event);
+        this.#released = event;
+        return;
       default:
         return assertNever(event);
     }
@@ -375,8 +430,14 @@ export class Group {
   /** The native side says when all pages are its own; the keeper says when it ended before. */
   async #watchPromoted(keeperSocket: string, generation: number): Promise<void> {
     const { clock } = this.#host;
+    const former = this.#keeperSocket;
+    if (former !== undefined && former !== keeperSocket) {
+      void dismissKeeper(this.#host, former, this.#closing.signal);
+    }
+    this.#keeperSocket = keeperSocket;
     // A restarted daemon has no native group that would tell it.
     let drainedPolls = this.#core.resumed && this.#native === undefined ? drainedPollsMax : 0;
+    const notes = new StoreNotes(this.#host, this.spec.name);
     for (;;) {
       await clock.sleep(promotedPollMs, this.#closing.signal);
       const { core } = this;
@@ -384,8 +445,18 @@ export class Group {
       if (core.phase.kind !== 'promoted') return;
       try {
         const status = await this.#host.askKeeper(keeperSocket);
-        if (status.exited) this.#apply({ type: 'ended', reason: 'it ended after its promotion' });
-        else if (status.lazyPages === 0 && ++drainedPolls > drainedPollsMax) {
+        const missing = status.lazyPages + status.coldPages > 0;
+        this.#mayRefill = missing;
+        this.#refill = missing ? status : undefined;
+        notes.trouble(status.storeTrouble);
+        notes.damage(status.damagedPages);
+        if (status.exited) {
+          const how = describeWaitStatus(status.status ?? 0);
+          this.#apply({ type: 'ended', reason: `it ${how} after its promotion` });
+        } else if (!missing && this.#released !== undefined) {
+          this.#apply({ type: 'drained', ...this.#released });
+          this.#released = undefined;
+        } else if (!missing && ++drainedPolls > drainedPollsMax) {
           this.#apply({ type: 'drained', us: 0, pages: core.phase.lazyPages });
         }
       } catch (error) {
@@ -413,24 +484,6 @@ export class Group {
 /** What cannot be replicated may be held for a moment only, as a descriptor on its way. */
 const isLost = (error: unknown, errors: number, failingMs: number): boolean =>
   hasCode(error, 'ERR_REFUSED') ? failingMs >= refusedPatienceMs : errors >= epochErrorsMax;
-
-interface Deferred<T> {
-  readonly promise: Promise<T>;
-  readonly resolve: (value: T) => void;
-  readonly reject: (reason: unknown) => void;
-}
-
-function deferred<T>(): Deferred<T> {
-  let resolve!: (value: T) => void;
-  let reject!: (reason: unknown) => void;
-  const promise = new Promise<T>((yes, no) => {
-    resolve = yes;
-    reject = no;
-  });
-  // Nobody may be waiting for it: a rejection without a waiter is not a bug here.
-  promise.catch(() => undefined);
-  return { promise, resolve, reject };
-}
 
 function overText(name: string, phase: Phase): string {
   if (phase.kind === 'removed') return `${name} was unprotected meanwhile; its process runs on`;

@@ -81,6 +81,7 @@ const exitCodeOf: Readonly<Record<ErrorCode, number>> = {
   ERR_NO_REPLICA: exitCodes.failure,
   ERR_LIMIT: exitCodes.tryAgain,
   ERR_FILES_CHANGED: exitCodes.refused,
+  ERR_STORE: exitCodes.refused,
   ERR_NATIVE_MISSING: exitCodes.failure,
   ERR_NATIVE: exitCodes.failure,
   ERR_STATE_FILE: exitCodes.failure,

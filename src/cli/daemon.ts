@@ -12,8 +12,14 @@ export function addDaemon(program: Command, setStatus: (code: number) => void): 
     .option('--log-dir <dir>', 'output of promoted programs (default /var/log/replpage)')
     .option('--log-level <level>', 'debug, info, warn, error or silent (default info)')
     .option('--freeze-deadline <time>', 'a freeze is given up after this, 1ms to 1s (default 20ms)')
-    .option('--staging-max <bytes>', 'memory for one epoch, 8MiB to 256MiB (default 256MiB)')
+    .option('--staging-max <bytes>', 'memory for one epoch, 32MiB to 256MiB (default 256MiB)')
     .option('--spill-max <bytes>', 'disk beyond that, 0B to 1TiB (default 16GiB)')
+    .option('--store <dir>', 'page store of cold pages (default: store in the state folder)')
+    .option('--store-max <bytes>', 'of one group in it, 64MiB to 64TiB (default 1TiB)')
+    .option(
+      '--access-tracker <kind>',
+      'auto (default), page-walk, idle-bitmap or write-recency: what tells touched pages',
+    )
     .addHelpText(
       'after',
       `

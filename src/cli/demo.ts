@@ -25,6 +25,7 @@ interface DemoFlags {
   readonly size: string;
   readonly clients: string;
   readonly kills: string;
+  readonly ram?: string;
   readonly json?: boolean;
 }
 
@@ -41,6 +42,8 @@ interface DemoReport {
   readonly clients: readonly WriterReport[];
   readonly acknowledged: number;
   readonly connectionsLost: number;
+  /** Before the first kill, with --ram. */
+  readonly saved?: GroupStatus['memory'] | undefined;
   readonly kills: readonly KillReport[];
   readonly problems: readonly string[];
 }
@@ -49,6 +52,9 @@ const group = 'demo-redis';
 const calmMs = 1500;
 const patienceMs = 120_000;
 const samples = 20_000;
+/** Soon, so that nobody has to watch it for a minute. */
+const coldAfter = '5s';
+const settledMs = 12_000;
 
 export function addDemo(program: Command, setStatus: (code: number) => void): void {
   program
@@ -57,6 +63,11 @@ export function addDemo(program: Command, setStatus: (code: number) => void): vo
     .option('--size <bytes>', 'how full redis is', '1GiB')
     .option('--clients <n>', 'connections that write', '4')
     .option('--kills <n>', 'how often it is killed, each time after it is protected again', '1')
+    .option(
+      '--ram <what>',
+      'what the replica holds in RAM: all (default), hot, or a share such as 30%; ' +
+        'the rest goes to a page store, and the kill waits for it',
+    )
     .option('--json', 'print one JSON object on stdout instead of text')
     .action(async (flags: DemoFlags) => {
       if (process.getuid?.() !== 0) {
@@ -98,7 +109,9 @@ async function run(
   const fill = await stage.fill(control, bytes);
   tell(`it holds ${fill.keys} keys, ${formatBytes(fill.bytes)}`);
   if (signal.aborted) return undefined;
-  await protect(stage, pid, tell);
+  await protect(stage, pid, flags.ram, tell);
+  const saved = flags.ram === undefined ? undefined : await waitForSaving(stage, signal, tell);
+  if (signal.aborted) return undefined;
   const writers = await startWriters(stage.port, clients);
   tell(`${clients} clients write numbered entries, 16 at a time each`);
   const reports: KillReport[] = [];
@@ -110,16 +123,23 @@ async function run(
   }
   await systemClock.sleep(calmMs, signal);
   if (signal.aborted) return undefined;
-  const report = await judge({ stage, fill, control, writers, reports });
+  const report = { ...(await judge({ stage, fill, control, writers, reports })), saved };
   conclude(report, tell);
   control.close();
   return report;
 }
 
 /** As a user would: the command itself, in a process of its own. */
-async function protect(stage: Stage, pid: number, tell: Tell): Promise<void> {
-  const args = ['protect', String(pid), '--name', group, '--runtime-dir', stage.runtimeDir];
-  tell(`$ replpage ${args.slice(0, 4).join(' ')}`);
+async function protect(
+  stage: Stage,
+  pid: number,
+  ram: string | undefined,
+  tell: Tell,
+): Promise<void> {
+  const paging = ram === undefined ? [] : ['--ram', ram, '--cold-after', coldAfter];
+  const typed = ['protect', String(pid), '--name', group, ...paging];
+  const args = [...typed, '--runtime-dir', stage.runtimeDir];
+  tell(`$ replpage ${typed.join(' ')}`);
   const child = spawn(process.execPath, [process.argv[1] ?? '', ...args], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
@@ -130,6 +150,32 @@ async function protect(stage: Stage, pid: number, tell: Tell): Promise<void> {
       advice: 'replpage doctor shows what this machine lacks',
     });
   }
+}
+
+/** Until the replica's RAM has not shrunk for a while. */
+async function waitForSaving(
+  stage: Stage,
+  signal: AbortSignal,
+  tell: Tell,
+): Promise<GroupStatus['memory']> {
+  tell('what redis does not touch leaves the RAM of the replica ...');
+  let { memory } = await stage.client.group(group);
+  let shrunkMs = systemClock.nowMs();
+  const deadline = shrunkMs + patienceMs;
+  while (!signal.aborted && systemClock.nowMs() < deadline) {
+    await systemClock.sleep(calmMs, signal);
+    const now = (await stage.client.group(group)).memory;
+    if (now.coldBytes > memory.coldBytes) shrunkMs = systemClock.nowMs();
+    memory = now;
+    if (memory.coldBytes > 0 && systemClock.nowMs() - shrunkMs > settledMs) break;
+  }
+  const { primaryBytes, residentBytes, coldBytes } = memory;
+  tell(
+    `it holds ${formatBytes(residentBytes)} of ${formatBytes(primaryBytes)} in RAM ` +
+      `(${Math.round((100 * residentBytes) / primaryBytes)}%), ` +
+      `${formatBytes(coldBytes)} are in the page store`,
+  );
+  return memory;
 }
 
 async function startWriters(port: number, clients: number): Promise<readonly Writer[]> {

@@ -9,6 +9,7 @@ import { addDemo } from './demo.js';
 import { addDoctor } from './doctor.js';
 import { addEvents } from './events.js';
 import { addDetach, addPromote, addUnprotect } from './group-actions.js';
+import { addInspect } from './inspect.js';
 import { addProtect } from './protect.js';
 import { addStatus } from './status.js';
 
@@ -44,6 +45,7 @@ async function main(): Promise<number> {
     addDaemon,
     addProtect,
     addStatus,
+    addInspect,
     addPromote,
     addUnprotect,
     addDetach,

@@ -23,6 +23,9 @@ export interface ProtectFlags {
   readonly pidfile?: string;
   readonly onPromote?: string;
   readonly tracker?: string;
+  readonly ram?: string;
+  readonly coldAfter?: string;
+  readonly store?: string;
 }
 
 const flagNames: { readonly [K in keyof Required<ProtectRequest>]: string } = {
@@ -36,6 +39,9 @@ const flagNames: { readonly [K in keyof Required<ProtectRequest>]: string } = {
   files: '--files',
   retries: '--retries',
   tracker: '--tracker',
+  ram: '--ram',
+  coldAfterMs: '--cold-after',
+  store: '--store',
   stdio: '--stdio',
   pidfile: '--pidfile',
   onPromote: '--on-promote',
@@ -59,6 +65,9 @@ export function toRequest(pid: string, flags: ProtectFlags): ProtectRequest {
     files: flags.files,
     retries: parse(flags.retries, '--retries', parseWhole),
     tracker: flags.tracker,
+    ram: flags.ram,
+    coldAfterMs: parse(flags.coldAfter, '--cold-after', parseDurationMs),
+    store: absolute(flags.store),
     stdio: flags.stdio === 'null' ? null : absolute(flags.stdio),
     pidfile: absolute(flags.pidfile),
     onPromote: flags.onPromote,
@@ -81,6 +90,9 @@ function valuesOf(group: GroupStatus): Required<Record<ProtectOption, string | n
     files,
     retries: retries.allowed,
     tracker: group.trackerAsked,
+    ram: group.ram,
+    coldAfterMs: group.coldAfterMs,
+    store: group.store,
     stdio: group.stdio ?? 'null',
     pidfile: group.pidfile,
     onPromote: group.onPromote,
@@ -91,7 +103,7 @@ function typed(option: ProtectOption, value: string | number): string {
   const text =
     option === 'overhead'
       ? `${Number((Number(value) * 100).toFixed(4))}%`
-      : `${value}${option === 'intervalMs' || option === 'maxPauseMs' ? 'ms' : ''}`;
+      : `${value}${option.endsWith('Ms') ? 'ms' : ''}`;
   return `${flagNames[option]} ${quoted(text)}`;
 }
 

@@ -22,8 +22,19 @@ import { ensureDaemon } from './start-daemon.js';
 /** How long the daemon may take to let a process go before it is not waited for any more. */
 const letGoMs = 10_000;
 
+const examples = `
+A process that was detached, or whose protection was lost, keeps the options that it had: give
+only what is to change. To change an option of a group that is protected, or to drop --pidfile or
+--on-promote, unprotect the group and protect it again.
+--on-promote finds REPLPAGE_GROUP, REPLPAGE_PID, REPLPAGE_HOST_PID, REPLPAGE_GENERATION,
+REPLPAGE_EPOCH and REPLPAGE_EXACT in its environment.
+
+  sudo replpage protect $(pidof redis-server)
+  sudo replpage protect 1234 --name web --epoch 50ms --pidfile /run/web.pid
+  sudo replpage protect 1234 --ram 30% --store /mnt/store`;
+
 export function addProtect(program: Command): void {
-  const { intervalMs, overhead, maxPauseMs, retries } = protectDefaults;
+  const { intervalMs, overhead, maxPauseMs, retries, coldAfterMs } = protectDefaults;
   withCommonFlags(program.command('protect'))
     .description('keep a warm replica of a running process and its children')
     .argument('<pid>', 'root of the process tree')
@@ -52,17 +63,17 @@ export function addProtect(program: Command): void {
     .option('--pidfile <file>', 'write the pid here after each promotion')
     .option('--on-promote <command>', 'run this after each promotion, with your rights')
     .option('--tracker <kind>', 'auto (default), uffd-wp or soft-dirty')
-    .addHelpText(
-      'after',
-      `
-A process that was detached, or whose protection was lost, keeps the options that it had: give
-only what is to change.
---on-promote finds REPLPAGE_GROUP, REPLPAGE_PID, REPLPAGE_HOST_PID, REPLPAGE_GENERATION,
-REPLPAGE_EPOCH and REPLPAGE_EXACT in its environment.
-
-  sudo replpage protect $(pidof redis-server)
-  sudo replpage protect 1234 --name web --epoch 50ms --pidfile /run/web.pid`,
+    .option(
+      '--ram <what>',
+      'what the replica holds in RAM: all (default), hot, or a share of the memory such as 30%; ' +
+        'the rest is in the page store',
     )
+    .option(
+      '--cold-after <time>',
+      `untouched for so long is cold, 1s to 24h (default ${formatMs(coldAfterMs)})`,
+    )
+    .option('--store <dir>', "page store, used with your rights (default: the daemon's)")
+    .addHelpText('after', examples)
     .action(async (pid: string, flags: ProtectFlags & CommonFlags) => {
       const request = toRequest(pid, flags);
       const context = contextOf(flags);

@@ -106,6 +106,8 @@ export function groupText(group: GroupStatus): string {
         ? `${ram} in the replica, ${formatBytes(memory.coldBytes)} cold`
         : copiedText(group.progress),
     ],
+    ['ram', ramSettingText(group)],
+    ...pagingRows(group),
     ['tracker', group.tracker ?? '-'],
     ['attach', `${group.attach}; on exit ${group.onExit}; files ${group.files}`],
     ['retries', `${group.retries.left} of ${group.retries.allowed} crashes left`],
@@ -119,6 +121,31 @@ export function groupText(group: GroupStatus): string {
   }
   for (const warning of group.warnings) rows.push(['warning', warning]);
   return formatTable(rows);
+}
+
+function ramSettingText({ ram, coldAfterMs, paging }: GroupStatus): string {
+  if (ram === 'all') return 'all; nothing goes to the page store';
+  return `${ram}; cold after ${formatMs(coldAfterMs)}${paging === null ? '' : `: ${paging.why}`}`;
+}
+
+function pagingRows({ paging, refill }: GroupStatus): (readonly [string, string])[] {
+  const rows: (readonly [string, string])[] = [];
+  if (paging !== null) {
+    const { store, storeState, storeBytes, accessTracker, samplePeriodMs, sampleShare } = paging;
+    const trouble = paging.trouble === null ? '' : `: ${paging.trouble}`;
+    rows.push(['page store', `${store}, ${formatBytes(storeBytes)}, ${storeState}${trouble}`]);
+    const every = `every ${formatMs(samplePeriodMs)}, ${formatPercent(sampleShare)} of a processor`;
+    rows.push(['touched', `by ${accessTracker}, ${every}`]);
+  }
+  if (refill !== null) {
+    const waiting = refill.waitingFaults === 0 ? '' : `, ${refill.waitingFaults} threads wait`;
+    const trouble = refill.trouble === null ? '' : `: ${refill.trouble}`;
+    rows.push(['refill', `${formatBytes(refill.coldBytes)} to come${waiting}${trouble}`]);
+    if (refill.damagedBytes > 0) {
+      rows.push(['damaged', `${formatBytes(refill.damagedBytes)}; touching it raises SIGBUS`]);
+    }
+  }
+  return rows;
 }
 
 /** The pid of this machine is the one to kill and trace; the program knows itself by the other. */

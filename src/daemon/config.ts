@@ -13,6 +13,7 @@ import {
   parseDurationMs,
   parseOption,
 } from '../base/units.js';
+import type { AccessTrackerChoice } from '../native/group.js';
 import { runtimeDirDefault, runtimeDirOf, socketPathOf } from '../base/paths.js';
 
 export interface DaemonConfig {
@@ -21,6 +22,12 @@ export interface DaemonConfig {
   readonly keepersDir: string;
   readonly stateDir: string;
   readonly spillDir: string;
+  /** The page store of groups that name none, and the file of its key. */
+  readonly storeDir: string;
+  readonly storeKeyPath: string;
+  /** Of one group in the page store. */
+  readonly storeBytesMax: number;
+  readonly accessTracker: AccessTrackerChoice;
   readonly logDir: string;
   readonly logLevel: LogLevel;
   /** A freeze that is not complete after this is given up (rule 1). */
@@ -40,6 +47,9 @@ export interface DaemonFlags {
   readonly freezeDeadline?: string;
   readonly stagingMax?: string;
   readonly spillMax?: string;
+  readonly store?: string;
+  readonly storeMax?: string;
+  readonly accessTracker?: string;
 }
 
 const defaults = {
@@ -49,14 +59,18 @@ const defaults = {
   freezeDeadline: '20ms',
   stagingMax: '256MiB',
   spillMax: '16GiB',
+  storeMax: '1TiB',
+  accessTracker: 'auto',
 } as const;
 
 const mebibyte = 1024 ** 2;
 
-/** What native code can work with: four chunks of 2 MiB, up to what the keeper maps. */
-const stagingBytes = { min: 8 * mebibyte, max: 256 * mebibyte };
+/** The first copy goes through a ring of 17 MiB; the keeper maps no more than the rest. */
+const stagingBytes = { min: 32 * mebibyte, max: 256 * mebibyte };
 /** 0: no spill file. */
 const spillBytes = { min: 0, max: 1024 ** 4 };
+/** Room for a few segments, up to what locations can name. */
+const storeBytes = { min: 64 * mebibyte, max: 64 * 1024 ** 4 };
 /** Below, no freeze is ever complete; above, the primary stands still for longer than it may. */
 const freezeMs = { min: 1, max: 1000 };
 
@@ -102,6 +116,10 @@ export function readConfig(
     keepersDir: join(runtimeDir, 'keepers'),
     stateDir,
     spillDir: join(stateDir, 'spill'),
+    storeDir: resolve(flags.store ?? env['REPLPAGE_STORE'] ?? join(stateDir, 'store')),
+    storeKeyPath: join(stateDir, 'store.key'),
+    storeBytesMax: take('storeMax', bytesIn(storeBytes)),
+    accessTracker: take('accessTracker', readAccessTracker),
     logDir,
     logLevel: take('logLevel', readLevel),
     freezeDeadlineUs: Math.round(take('freezeDeadline', durationIn(freezeMs)) * 1000),
@@ -110,6 +128,17 @@ export function readConfig(
     groupsMax: 64,
     eventsMax: 1024,
   };
+}
+
+function readAccessTracker(text: string): AccessTrackerChoice {
+  const choices = ['auto', 'page-walk', 'idle-bitmap', 'write-recency'] as const;
+  const choice = choices.find((known) => known === text);
+  if (choice === undefined) {
+    throw new ReplicationError('ERR_USAGE', `"${text}" is no access tracker`, {
+      advice: `one of ${choices.join(', ')}`,
+    });
+  }
+  return choice;
 }
 
 function readLevel(text: string): LogLevel {

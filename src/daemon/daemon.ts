@@ -14,8 +14,9 @@ import { makeFolder } from '../base/folder.js';
 import { createLog, type Log } from '../base/log.js';
 import { Group } from '../capture/group.js';
 import type { Announcement, GroupHost, GroupSpec } from '../capture/group-spec.js';
-import { keeperPath, loadNative, type NativeAddon } from '../native/binding.js';
+import { keeperPath, loadNative, pagerPath, type NativeAddon } from '../native/binding.js';
 import { askKeeper } from '../native/keeper-status.js';
+import { pagingPlanner } from '../paging/planner.js';
 import { replpageVersion } from '../base/version.js';
 import type { DaemonConfig } from './config.js';
 import { EventRing } from './event-ring.js';
@@ -26,6 +27,7 @@ import { parseKeeperName, recover, runsPromoted, type FoundKeeper } from './reco
 import { ReplicaTable } from './replica-table.js';
 import type { GroupRecord } from './state-file.js';
 import { StateStore } from './state-store.js';
+import { removeFromStore } from './store-cleanup.js';
 
 /** The group whose members may use the socket, where the machine has it. */
 const socketGroup = 'replpage';
@@ -79,12 +81,15 @@ export class Daemon {
 
   /** Throws ERR_FOLDER, ERR_DAEMON_RUNS or a SystemError. */
   async start(): Promise<void> {
-    const { runtimeDir, keepersDir, stateDir, spillDir, logDir, socketPath } = this.#config;
+    const { runtimeDir, keepersDir, stateDir, spillDir, storeDir, logDir, socketPath } =
+      this.#config;
     await makeFolder(runtimeDir, 0o755, 'the runtime folder');
     await makeFolder(stateDir, 0o700, 'the state folder');
     await makeFolder(keepersDir, 0o700, 'the folder of keepers');
     await makeFolder(spillDir, 0o700, 'the folder of spill files');
     await makeFolder(logDir, 0o755, 'the log folder');
+    // One that was named may be the place of something that is not mounted: it is never made.
+    if (storeDir === join(stateDir, 'store')) await makeFolder(storeDir, 0o700, 'the page store');
     for (const folder of new Set([runtimeDir, stateDir])) {
       this.#locks.push(await takeLock(join(folder, 'lock')));
     }
@@ -123,7 +128,8 @@ export class Daemon {
   }
 
   #host(): GroupHost {
-    const { runtimeDir, spillDir } = this.#config;
+    const { runtimeDir, spillDir, storeDir, storeKeyPath, storeBytesMax, accessTracker } =
+      this.#config;
     const { freezeDeadlineUs, stagingBytesMax, spillBytesMax } = this.#config;
     const log = this.#log.child({ component: 'capture' });
     return {
@@ -132,6 +138,18 @@ export class Daemon {
       processors: availableParallelism(),
       limits: { freezeDeadlineUs, stagingBytesMax, spillBytesMax },
       paths: { keeperPath, runtimeDir, spillDir },
+      store: {
+        pagerPath,
+        directory: storeDir,
+        keyPath: storeKeyPath,
+        bytesMax: storeBytesMax,
+        accessTracker,
+        // For tests on machines whose only disk is memory.
+        allowMemoryFileSystems: process.env['REPLPAGE_STORE_IN_MEMORY'] === 'yes',
+      },
+      planPaging: ({ ram, coldAfterMs }) => pagingPlanner(ram, coldAfterMs),
+      forgetStore: ({ store, name, storeId, owner }) =>
+        removeFromStore(store ?? storeDir, name, storeId, store === undefined ? undefined : owner),
       createNative: (options, onEvent) => new this.#native.NativeGroup(options, onEvent),
       askKeeper,
       processAlive: (pid) => isAlive(readProcess(pid)),

@@ -1,11 +1,14 @@
 /** A group as the API shows it. */
 import type { GroupBrief, GroupStatus } from '../api/schema.js';
 import { retriesLeft } from '../capture/group-state.js';
-import type { GroupSnapshot } from '../capture/group.js';
+import type { GroupSnapshot, PagingTurn } from '../capture/group.js';
+import type { GroupSpec } from '../capture/group-spec.js';
+import type { KeeperStatus } from '../native/keeper-status.js';
 
 export interface Place {
   readonly node: string;
   readonly keepersDir: string;
+  readonly storeDir: string;
   /** Of the root as it sees itself; undefined when it is gone. */
   readonly ownPid: number | undefined;
   readonly running: boolean;
@@ -23,7 +26,7 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
   return {
     name: spec.name,
     state: phase.kind,
-    reason: 'reason' in phase ? phase.reason : null,
+    reason: 'reason' in phase ? (phase.reason ?? null) : null,
     node: place.node,
     details: true,
     pid: place.ownPid ?? promotion?.pid ?? core.hostPid,
@@ -34,6 +37,11 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
     lagMs: isKept(snapshot) ? snapshot.lagMs : 0,
     pauseUs: snapshot.pauseUs.summary(),
     memory: memoryOf(snapshot),
+    ram: spec.ram,
+    coldAfterMs: spec.coldAfterMs,
+    store: spec.store ?? null,
+    paging: snapshot.paging === undefined ? null : pagingOf(snapshot.paging, place.storeDir, spec),
+    refill: snapshot.refill === undefined ? null : refillOf(snapshot.refill),
     replicas: replicasOf(snapshot, place),
     interval: {
       ms: Math.round(pace.intervalMs * 10) / 10,
@@ -61,6 +69,43 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
   };
 }
 
+const pageBytes = 4096;
+
+function pagingOf(
+  report: PagingTurn,
+  storeDir: string,
+  spec: GroupSpec,
+): NonNullable<GroupStatus['paging']> {
+  const { samples, sampleShare, storeBytes, writtenBytes, evictedBytes } = report;
+  const { broughtBackBytes, tableBytes, pagerPid } = report;
+  return {
+    accessTracker: report.tracker,
+    samples,
+    samplePeriodMs: Math.round(report.periodUs / 1000),
+    sampleShare,
+    store: spec.store ?? storeDir,
+    storeState: report.store,
+    why: report.why,
+    trouble: report.trouble === '' ? null : report.trouble,
+    storeBytes,
+    writtenBytes,
+    evictedBytes,
+    broughtBackBytes,
+    tableBytes,
+    pagerPid,
+  };
+}
+
+function refillOf(keeper: KeeperStatus): NonNullable<GroupStatus['refill']> {
+  return {
+    coldBytes: keeper.coldPages * pageBytes,
+    damagedBytes: keeper.damagedPages * pageBytes,
+    waitingFaults: keeper.waitingFaults,
+    waitingMs: Math.round(keeper.waitingUs / 1000),
+    trouble: keeper.storeTrouble === '' ? null : keeper.storeTrouble,
+  };
+}
+
 function progressOf(phase: GroupSnapshot['core']['phase']): GroupStatus['progress'] {
   if (phase.kind !== 'protecting') return null;
   return { bytes: phase.bytes, bytesTotal: phase.bytesTotal };
@@ -85,8 +130,8 @@ function memoryOf(snapshot: GroupSnapshot): GroupStatus['memory'] {
   return {
     primaryBytes: last.primaryBytes,
     residentBytes: isKept(snapshot) ? last.residentBytes : 0,
-    coldBytes: 0,
-    absentBytes: Math.max(0, last.mappedBytes - last.residentBytes),
+    coldBytes: isKept(snapshot) ? last.coldBytes : (snapshot.refill?.coldPages ?? 0) * pageBytes,
+    absentBytes: Math.max(0, last.mappedBytes - last.residentBytes - last.coldBytes),
   };
 }
 

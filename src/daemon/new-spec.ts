@@ -2,6 +2,7 @@
  * The options of a new group: what was asked for now, else what the group had that it takes the
  * place of, else the defaults.
  */
+import { randomBytes } from 'node:crypto';
 import { protectDefaults, type ProtectOption, type ProtectRequest } from '../api/schema.js';
 import type { GroupSpec, Owner } from '../capture/group-spec.js';
 
@@ -13,7 +14,7 @@ export interface NewSpec {
 }
 
 /** Opened or run with somebody's rights. */
-const withRights: readonly ProtectOption[] = ['stdio', 'pidfile', 'onPromote'];
+const withRights: readonly ProtectOption[] = ['stdio', 'store', 'pidfile', 'onPromote'];
 
 const options = [
   'intervalMs',
@@ -24,6 +25,9 @@ const options = [
   'files',
   'retries',
   'tracker',
+  'ram',
+  'coldAfterMs',
+  'store',
   'stdio',
   'pidfile',
   'onPromote',
@@ -58,6 +62,8 @@ export function newSpec(
     stdio: defaultOutput(logDir, name),
     pidfile: undefined,
     onPromote: undefined,
+    store: undefined,
+    storeId: randomBytes(8).toString('hex'),
     ...inherited,
     ...given(request),
     name,

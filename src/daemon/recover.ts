@@ -59,7 +59,7 @@ const runningStates: readonly string[] = ['promoted', 'refilling', 'running'];
 function found(record: GroupRecord, keeper: FoundKeeper, generation: number): Recovery {
   const { status } = keeper;
   const core = resumed(record, status.hostPid, generation);
-  if (status.lazyPages === 0) return { kind: 'protect', core };
+  if (status.lazyPages + status.coldPages === 0) return { kind: 'protect', core };
   return {
     kind: 'wait',
     core: {

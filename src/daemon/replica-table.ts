@@ -8,6 +8,7 @@ import type {
   EventRecord,
   GroupBrief,
   GroupStatus,
+  InspectedProcess,
   KernelReport,
   ProtectReport,
   ProtectRequest,
@@ -22,6 +23,7 @@ import type { NativeAddon } from '../native/binding.js';
 import type { DaemonConfig } from './config.js';
 import type { EventRing } from './event-ring.js';
 import { groupBrief, groupStatus } from './group-status.js';
+import { cellsShown, inspectedProcesses } from './inspected.js';
 import { defaultOutput, newSpec } from './new-spec.js';
 import { checkOutsiders, makeOutputFile } from './outsiders.js';
 import {
@@ -255,6 +257,11 @@ export class ReplicaTable implements DaemonControl {
     }
   }
 
+  async pages(caller: Caller, name: string): Promise<readonly InspectedProcess[]> {
+    const group = this.#allowed(caller, name);
+    return inspectedProcesses(await group.inspect(cellsShown), name);
+  }
+
   async promote(caller: Caller, name: string): Promise<GroupStatus> {
     const group = this.#allowed(caller, name);
     await group.promote();
@@ -334,9 +341,16 @@ export class ReplicaTable implements DaemonControl {
       ...(facts === undefined ? [] : warningsFor(facts)),
       ...untold.map((problem) => `the last promotion was not told everywhere: ${problem}`),
     ];
-    const { keepersDir } = config;
+    const { keepersDir, storeDir } = config;
     const snapshot = group.snapshot();
-    return groupStatus(snapshot, { node, keepersDir, ownPid: facts?.ownPid, running, warnings });
+    return groupStatus(snapshot, {
+      node,
+      keepersDir,
+      storeDir,
+      ownPid: facts?.ownPid,
+      running,
+      warnings,
+    });
   }
 
   #groupOf(pid: number): string | undefined {

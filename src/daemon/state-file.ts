@@ -95,7 +95,9 @@ function checkRecord(value: unknown): GroupRecord {
     typeof phase['kind'] === 'string' &&
     [core['hostPid'], core['generation'], core['epoch']].every(Number.isSafeInteger);
   if (!ok) throw new Error(`the record of group ${String(spec['name'])} is incomplete`);
-  return record as unknown as GroupRecord;
+  // What older daemons did not know.
+  const known = { ram: 'all', coldAfterMs: 30_000, storeId: '0'.repeat(16), ...spec };
+  return { ...record, spec: known } as unknown as GroupRecord;
 }
 
 function asObject(value: unknown, what: string): Record<string, unknown> {

@@ -34,6 +34,7 @@ export interface NativeAddon {
 // src/native and dist/native are equally deep.
 const buildUrl = new URL('../../build/Release/', import.meta.url);
 
+export const pagerPath = fileURLToPath(new URL('replpage-pager', buildUrl));
 export const keeperPath = fileURLToPath(new URL('replpage-keeper', buildUrl));
 
 let loaded: NativeAddon | undefined;

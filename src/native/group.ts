@@ -40,6 +40,69 @@ export interface NativeGroupOptions {
   readonly gid: number;
   readonly groups: readonly number[];
   readonly tracker: TrackerChoice;
+  /** null: the replica holds everything. */
+  readonly paging: NativePagingOptions | null;
+}
+
+export type AccessTrackerChoice = 'auto' | 'page-walk' | 'idle-bitmap' | 'write-recency';
+
+export interface NativePagingOptions {
+  readonly pagerPath: string;
+  /** Directory of the page store. */
+  readonly store: string;
+  /** Whether a store that cannot be opened makes start() fail, with ERR_STORE. */
+  readonly mustOpen: boolean;
+  /** Whether the store is opened with the owner's rights instead of ours. */
+  readonly asOwner: boolean;
+  /** Of the store's key; made where there is none; empty: pages are not encrypted. */
+  readonly keyPath: string;
+  /** 16 hexadecimal digits, of this protection and no other. */
+  readonly groupId: string;
+  readonly storeBytesMax: number;
+  readonly coldAfterMs: number;
+  readonly accessTracker: AccessTrackerChoice;
+  /** For tests: stores that do not outlast a loss of power. */
+  readonly allowMemoryFileSystems: boolean;
+}
+
+/** What is to be done until the next turn. Ages are in samples since the last touch. */
+export interface PagingOrder {
+  readonly evictAge: number;
+  readonly evictPagesMax: number;
+  readonly bringBackAge: number;
+  readonly bringBackPagesMax: number;
+}
+
+export type StoreState = 'opening' | 'ok' | 'full' | 'hung' | 'failing';
+
+export interface PagingReport {
+  readonly tracker: string;
+  readonly samples: number;
+  readonly sampleUs: number;
+  readonly periodUs: number;
+  /** Of one processor. */
+  readonly sampleShare: number;
+  /** Of private anonymous memory, as of the last epoch. */
+  readonly residentBytes: number;
+  readonly coldBytes: number;
+  readonly absentBytes: number;
+  readonly pendingBytes: number;
+  /** Resident, and not locked. */
+  readonly candidateBytes: number;
+  /** Candidates, in pages, by age; the last entry: that old or older. */
+  readonly ages: readonly number[];
+  /** Cold pages that were touched since, likewise. */
+  readonly touchedAgain: readonly number[];
+  readonly tableBytes: number;
+  readonly store: StoreState;
+  readonly trouble: string;
+  readonly storeBytes: number;
+  readonly storeSegments: number;
+  readonly writtenBytes: number;
+  readonly evictedBytes: number;
+  readonly broughtBackBytes: number;
+  readonly pagerCpuUs: number;
+  readonly pagerPid: number;
 }
 
 export interface StartReport {
@@ -68,6 +131,8 @@ export interface EpochStats {
   /** Memory of the primary, and of its replica. */
   readonly primaryBytes: number;
   readonly residentBytes: number;
+  /** In the page store only. */
+  readonly coldBytes: number;
   readonly threads: number;
   readonly processes: number;
 }
@@ -107,9 +172,35 @@ export type NativeGroupEvent =
   | { readonly type: 'unprotected'; readonly reason: string }
 ;
 
+/** Pages of a part of a mapping. */
+export interface PageCounts {
+  /** Touched in the last samples. */
+  readonly hot: number;
+  /** In the replica's RAM besides. */
+  readonly warm: number;
+  /** In the page store only. */
+  readonly cold: number;
+  readonly absent: number;
+}
+
+export interface NativeMapping {
+  /** Process in the group's own PID namespace. */
+  readonly pid: number;
+  readonly start: number;
+  readonly end: number;
+  readonly kind: string;
+  readonly path: string;
+  /** Equal parts of it, ascending; the last may be shorter. */
+  readonly cells: readonly PageCounts[];
+}
+
 export interface NativeGroup {
   start(): Promise<StartReport>;
   epoch(): Promise<EpochStats>;
+  /** A turn of paging, now and then between epochs. */
+  page(order: PagingOrder): Promise<PagingReport>;
+  /** Private anonymous mappings in at most so many parts each. */
+  inspect(cells: number): Promise<readonly NativeMapping[]>;
   promote(): Promise<PromotionReport>;
   /** Detaches; the primary, or what was promoted, runs on. A copy under way is cut short. */
   stop(): Promise<void>;

@@ -12,6 +12,17 @@ export interface KeeperStatus {
   readonly hostPid: number;
   readonly epoch: number;
   readonly lazyPages: number;
+  /** Still in the page store only. */
+  readonly coldPages: number;
+  /** That raise SIGBUS: their content was damaged in the store. */
+  readonly damagedPages: number;
+  /** Threads that wait for a page from the store, and the longest wait of one until now. */
+  readonly waitingFaults: number;
+  readonly waitingUs: number;
+  /** Until nothing was missing any more, from the promotion; 0: not yet. */
+  readonly refillUs: number;
+  /** Why the store does not answer; empty: it does. */
+  readonly storeTrouble: string;
   readonly residentBytes: number;
   readonly exited: boolean;
   /** Wait status, once exited. */
@@ -75,6 +86,12 @@ export function parseKeeperStatus(line: string, path: string): KeeperStatus {
     hostPid: number('hostPid'),
     epoch: number('epoch'),
     lazyPages: number('lazyPages'),
+    coldPages: number('coldPages'),
+    damagedPages: number('damagedPages'),
+    waitingFaults: number('waitingFaults'),
+    waitingUs: number('waitingUs'),
+    refillUs: number('refillUs'),
+    storeTrouble: typeof fields['storeTrouble'] === 'string' ? fields['storeTrouble'] : '',
     residentBytes: number('residentBytes'),
     exited: fields['exited'] === true,
     status: typeof fields['status'] === 'number' ? fields['status'] : undefined,

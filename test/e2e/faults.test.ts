@@ -5,6 +5,7 @@
  * REPLPAGE_TEST_KILLS sets how often the daemon and a fault server are killed (8; the full size is
  * 200), REPLPAGE_TEST_SEED the moments.
  */
+import { readdir } from 'node:fs/promises';
 import t from 'tap';
 import { isRunning, keepersOf, sendSignal, statusField } from '../support/processes.js';
 import { Recorder } from '../support/recorder.js';
@@ -208,4 +209,34 @@ t.test(
         await stage.stopDaemon();
       }
     }),
+);
+
+/** A holder takes its keeper's socket away when both end. */
+async function keepersLeft(stage: Stage): Promise<number> {
+  return (await readdir(stage.path('run', 'keepers'))).length;
+}
+
+t.test('keepers of what has ended do not linger', { skip }, (t) =>
+  onStage(t, 'keepers-end', async (stage) => {
+    await stage.startDaemon();
+    const victim = await startVictim(stage, 'registers');
+    let group = await stage.protect(victim.pid, 'main');
+    for (let kill = 1; kill <= 3; kill++) {
+      sendSignal(group.hostPid, 'SIGKILL');
+      group = await stage.waitForPromotion('main', group.generation);
+      await victim.waitForRounds(5);
+    }
+    const keepers = (count: number): Promise<unknown> =>
+      waitFor(
+        async () => (await keepersLeft(stage)) === count,
+        5000,
+        async () => `${await keepersLeft(stage)} keepers, not ${count}`,
+      );
+    await keepers(2);
+    t.pass('one has the process that runs, one its replica');
+    sendSignal(group.hostPid, 'SIGTERM');
+    await stage.waitForState('main', ['ended']);
+    await keepers(0);
+    t.pass('none is left when the group has ended');
+  }),
 );

@@ -87,7 +87,9 @@ async function runVictims(t: Test, name: string, names?: readonly string[]): Pro
         else await survives(t, stage, victim, entry);
       } catch (error) {
         stage.keep();
+        const state = await victim.read();
         t.fail(error instanceof Error ? error.message : String(error));
+        t.comment(`${state?.rounds} rounds, ${state?.errors} errors: ${state?.text}`);
       }
       if (stage.daemonRuns()) await stage.unprotect(groupName(entry)).catch(() => undefined);
       t.same(await victim.end(), [], 'it can be ended');

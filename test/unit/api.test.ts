@@ -53,6 +53,8 @@ class ScriptedDaemon implements DaemonControl {
     return () => this.listeners.delete(listener);
   }
   kernel = () => ({ uffdWp: true });
+  pages = (_caller: Caller, name: string) =>
+    Promise.resolve([{ pid: 7, command: name, mappings: [] }]);
 
   #act(action: string, name: string): Promise<GroupStatus> {
     this.asked.push(`${action} ${name}`);

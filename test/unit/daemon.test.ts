@@ -57,6 +57,8 @@ const spec: GroupSpec = {
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,
+  store: undefined,
+  storeId: '0123456789abcdef',
   owner: { uid: me.uid, gid: me.gid, groups: [] },
 };
 
@@ -75,9 +77,9 @@ t.test('configuration: flag before variable before default', (t) => {
   const moved = readConfig({}, { REPLPAGE_RUNTIME_DIR: '/tmp/x' });
   t.match(moved, { keepersDir: '/tmp/x/keepers', stateDir: '/tmp/x/state', logDir: '/tmp/x/log' });
   const flags = { runtimeDir: '/a', stateDir: '/b', freezeDeadline: '5ms', logLevel: 'debug' };
-  const both = readConfig(flags, { REPLPAGE_RUNTIME_DIR: '/x', REPLPAGE_STAGING_MAX: '8MiB' });
+  const both = readConfig(flags, { REPLPAGE_RUNTIME_DIR: '/x', REPLPAGE_STAGING_MAX: '64MiB' });
   t.match(both, { runtimeDir: '/a', stateDir: '/b', freezeDeadlineUs: 5000, logLevel: 'debug' });
-  t.equal(both.stagingBytesMax, 8 * 1024 ** 2);
+  t.equal(both.stagingBytesMax, 64 * 1024 ** 2);
   const out: [DaemonFlags, RegExp][] = [
     [{ stagingMax: 'lots' }, /^--staging-max: "lots"/],
     [{ stagingMax: '1B' }, /^--staging-max: 1 B is not possible/],
@@ -222,6 +224,12 @@ const keeper = (state: string, changes: Partial<KeeperStatus> = {}): KeeperStatu
   hostPid: 2000,
   epoch: 12,
   lazyPages: 0,
+  coldPages: 0,
+  damagedPages: 0,
+  waitingFaults: 0,
+  waitingUs: 0,
+  refillUs: 0,
+  storeTrouble: '',
   residentBytes: 4096,
   exited: false,
   status: undefined,

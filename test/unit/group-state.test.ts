@@ -122,6 +122,11 @@ t.test('a group that a restarted daemon took up is tried again too', (t) => {
   const run = feed({ ...fresh(), resumed: true }, { type: 'startFailed', reason: 'busy' });
   t.equal(run.core.phase.kind, 'protecting');
   t.equal(run.core.generation, 2);
+  const why = 'try 1 of 5 failed: busy';
+  t.same(run.core.phase, { kind: 'protecting', bytes: 0, bytesTotal: 0, reason: why });
+  const copying = feed(run.core, { type: 'progress', bytes: 5, bytesTotal: 9 });
+  t.same(copying.core.phase, { kind: 'protecting', bytes: 5, bytesTotal: 9, reason: why });
+  t.equal('reason' in feed(copying.core, started).core.phase, false);
   t.end();
 });
 

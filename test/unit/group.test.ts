@@ -10,9 +10,11 @@ import type {
   NativeGroup,
   NativeGroupEvent,
   NativeGroupOptions,
+  PagingReport,
   PromotionReport,
   StartReport,
 } from '../../src/native/group.js';
+import type { KeeperStatus } from '../../src/native/keeper-status.js';
 import { report } from '../support/promotion-report.js';
 
 /** A native group that does what the test says. */
@@ -36,6 +38,12 @@ class ScriptedNative implements NativeGroup {
   epoch(): Promise<EpochStats> {
     this.epochs++;
     return this.epochResult();
+  }
+  inspect(): Promise<never> {
+    return Promise.reject(new Error('this group has no paging'));
+  }
+  page(): Promise<PagingReport> {
+    return Promise.reject(new Error('this group has no paging'));
   }
   promote(): Promise<PromotionReport> {
     return this.promoteResult();
@@ -64,6 +72,7 @@ function epochStats(epoch: number): EpochStats {
     mappedBytes: 1 << 20,
     primaryBytes: 5 << 20,
     residentBytes: 1 << 19,
+    coldBytes: 0,
     threads: 1,
     processes: 1,
   };
@@ -90,10 +99,15 @@ const spec: GroupSpec = {
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,
+  store: undefined,
+  storeId: '0123456789abcdef',
   owner: { uid: 0, gid: 0, groups: [] },
 };
 
-function scene(prepare: (native: ScriptedNative) => void = () => undefined) {
+function scene(
+  prepare: (native: ScriptedNative) => void = () => undefined,
+  outside: Partial<GroupHost> = {},
+) {
   const natives: ScriptedNative[] = [];
   const notes: string[] = [];
   const announced: Announcement[] = [];
@@ -116,6 +130,17 @@ function scene(prepare: (native: ScriptedNative) => void = () => undefined) {
     note: (_group, what) => void notes.push(what),
     persist: silent,
     announce: (_spec, what) => void announced.push(what),
+    store: {
+      pagerPath: '/p',
+      directory: '/store',
+      keyPath: '/k',
+      bytesMax: 1,
+      accessTracker: 'auto',
+      allowMemoryFileSystems: false,
+    },
+    planPaging: () => undefined,
+    forgetStore: silent,
+    ...outside,
   };
   return { group: new Group(spec, host, newGroup(1000, 1, 3)), natives, notes, announced };
 }
@@ -158,6 +183,43 @@ t.test('a promotion starts the next generation; events of the old one are ignore
   await group.shutdown();
   t.equal(natives[1]?.stopped, 1);
   t.equal(group.core.phase.kind, 'protected', 'its record stays for the next daemon');
+});
+
+t.test('what ends before it is protected again says how it ended', async (t) => {
+  let asked = 0;
+  const keeper = {
+    state: 'promoted',
+    pid: 1,
+    hostPid: 2000,
+    epoch: 1,
+    lazyPages: 0,
+    coldPages: 0,
+    damagedPages: 0,
+    waitingFaults: 0,
+    waitingUs: 0,
+    refillUs: 0,
+    storeTrouble: '',
+  };
+  const { group, natives } = scene(
+    (native) => {
+      if (native.options.generation === 1) return;
+      native.startResult = () => Promise.reject(new Error('No such process'));
+    },
+    {
+      processAlive: () => false,
+      // The keeper needs a moment to reap it.
+      askKeeper: () =>
+        Promise.resolve({ ...keeper, exited: ++asked > 2, status: 256 } as KeeperStatus),
+    },
+  );
+  await group.protect();
+  natives[0]?.emit({ type: 'died', cause: 'sigkill', signal: 9 });
+  natives[0]?.emit({ type: 'promoted', ...report });
+  natives[0]?.emit({ type: 'drained', us: 1, pages: 0 });
+  await waitFor('the end', () => group.core.phase.kind === 'ended');
+  t.match(group.core.phase, {
+    reason: 'it exited with status 1 before it was protected again',
+  });
 });
 
 t.test('promote resolves with the promotion, and rejects when it fails', async (t) => {

@@ -12,13 +12,16 @@ t.test('what is not asked for has its default', (t) => {
     { pid: 1, retries: 0 },
     { caller: owner, logDir: '/log' },
   );
-  t.same(spec, {
+  const { storeId, ...rest } = spec;
+  t.match(storeId, /^[0-9a-f]{16}$/);
+  t.same(rest, {
     ...protectDefaults,
     name: 'a',
     retries: 0,
     stdio: '/log/a.log',
     pidfile: undefined,
     onPromote: undefined,
+    store: undefined,
     owner,
   });
   t.same(takenOver, []);

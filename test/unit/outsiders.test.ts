@@ -29,6 +29,8 @@ const spec: GroupSpec = {
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,
+  store: undefined,
+  storeId: '0123456789abcdef',
   owner: { ...me, groups: [] },
 };
 const silent = () => undefined;

@@ -1,9 +1,10 @@
 /** npm run vm -- COMMAND: nodes to play with. */
 import { parseArgs } from 'node:util';
-import { Bed, prepareMachine } from './bed/bed.js';
-import { BedError, reasonOf } from './bed/bed-error.js';
+import { Bed, prepareMachine, type BedOptions } from './bed/bed.js';
+import { BedError, reasonOf, UnavailableError } from './bed/bed-error.js';
+import { interruptible } from './bed/interruption.js';
 import type { Clocks, Direction } from './bed/node.js';
-import { bedNames, dismantle, readState, sweep } from './bed/state.js';
+import { bedNames, dismantle, dismantleOwn, readState, sweep } from './bed/state.js';
 import { writeReport } from './findings.js';
 
 const usage = `Usage: npm run vm -- COMMAND
@@ -46,7 +47,7 @@ function parse(args: readonly string[]) {
   const all = { args: given, options, allowPositionals: true };
   const { tokens } = parseArgs({ ...all, strict: false, tokens: true });
   const words = tokens.filter(({ kind }) => kind === 'positional');
-  const own = given[0] === 'sh' ? (words[2]?.index ?? -1) : -1;
+  const own = given[words[0]?.index ?? 0] === 'sh' ? (words[2]?.index ?? -1) : -1;
   const parsed = parseArgs({
     ...all,
     args: own < 0 ? given : given.slice(0, own),
@@ -64,25 +65,13 @@ const say = (text: string): void =>
 
 async function up(values: Values, [nodes = '1']: readonly string[]): Promise<number> {
   const started = performance.now();
-  const { name } = values;
-  const interrupted = (signal: NodeJS.Signals): void => {
-    say(`${signal}: taking down what there is`);
-    void dismantle(name).then((left) => {
-      for (const each of left) say(`left behind: ${each}`);
-      process.exit(130);
-    });
-  };
-  process.once('SIGINT', interrupted).once('SIGTERM', interrupted).once('SIGHUP', interrupted);
-  const bed = await Bed.up({
-    kernel: values.kernel,
-    nodes: Number(nodes),
-    name,
-    cold: values.cold,
-    outlives: true,
-    progress: say,
+  const { kernel, name, cold } = values;
+  const options: BedOptions = {
+    ...{ kernel, nodes: Number(nodes), name, cold, outlives: true, progress: say },
     ...(values.memory !== undefined && { memoryMiB: Number(values.memory) }),
     ...(values.processors !== undefined && { processors: Number(values.processors) }),
-  });
+  };
+  const bed = await interruptible(() => Bed.up(options), dismantleOwn);
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   say(`${bed.nodes.length} nodes of ${bed.kernel} answer after ${seconds} s`);
   for (const node of bed.nodes) node.release();
@@ -129,7 +118,10 @@ async function down(name: string): Promise<number> {
   return left.length > 0 ? 1 : 0;
 }
 
+const nodeCommands = ['sh', 'crash', 'start', 'hang', 'partition', 'unplug', 'heal', 'console'];
+
 async function onNode(command: string, values: Values, words: readonly string[], rest: string[]) {
+  if (!nodeCommands.includes(command)) throw new BedError(`unknown command ${command}\n${usage}`);
   const bed = Bed.attach(values.name);
   const number = Number(words[0]);
   const node = bed.node(command === 'heal' && words.length === 0 ? 1 : number);
@@ -144,10 +136,10 @@ async function onNode(command: string, values: Values, words: readonly string[],
     await node.partition(oneWay === undefined ? 'both' : chosen(oneWay, ways, '--one-way'));
   } else if (command === 'unplug') await node.unplug();
   else if (command === 'console') console.log(node.lastWords());
-  else if (command === 'heal') {
+  else {
     const all = words.length === 0 ? bed.nodes.filter((each) => each.running) : [node];
     for (const each of all) await each.heal();
-  } else throw new BedError(`unknown command ${command}\n${usage}`);
+  }
   for (const each of bed.nodes) each.release();
   return 0;
 }
@@ -163,7 +155,8 @@ async function dispatch(args: readonly string[]): Promise<number> {
   if (command === 'down') return down(values.name);
   if (command === 'status') return showStatus();
   if (command === 'prepare') {
-    await prepareMachine({ kernel: values.kernel, nodes: 1, progress: say });
+    const options = { kernel: values.kernel, nodes: 1, progress: say };
+    await interruptible(() => prepareMachine(options), dismantleOwn);
     return 0;
   }
   if (command === 'report') {
@@ -173,12 +166,15 @@ async function dispatch(args: readonly string[]): Promise<number> {
   return onNode(command, values, words, rest);
 }
 
-/** Gives the exit status. */
+/** As <sysexits.h> has it. */
+const unavailableStatus = 69;
+
+/** Gives the exit status: 69 where packages cannot be had, 1 for all else that goes wrong. */
 export async function main(args: readonly string[]): Promise<number> {
   try {
     return await dispatch(args);
   } catch (error) {
     say(error instanceof BedError ? error.message : reasonOf(error));
-    return 1;
+    return error instanceof UnavailableError ? unavailableStatus : 1;
   }
 }

@@ -5,27 +5,43 @@
  * REPLPAGE_VM_VICTIMS=name,name runs these victims instead of the usual few.
  */
 import t, { type Test } from 'tap';
-import { Bed } from './bed/bed.js';
+import type { Listener } from './bed/agent.js';
+import type { Bed } from './bed/bed.js';
 import { lastLines } from './bed/bed-error.js';
 import { begin, note } from './findings.js';
 import { kernels, onBed, short } from './on-bed.js';
 
 const slowness = 20;
 const hourMs = 3_600_000;
-const usualVictims = ['memory model', 'signal count', 'pipes', 'family'];
+const usualVictims = ['memory model', 'shared memory', 'signal count', 'pipes', 'killed family'];
 /** Native tests of following memory, by parts of their names. */
-const ofMemory = 'discard mapping copied copy heap stack round walk shared_pages';
+const ofMemory = 'discard mapping copied copy heap stack round walk shared';
 const victims = process.env['REPLPAGE_VM_VICTIMS']?.split(',') ?? usualVictims;
+
+/** Shows the cases as they end: without that, an hour of emulation looks like a hang. */
+function shownTo(t: Test): Listener {
+  let text = '';
+  return (stream, chunk) => {
+    if (stream !== 'stdout') return;
+    const lines = (text + chunk.toString()).split('\n');
+    text = lines.pop() ?? '';
+    for (const line of lines) if (/^ {0,4}(not )?ok \d/.test(line)) t.comment(line.trim());
+  };
+}
 
 /** Runs a test program on the node; gives its cases by their words. */
 async function cases(
+  t: Test,
   bed: Bed,
   command: string,
 ): Promise<{ passed: number; failed: string[]; skipped: number; status: number; text: string }> {
   const settings = `TAP_TIMEOUT=3600 REPLPAGE_TEST_SLOWNESS=${slowness}`;
   const { status, stdout, stderr } = await bed
     .node(1)
-    .run(`cd /opt/replpage && export ${settings} && ${command}`, { limitMs: hourMs });
+    .run(`cd /opt/replpage && export ${settings} && ${command}`, {
+      limitMs: hourMs,
+      listener: shownTo(t),
+    });
   const lines = stdout.split('\n').map((line) => line.trim());
   const ok = lines.filter((line) => /^ok \d/.test(line));
   const skipped = ok.filter((line) => /# SKIP/i.test(line)).length;
@@ -46,7 +62,7 @@ async function runs(
   command: string,
 ): Promise<void> {
   begin(kernel, 'Engine', what);
-  const { passed, failed, skipped, status, text } = await cases(bed, command);
+  const { passed, failed, skipped, status, text } = await cases(t, bed, command);
   t.same(failed, [], `${what}: ${passed} pass, ${skipped} are skipped`);
   t.equal(status, 0, `${what} ends with status 0`);
   if (status !== 0) t.comment(lastLines(text, 40));

@@ -1,12 +1,25 @@
 /** A log-structured volume with its cleaner, and after a crash: the fixture of the mirror. */
-import t from 'tap';
-import { until } from './bed/node.js';
-import { makeNilfs, mountNilfs, mountPoint, startRecords, unmountNilfs } from './fixtures/nilfs.js';
+import t, { type Test } from 'tap';
+import type { Bed } from './bed/bed.js';
+import { until, type VmNode } from './bed/node.js';
+import { crashWhileWriting, makeNilfs, mountNilfs } from './fixtures/nilfs.js';
+import { mountPoint, unmountNilfs } from './fixtures/nilfs.js';
 import { begin, note } from './findings.js';
 import { kernels, onBed, short } from './on-bed.js';
 
 const cleaned = 'Snapshots and cleaner';
 const crashed = 'Mounts after a crash, flushed records there';
+
+/** Leaves the volume mounted. */
+async function recovers(t: Test, bed: Bed, node: VmNode): Promise<void> {
+  const flushed = await crashWhileWriting(bed, node);
+  await mountNilfs(node, false);
+  t.match(await node.sh('dmesg'), /recovery complete|mounting unchecked/, 'it was recovered');
+  const lines = (await node.sh(`cat ${mountPoint}/records`)).split('\n').map(Number);
+  t.ok(lines.length >= flushed, `${lines.length} records, ${flushed} were flushed`);
+  const whole = Array.from({ length: lines.length }, (_, i) => i + 1);
+  t.same(lines, whole, 'whole and in order');
+}
 
 for (const kernel of kernels) {
   t.test(`${kernel}: a NILFS2 volume`, { skip: short && 'short' }, (t) =>
@@ -36,21 +49,13 @@ for (const kernel of kernels) {
       t.pass('the cleaner gives segments back');
       note(kernel, 'NILFS2', cleaned, 'yes');
 
-      await startRecords(node);
-      await until(async () => Number((await node.run('cat /tmp/flushed')).stdout) > 5, 60_000, '');
-      const flushed = Number(await node.sh('cat /tmp/flushed'));
-      await node.crash();
-      await bed.start(1);
-      await mountNilfs(node, false);
-      t.match(await node.sh('dmesg'), /recovery complete|mounting unchecked/, 'it was recovered');
-      const lines = (await node.sh(`cat ${mountPoint}/records`)).split('\n').map(Number);
-      t.ok(lines.length >= flushed, `${lines.length} records, ${flushed} were flushed`);
-      t.same(
-        lines,
-        Array.from({ length: lines.length }, (_, i) => i + 1),
-        'whole and in order',
-      );
+      await recovers(t, bed, node);
       t.equal(await node.sh(`cat ${mountPoint}/file`), 'two');
+      await unmountNilfs(node);
+
+      await makeNilfs(node, { blockBytes: 1024, segmentBlocks: 1024 });
+      await mountNilfs(node);
+      await recovers(t, bed, node);
       note(kernel, 'NILFS2', crashed, 'yes');
       await unmountNilfs(node);
     }),

@@ -2,9 +2,11 @@
 import { existsSync } from 'node:fs';
 import type { Test } from 'tap';
 import { Bed, type BedOptions } from './bed/bed.js';
+import { interruptible } from './bed/interruption.js';
 import { kernelPackages } from './bed/kernel.js';
 import { namespaceOf } from './bed/network.js';
 import { lives } from './bed/processes.js';
+import { dismantleOwn } from './bed/state.js';
 
 /** REPLPAGE_VM_KERNELS=6.12 runs the tests on that kernel only. */
 export const kernels =
@@ -19,7 +21,10 @@ export async function onBed(
   options: BedOptions,
   body: (bed: Bed) => Promise<void>,
 ): Promise<void> {
-  const bed = await Bed.up(options);
+  await interruptible(async () => runOn(await Bed.up(options), t, body), dismantleOwn);
+}
+
+async function runOn(bed: Bed, t: Test, body: (bed: Bed) => Promise<void>): Promise<void> {
   try {
     await body(bed);
   } catch (error) {

@@ -3,6 +3,7 @@
 #include <sys/wait.h>
 
 #include <csignal>
+#include <cstdlib>
 
 #include "core/base/procfs.h"
 
@@ -32,6 +33,21 @@ std::string describe_end(int wait_status) {
              : "exited with status " + std::to_string(WEXITSTATUS(wait_status));
 }
 
+namespace {
+
+// The pending masks are empty again as soon as the main thread has seen the signal, long before its
+// exit stop is known here. The last field of /proc/PID/stat has the code of an exit that has begun
+// (do_task_stat in fs/proc/array.c), from the moment of the kill on.
+bool is_ending_by_kill(pid_t pid) {
+  const auto stat = read_proc("/proc/" + std::to_string(pid) + "/stat");
+  const size_t last = stat ? stat->find_last_not_of(" \n") : std::string::npos;
+  if (last == std::string::npos) return true;
+  const int status = std::atoi(stat->c_str() + stat->rfind(' ', last));
+  return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
+}
+
+}  // namespace
+
 bool kill_is_pending(pid_t pid) {
   const auto status = read_proc("/proc/" + std::to_string(pid) + "/status");
   if (!status) return true;
@@ -40,7 +56,7 @@ bool kill_is_pending(pid_t pid) {
     const auto mask = field_of(*status, key);
     if (mask && (std::stoull(std::string(*mask), nullptr, 16) & kKillBit) != 0) return true;
   }
-  return false;
+  return is_ending_by_kill(pid);
 }
 
 }  // namespace replpage

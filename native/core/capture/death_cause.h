@@ -24,8 +24,8 @@ std::string describe_end(int wait_status);
   return cause == DeathCause::kExit || cause == DeathCause::kSignal;
 }
 
-// Whether SIGKILL is on its way to a process, by its pending masks (proc(5)); true for one that is
-// gone.
+// Whether SIGKILL is on its way to a process or ends it already, by its pending masks and its exit
+// code (proc(5)); true for one that is gone.
 bool kill_is_pending(pid_t pid);
 
 }  // namespace replpage

@@ -1,5 +1,6 @@
 #include "core/capture/epoch_taker.h"
 
+#include <map>
 #include <string>
 
 #include "core/base/clock.h"
@@ -56,6 +57,34 @@ bool EpochTaker::take_or_throw(EpochStats& stats) {
   wait_committed(stats);
   stats.primary_bytes = slow_look_.primary_bytes();
   return true;
+}
+
+PagingReport EpochTaker::page(const PagingOrder& order) {
+  if (!context_.paging) throw SysError("page the replica of a group", ENOTSUP);
+  GroupPaging& paging = *context_.paging;
+  std::map<int32_t, pid_t> host_pids;
+  {
+    const std::lock_guard lock(context_.worker_mutex);
+    for (const ProcessImage& process : running_image_.processes) {
+      const pid_t host_pid = context_.capture->host_pid_of(process.pid);
+      if (host_pid != 0) host_pids[process.pid] = host_pid;
+    }
+  }
+  // Without the lock: this takes milliseconds, and a death would wait for it.
+  PagingReport report = paging.turn(running_image_, host_pids, order);
+  const std::lock_guard lock(context_.worker_mutex);
+  const std::vector<PageRun> wanted = paging.take_wanted_back();
+  if (!wanted.empty()) context_.capture->copy_again(wanted);
+  if (auto store = paging.store_for_replica()) {
+    const int directory = store->directory.get();
+    context_.keeper->send(MessageType::kStore, std::move(store->message), {&directory, 1});
+  }
+  return report;
+}
+
+std::vector<InspectedMapping> EpochTaker::inspect(size_t cells) const {
+  if (!context_.paging) throw SysError("inspect a replica that holds everything", ENOTSUP);
+  return context_.paging->inspect(running_image_, cells);
 }
 
 // What an epoch that was given up has copied serves the next one, but not without end.
@@ -192,6 +221,7 @@ bool EpochTaker::send(GroupImage& image, EpochStats& stats) {
     image.generation = context_.options.generation;
     stats.bytes = context_.staging.used_bytes();
     PageRunList list = context_.runs.fitted(image);
+    if (context_.paging) context_.paging->add_cold_runs(image, list);
     staged_runs = context_.staging.put(list);
     staged_image = context_.staging.put(image);
     make_descriptor_room(2 * image.open_files.size());  // for a death: see HandOver
@@ -218,9 +248,11 @@ void EpochTaker::wait_committed(EpochStats& stats) {
     const std::lock_guard lock(context_.worker_mutex);
     // A death takes what was staged along: then it is not ours to forget.
     if (!context_.cancelled) context_.staging.reset();
+    if (context_.paging) context_.paging->note_committed();
   }
   stats.commit_us = now_us() - sent;
   stats.resident_bytes = committed.resident_bytes;
+  stats.cold_bytes = committed.cold_bytes;
   stats.epoch = committed.epoch;
   stats.abandoned = false;
   stats.cpu_us += committed.apply_us;

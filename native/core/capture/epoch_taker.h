@@ -23,6 +23,10 @@ class EpochTaker {
   // RefusedError.
   bool take(EpochStats& stats);
 
+  // Worker thread, between epochs. Throws SysError (ENOTSUP: the group has no paging).
+  PagingReport page(const PagingOrder& order);
+  std::vector<InspectedMapping> inspect(size_t cells) const;
+
  private:
   // Worker thread.
   bool take_or_throw(EpochStats& stats);

@@ -98,6 +98,10 @@ uint64_t FirstCopy::copy_round(const GroupImage& image, uint64_t copied, uint64_
                          [&, shown = copied]() mutable {
                            keeper.wait_reply(MessageType::kPagesDone);
                            context_.events.on_progress(shown += PageStream::kChunkBytes, total);
+                         },
+                     .sent =
+                         [&](std::span<const PageRun> runs) {
+                           if (context_.paging) context_.paging->note_copied(image, runs);
                          }});
   context_.capture->copy_running(image, stream);
   stream.finish();

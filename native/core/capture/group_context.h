@@ -9,6 +9,7 @@
 
 #include "core/capture/epoch_runs.h"
 #include "core/capture/group_capture.h"
+#include "core/capture/group_paging.h"
 #include "core/capture/group_types.h"
 #include "core/capture/keeper_link.h"
 #include "core/capture/staging.h"
@@ -53,6 +54,7 @@ struct GroupContext {
   std::unique_ptr<GroupCapture> capture;
   StagingArea staging;
   EpochRuns runs{staging};
+  std::unique_ptr<GroupPaging> paging;  // null: the replica holds everything
   std::unique_ptr<KeeperLink> keeper;
   uint64_t epoch = 0;
 };

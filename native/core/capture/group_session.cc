@@ -11,6 +11,8 @@ namespace replpage {
 namespace {
 
 constexpr std::chrono::milliseconds kFirstEpochRetry{2};
+constexpr uint64_t kStoreWaitUs = 500'000;
+constexpr uint64_t kStoreOpenUs = 10'000'000;
 
 }  // namespace
 
@@ -47,6 +49,7 @@ StartReport GroupSession::start() {
 StartReport GroupSession::start_epochs() {
   const uint64_t began = now_us();
   KernelReader::instance();  // takes a while the first time, so not while anything stands still
+  open_store();
   GroupImage image = tracer_.call([this](TraceTree&) { return first_copy_.freeze(); });
   KeeperProcess keeper = first_copy_.start_keeper();
   connect(keeper);
@@ -60,6 +63,12 @@ StartReport GroupSession::start_epochs() {
           .copied_bytes = copied + first.bytes,
           .copy_us = now_us() - began,
           .warnings = warnings_of(std::move(keeper.notes))};
+}
+
+void GroupSession::open_store() {
+  if (!context_.options.paging) return;
+  context_.paging = std::make_unique<GroupPaging>(context_.options);
+  if (context_.options.paging->must_open) context_.paging->wait_open(kStoreOpenUs);
 }
 
 std::vector<std::string> GroupSession::warnings_of(std::vector<std::string> notes) const {
@@ -122,10 +131,12 @@ PromotionReport GroupSession::promote() {
 }
 
 void GroupSession::stop() {
-  tracer_.call([this](TraceTree& tree) {
+  bool dropped = false;
+  tracer_.call([this, &dropped](TraceTree& tree) {
     const GroupPhase phase = context_.phase;
     if (deaths_.cancel_delayed()) return;
     if (phase == GroupPhase::kDying || phase == GroupPhase::kPromoted) return;
+    dropped = phase != GroupPhase::kDone;
     context_.set_phase(GroupPhase::kDone);
     tree.detach();
     // Gives the userfaultfds back: with one still registered the next protection of the process
@@ -137,6 +148,8 @@ void GroupSession::stop() {
   }
   exit_watch_.reset();
   context_.keeper.reset();
+  if (context_.paging && dropped) context_.paging->remove_generation(kStoreWaitUs);
+  context_.paging.reset();
 }
 
 }  // namespace replpage

@@ -35,6 +35,13 @@ class GroupSession final {
   // at the last epoch. Throws KeeperLost, SysError.
   EpochStats epoch();
 
+  // A turn of paging, now and then between epochs: see GroupPaging::turn. Throws SysError.
+  PagingReport page(const PagingOrder& order) { return epochs_.page(order); }
+
+  // Where the pages of each mapping are, in at most `cells` parts. Throws SysError (ENOTSUP: the
+  // group has no paging).
+  std::vector<InspectedMapping> inspect(size_t cells) { return epochs_.inspect(cells); }
+
   // Planned promotion: last epoch, hand-over, the replica runs, the old primary ends. Throws
   // KeeperLost or SysError; then the primary runs on.
   PromotionReport promote();
@@ -50,6 +57,7 @@ class GroupSession final {
 
  private:
   StartReport start_epochs();
+  void open_store();
   void connect(KeeperProcess& keeper);
   EpochStats take_first_epoch();
   [[nodiscard]] std::vector<std::string> warnings_of(std::vector<std::string> notes) const;

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/capture/paging_types.h"
 #include "core/image/refusal.h"
 #include "core/memory/memory_capture.h"
 
@@ -36,6 +37,7 @@ struct GroupOptions {
   uint64_t staging_bytes_max = 256ull << 20;
   uint64_t spill_bytes_max = 64ull << 30;
   std::optional<TrackerKind> tracker;
+  std::optional<PagingOptions> paging;  // none: the replica holds everything
 };
 
 struct StartReport {
@@ -59,6 +61,7 @@ struct EpochStats {
   std::string reason;  // when abandoned
   uint64_t mapped_bytes = 0;
   uint64_t primary_bytes = 0, resident_bytes = 0;  // memory of the primary, of the replica
+  uint64_t cold_bytes = 0;                         // in the page store only
   uint32_t threads = 0, processes = 0;
 };
 

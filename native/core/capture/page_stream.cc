@@ -63,6 +63,7 @@ void PageStream::flush() {
   const uint64_t offset = kPagesBytes + chunk_ * kListBytes;
   std::copy(encoded.begin(), encoded.end(), staging_.memory_ + offset);
   keeper_.send_pages({.offset = offset, .length = encoded.size(), .crc = crc32c(encoded)});
+  if (keeper_.sent) keeper_.sent(list.runs);
   ++in_flight_;
   chunk_ = (chunk_ + 1) % kChunks;
   filled_ = 0;

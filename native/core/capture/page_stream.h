@@ -22,8 +22,9 @@ class PageStream : public PageSink {
 
   // The way to the keeper. What these throw (KeeperLost) passes through.
   struct Keeper {
-    std::function<void(StagedBytes runs)> send_pages;  // kPages
-    std::function<void()> wait_pages_done;             // returns after the next kPagesDone
+    std::function<void(StagedBytes runs)> send_pages;         // kPages
+    std::function<void()> wait_pages_done;                    // returns after the next kPagesDone
+    std::function<void(std::span<const PageRun>)> sent = {};  // what send_pages() named
   };
 
   // The staging area must be empty; it is reset by the destructor. Pages of a reservation must be

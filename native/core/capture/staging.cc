@@ -137,6 +137,7 @@ void StagingArea::add(const PageRun& run) {
 bool StagingArea::joins(const PageRun& last, const PageRun& next) const {
   if (last.pid != next.pid || last.object != next.object || last.kind != next.kind) return false;
   if (last.address + last.length != next.address) return false;
+  if (next.kind == PageRunKind::kCold) return false;  // each has a record of its own
   if (next.kind != PageRunKind::kData) return true;
   return last.data_offset + last.length == next.data_offset && next.data_offset != memory_bytes_;
 }

@@ -33,6 +33,7 @@ enum class MessageType : uint16_t {
   kReleased = 9,     // the dying process is gone: lazy sources are closed
   kDying = 10,       // empty: kPromote is next, of the last commit or one epoch later
   kLastState = 11,   // ImageMessage: what kPromote of this epoch will say, ahead of its pages
+  kStore = 12,       // StoreMessage + the directory of the generation's segments, before kCold runs
   // keeper -> tracer
   kReady = 32,      // ReadyMessage + a pidfd of the keeper
   kPagesDone = 33,  // empty: the chunk's room in the staging area is free again
@@ -86,6 +87,18 @@ struct StagedBytes {
   template <class A>
   void visit(A& a) {
     a(offset, length, crc);
+  }
+};
+
+// How the keeper reads cold pages, without any daemon.
+struct StoreMessage {
+  Bytes key;         // of the page store; empty: pages are not encrypted
+  std::string path;  // of the store, for messages only
+  std::string name;  // directory of the group
+  uint64_t group_id = 0, generation = 0;
+  template <class A>
+  void visit(A& a) {
+    a(key, path, name, group_id, generation);
   }
 };
 
@@ -147,10 +160,10 @@ struct LazyRangeList {
 };
 
 struct CommittedMessage {
-  uint64_t epoch = 0, apply_us = 0, resident_bytes = 0;
+  uint64_t epoch = 0, apply_us = 0, resident_bytes = 0, cold_bytes = 0;
   template <class A>
   void visit(A& a) {
-    a(epoch, apply_us, resident_bytes);
+    a(epoch, apply_us, resident_bytes, cold_bytes);
   }
 };
 

@@ -12,6 +12,7 @@ enum class PageRunKind : uint8_t {
   kData = 1,    // content at data_offset in the staging area
   kZero = 2,    // present and all zero
   kAbsent = 3,  // what the mapping has underneath: nothing (zero), or the mapped file's page
+  kCold = 4,    // unchanged since the last epoch, and in the page store at location data_offset
 };
 
 struct PageRun {

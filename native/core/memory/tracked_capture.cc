@@ -24,8 +24,15 @@ PageRanges private_ranges(std::span<const MappingImage> mappings) {
 }  // namespace
 
 CopyRound TrackedCapture::copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) {
-  CopyRound round;
   const bool everything = std::exchange(copy_all_, true);
+  CopyRound round = copy_view(mappings, everything, sink);
+  gone_ = round.process_gone;
+  return round;
+}
+
+CopyRound TrackedCapture::copy_view(const std::vector<MappingImage>& mappings, bool everything,
+                                    PageSink& sink) {
+  CopyRound round;
   MemoryView view;
   tracker_->look(mappings, view);
   const PageRanges mapped = private_ranges(mappings);
@@ -77,6 +84,9 @@ void TrackedCapture::copy_again(std::span<const PageRange> written,
 }
 
 uint64_t TrackedCapture::count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) {
+  // What is owed of a process that has ended will never be copied. Were it counted, a group whose
+  // child has just ended would look as if it wrote more than can be copied, until it forks again.
+  if (gone_) return 0;
   const uint64_t owed = total_bytes(owed_written_) / kPageSize;
   return owed >= limit ? owed : owed + tracker_->count(mappings, limit - owed);
 }

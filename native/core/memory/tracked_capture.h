@@ -39,6 +39,7 @@ class TrackedCapture : public MemoryCapture {
   }
 
  private:
+  CopyRound copy_view(const std::vector<MappingImage>& mappings, bool everything, PageSink& sink);
   // Tells pages that the program discarded from memory that is no longer there: the process is
   // gone, or the OOM reaper has begun to take its pages.
   [[nodiscard]] bool memory_lost(const PageRanges& present, const PageRanges& vanished) const;
@@ -58,6 +59,7 @@ class TrackedCapture : public MemoryCapture {
   std::optional<MemoryView> last_look_;
   PageRanges present_;    // at the last copy
   bool copy_all_ = true;  // nothing was copied yet, or a look failed
+  bool gone_ = false;     // the last copy found no memory any more
   // Of looks whose pages have not all been copied, or were copied in vain.
   PageRanges owed_appeared_, owed_written_, owed_absent_;
 };

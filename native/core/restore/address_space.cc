@@ -42,6 +42,7 @@ void AddressSpace::shape(ReplicaProcess& process, const std::vector<MappingImage
   now.reserve(regions_.size());
   for (const Region& region : regions_) now.push_back(region.image);
   std::vector<MappingStep> steps = plan_mappings(now, next);
+  forget_cold(steps);
   const auto unmaps_end = std::find_if(steps.begin(), steps.end(), [](const MappingStep& step) {
     return step.kind != MappingStep::Kind::kUnmap;
   });
@@ -61,6 +62,15 @@ void AddressSpace::shape(ReplicaProcess& process, const std::vector<MappingImage
     Mapper(process, sources, std::move(gaps)).make(steps);
   }
   keep_regions(next);
+}
+
+void AddressSpace::forget_cold(const std::vector<MappingStep>& steps) {
+  if (cold_.empty()) return;
+  for (const MappingStep& step : steps) {
+    const bool replaced =
+        step.kind == MappingStep::Kind::kUnmap || step.kind == MappingStep::Kind::kMap;
+    if (replaced) cold_.erase(step.range);
+  }
 }
 
 // As a rule nothing changes from epoch to epoch.

@@ -28,6 +28,9 @@ class AddressSpace {
   [[nodiscard]] std::vector<Region>& regions() { return regions_; }
   [[nodiscard]] const std::vector<Region>& regions() const { return regions_; }
   [[nodiscard]] const std::vector<MappingImage>& special() const { return special_; }
+  // Pages that are in the page store only.
+  [[nodiscard]] LazyRanges& cold() { return cold_; }
+  [[nodiscard]] const LazyRanges& cold() const { return cold_; }
 
   // Address of a `syscall` instruction in code that stays, 0: none known.
   [[nodiscard]] uint64_t syscall_instruction() const;
@@ -38,6 +41,9 @@ class AddressSpace {
   [[nodiscard]] bool is_shaped(const std::vector<MappingImage>& next) const;
   void keep_regions(const std::vector<MappingImage>& next);
 
+  void forget_cold(const std::vector<MappingStep>& steps);
+
+  LazyRanges cold_;
   std::vector<Region> regions_;        // without special ones, ascending
   std::vector<MappingImage> special_;  // ascending
   std::set<int> keys_;                 // protection keys that are allocated

@@ -9,7 +9,9 @@
 #include <algorithm>
 
 #include "core/base/sys_error.h"
+#include "core/memory/page_ranges.h"
 #include "core/restore/address_gaps.h"
+#include "core/uffd/uffd.h"
 
 namespace replpage {
 namespace {
@@ -19,9 +21,6 @@ constexpr uint64_t kDropBytesMax = 256 * 1024;
 constexpr uint64_t kHugeBytes = 2u << 20;
 constexpr int kMremapDontUnmap = 4;  // MREMAP_DONTUNMAP, since Linux 5.7
 constexpr int kDontneedLocked = 24;  // MADV_DONTNEED_LOCKED
-
-constexpr uint64_t kFeatures = UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP |
-                               UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 
 UniqueFd take_descriptor(pid_t pid, int remote) {
   const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
@@ -62,6 +61,18 @@ void LazyMemory::drop(PageRange range, AddressGaps& gaps, SyscallBatch& batch) {
   }
 }
 
+// Whole mappings: parts would split them, and the program could not mremap(2) the whole any more.
+std::vector<PageRange> LazyMemory::missing(std::span<const PageRange> ranges) const {
+  const LazyRanges& cold = process_.memory().cold();
+  PageRanges mappings;
+  for (const auto& region : process_.memory().regions()) {
+    if (cold.empty() || region.image.kind != MappingKind::kAnonymous) continue;
+    const auto piece = cold.first_from(region.image.start);
+    if (piece && piece->start < region.image.end) append_range(mappings, region.image.range());
+  }
+  return unite_ranges(ranges, mappings);
+}
+
 UniqueFd LazyMemory::prepare(std::span<const PageRange> ranges) {
   AddressGaps gaps;
   gaps.occupy(process_.stub_range());
@@ -70,11 +81,11 @@ UniqueFd LazyMemory::prepare(std::span<const PageRange> ranges) {
   SyscallBatch batch;
   for (const PageRange& range : ranges) drop(range, gaps, batch);
   const size_t uffd = batch.add("userfaultfd", SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK});
-  const uffdio_api api{.api = UFFD_API, .features = kFeatures, .ioctls = 0};
+  const uffdio_api api{.api = UFFD_API, .features = kLazyFeatures, .ioctls = 0};
   batch.add(
       "userfaultfd handshake", SYS_ioctl,
       {BatchArgument::result_of(uffd), UFFDIO_API, BatchArgument::data(batch.put_value(api))});
-  for (const PageRange& range : ranges) {
+  for (const PageRange& range : missing(ranges)) {
     const uffdio_register registration{.range = {.start = range.start, .len = range.bytes()},
                                        .mode = UFFDIO_REGISTER_MODE_MISSING,
                                        .ioctls = 0};

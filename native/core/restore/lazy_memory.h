@@ -1,4 +1,4 @@
-// Ranges of a promoted process that are read from the dying one when they are touched.
+// Memory of a promoted process that is read from elsewhere when it is touched.
 #pragma once
 
 #include <memory>
@@ -18,14 +18,15 @@ class LazyMemory {
   explicit LazyMemory(StubProcess& process) : process_(process) {}
 
   // Drops what the process has in the ranges (ascending, within private anonymous mappings), and
-  // registers them MISSING with a userfaultfd, which is returned and closed in the process.
-  // Throws SysError.
+  // registers them, and all mappings with cold pages, MISSING with a userfaultfd, which is returned
+  // and closed in the process. Throws SysError.
   UniqueFd prepare(std::span<const PageRange> ranges);
 
   // Old content that was only moved away.
   [[nodiscard]] const std::vector<PageRange>& moved() const { return moved_; }
 
  private:
+  [[nodiscard]] std::vector<PageRange> missing(std::span<const PageRange> ranges) const;
   void drop(PageRange range, AddressGaps& gaps, SyscallBatch& batch);
 
   StubProcess& process_;

@@ -6,6 +6,9 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <charconv>
+#include <string_view>
 #include <utility>
 
 #include "core/base/procfs.h"
@@ -44,6 +47,23 @@ bool serves_old_epoch(const OpenFileImage& file) {
     default:
       return false;
   }
+}
+
+// `/proc/PID...` of a process or thread of the group, by the number that the group sees. Such a
+// file tells of the very task that it was opened for, which is about to end, and then fails with
+// ESRCH.
+bool tells_of(const GroupImage& image, const OpenFileImage& file) {
+  constexpr std::string_view kProc = "/proc/";
+  if (file.kind != OpenFileKind::kRegular || !file.path.starts_with(kProc)) return false;
+  const std::string_view rest = std::string_view(file.path).substr(kProc.size());
+  int32_t number = 0;
+  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), number);
+  if (error != std::errc() || (end != rest.data() + rest.size() && *end != '/')) return false;
+  const auto has_number = [number](const auto& task) { return task.tid == number; };
+  return std::any_of(
+      image.processes.begin(), image.processes.end(), [&](const ProcessImage& process) {
+        return std::any_of(process.threads.begin(), process.threads.end(), has_number);
+      });
 }
 
 void restore_file_locks(int fd, const OpenFileImage& file) {
@@ -86,7 +106,7 @@ OpenFiles::OpenFiles(const PromoteInput& input)
 // another file by now.
 bool OpenFiles::can_adopt(uint32_t position) const {
   const OpenFileImage& file = files_[position];
-  if (always_made(file.kind)) return false;
+  if (always_made(file.kind) || tells_of(*input_.image, file)) return false;
   // A memfd that is handed is the object that the replica maps, opened by the builder.
   if (input_.exact || file.kind == OpenFileKind::kMemfd) return true;
   if (!serves_old_epoch(file)) return false;
@@ -134,6 +154,11 @@ void OpenFiles::make(uint32_t position) {
   try {
     settle(position, make_by_kind(position), true);
   } catch (const SysError& error) {
+    // Of a thread that has ended, as a rule: the old one says so, too.
+    if (ready_[position].watched_old >= 0 && tells_of(*input_.image, file)) {
+      ready_[position] = {.fd = ready_[position].watched_old, .handed = true, .watched_old = -1};
+      return;
+    }
     throw SysError("restore " + describe(file) + ": " + error.operation(), error.error(),
                    error.object());
   }

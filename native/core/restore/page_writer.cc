@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/base/sys_error.h"
 
@@ -57,12 +58,15 @@ void PageWriter::write(std::span<const PageRun> runs) {
     }
   }
   flush_data();
+  add_discard();
   flush_discards();
 }
 
 void PageWriter::piece(const PageRun& run, uint64_t start, uint64_t end, Region& region) {
   const MappingKind kind = region.image.kind;
   if (is_shared(kind)) return;
+  LazyRanges& cold = process_.memory().cold();
+  if (!cold.empty()) cold.erase({start, end});
   const bool copied = kind == MappingKind::kFilePrivate || kind == MappingKind::kMemfdPrivate;
   switch (run.kind) {
     case PageRunKind::kData:
@@ -78,6 +82,11 @@ void PageWriter::piece(const PageRun& run, uint64_t start, uint64_t end, Region&
       }
       break;
     case PageRunKind::kAbsent:
+      if (region.written) discard(start, end, region);
+      break;
+    case PageRunKind::kCold:
+      if (kind != MappingKind::kAnonymous) throw FormatError("cold pages of a file's mapping");
+      cold.add({start, end}, {kStoreSource, run.data_offset + (start - run.address)});
       if (region.written) discard(start, end, region);
       break;
   }
@@ -116,7 +125,18 @@ void PageWriter::zeros(uint64_t start, uint64_t end, const Region& region) {
 
 void PageWriter::discard(uint64_t start, uint64_t end, const Region& region) {
   const int advice = (region.image.flags & kLocked) != 0 ? kDontneedLocked : MADV_DONTNEED;
-  discards_.add("discard pages", SYS_madvise, {start, end - start, advice});
+  if (discard_.advice == advice && discard_.range.end == start) {
+    discard_.range.end = end;
+    return;
+  }
+  add_discard();
+  discard_ = {.range = {start, end}, .advice = advice};
+}
+
+void PageWriter::add_discard() {
+  const PageRange range = std::exchange(discard_.range, {});
+  if (range.bytes() == 0) return;
+  discards_.add("discard pages", SYS_madvise, {range.start, range.bytes(), discard_.advice});
   if (discards_.operations().size() == kDiscardsMax) flush_discards();
 }
 

@@ -28,11 +28,17 @@ class PageWriter {
   void zeros(uint64_t start, uint64_t end, const Region& region);
   void discard(uint64_t start, uint64_t end, const Region& region);
   void flush_data();
+  void add_discard();
   void flush_discards();
 
   StubProcess& process_;
   StagedPages& staged_;
   std::vector<iovec> local_, remote_;
+  struct Discard {
+    PageRange range;
+    int advice = 0;
+  };
+  Discard discard_;  // the last one, which may still grow
   SyscallBatch discards_;
 };
 

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <utility>
 
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
@@ -132,13 +133,18 @@ void Promotion::give_memfds(PromoteInput& input) {
 void Promotion::prepare_lazy(const PromoteInput& input, PromotedReplica& promoted) {
   std::map<int32_t, std::vector<PageRange>> by_pid;
   for (const LazyRange& range : input.lazy) by_pid[range.pid].push_back({range.start, range.end});
+  for (StubProcess* process : tree_.processes()) {
+    LazyRanges& cold = process->memory().cold();
+    if (!cold.empty()) by_pid.try_emplace(process->pid());
+  }
   for (auto& [pid, ranges] : by_pid) {
     StubProcess* process = tree_.find(pid);
     if (process == nullptr) throw SysError("serve memory later", ESRCH, on_pid(pid));
     LazyMemory lazy(*process);
     UniqueFd uffd = lazy.prepare(ranges);
     if (!lazy.moved().empty()) moved_[pid] = lazy.moved();
-    promoted.lazy.push_back({pid, std::move(uffd), std::move(ranges)});
+    promoted.lazy.push_back(
+        {pid, std::move(uffd), std::move(ranges), std::exchange(process->memory().cold(), {})});
   }
 }
 

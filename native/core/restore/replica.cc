@@ -71,6 +71,12 @@ class StubReplica final : public Replica {
     return bytes;
   }
 
+  [[nodiscard]] uint64_t cold_bytes() const override {
+    uint64_t pages = 0;
+    for (StubProcess* process : tree_.processes()) pages += process->memory().cold().pages();
+    return pages * kPageSize;
+  }
+
  private:
   UniqueFd proc_;  // shows the primary
   SharedObjects objects_;

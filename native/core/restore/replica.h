@@ -16,8 +16,12 @@
 #include "core/memory/memory_capture.h"
 #include "core/memory/page_run.h"
 #include "core/restore/syscall_batch.h"
+#include "core/uffd/lazy_ranges.h"
 
 namespace replpage {
+
+// ContentPlace::source of pages in the page store.
+inline constexpr uint32_t kStoreSource = 0;
 
 // Reads the staged bytes of a PageRun.
 class StagedPages {
@@ -42,11 +46,12 @@ struct PromoteInput {
   UniqueFd outside_stream;  // where kOutsideStream leads
 };
 
-// A process whose lazy ranges must be served from the moment it runs.
+// A process whose missing pages must be served from the moment it runs.
 struct LazyProcess {
   int32_t pid = 0;
-  UniqueFd uffd;  // MISSING registered over `ranges`
-  std::vector<PageRange> ranges;
+  UniqueFd uffd;                  // MISSING registered over the mappings
+  std::vector<PageRange> ranges;  // to be read from the dying process
+  LazyRanges cold;                // to be read from kStoreSource, but for those
 };
 
 struct PromotedReplica {
@@ -102,6 +107,8 @@ class Replica {
 
   // Bytes resident in all processes of the replica.
   [[nodiscard]] virtual uint64_t resident_bytes() const = 0;
+  // Bytes that are in the page store only.
+  [[nodiscard]] virtual uint64_t cold_bytes() const = 0;
 };
 
 // Implemented by the descriptor part; called by promote() when the replica's memory is in place and

@@ -17,24 +17,18 @@ namespace {
 constexpr size_t kMessagesPerRead = 16;
 // Of a page that was faulted on, its neighbours in an aligned window of this size follow.
 constexpr uint64_t kAroundBytes = 64 * 1024;
-// One read of the source: fits a processor's own cache, so that filling does not read memory again.
-constexpr uint64_t kDrainBytes = 256 * 1024;
-// Filled under one hold of the lock; bounds how long a fault waits for the drain (about 10 us).
-constexpr uint64_t kFillBytes = 32 * 1024;
-constexpr long kRetryNs = 50'000;
-// Memory for the replica's pages may be short for a while; then the group is lost.
-constexpr int kRetriesMax = 200'000;  // 10 s
+// What is read along with a page that somebody waits for: more than any record of the page store.
+constexpr uint64_t kUnitBytes = 64 * 1024;
+// Where reading may wait for a device: pages that are waited for are read side by side, and the
+// background is not held up by one of them.
+constexpr size_t kReaders = 4;
+constexpr size_t kDrains = 2;
 
 // A program waits for every fault, so this thread goes first where the rights allow it. It sleeps
 // between faults, and the kernel bounds real-time threads (sched(7)).
 void go_first() {
   const sched_param lowest{.sched_priority = ::sched_get_priority_min(SCHED_RR)};
   (void)::sched_setscheduler(0, SCHED_RR, &lowest);
-}
-
-void rest_a_while() {
-  const timespec pause{.tv_sec = 0, .tv_nsec = kRetryNs};
-  ::nanosleep(&pause, nullptr);
 }
 
 }  // namespace
@@ -54,32 +48,60 @@ class FaultServer::Precedence {
   FaultServer& server_;
 };
 
-FaultServer::FaultServer(std::vector<Served> served, std::vector<UniqueFd> sources, Events events)
+void FaultServer::rest_a_while() {
+  const timespec pause{.tv_sec = 0, .tv_nsec = kRetryNs};
+  ::nanosleep(&pause, nullptr);
+}
+
+FaultServer::FaultServer(std::vector<Served> served, Sources sources, Events events)
     : sources_(std::move(sources)), events_(std::move(events)), started_us_(now_us()) {
   wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_.valid()) throw SysError::from_errno("eventfd of the fault server");
   for (Served& one : served) {
-    if (one.source >= sources_.size()) throw SysError("serve a process without a source", EINVAL);
-    LazyRanges ranges;
-    for (const PageRange& range : one.ranges) ranges.add(range, range.start);
-    memories_.push_back(std::make_shared<ServedMemory>(std::move(one.uffd), std::move(ranges),
-                                                       static_cast<int>(one.source)));
+    memories_.push_back(
+        std::make_shared<ServedMemory>(std::move(one.uffd), std::move(one.missing)));
   }
   // Signals are the owner's business.
   sigset_t all;
   sigset_t before;
   ::sigfillset(&all);
   ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  const bool waits = std::any_of(sources_.begin(), sources_.end(),
+                                 [](const auto& source) { return source->waits_for_device(); });
+  drains_ = waits ? kDrains : 1;
   serving_ = std::thread([this] { serve(); });
-  draining_ = std::thread([this] { drain(); });
+  // A promotion waits for us: whoever else works here is made by a thread that it does not wait
+  // for.
+  draining_ = std::thread([this, waits] {
+    if (waits) start_helpers();
+    drain(DrainRole::kAll);
+  });
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 FaultServer::~FaultServer() {
-  stopping_ = true;
-  wake();
+  stop();
+  for (const auto& source : sources_) source->give_up();
   serving_.join();
   draining_.join();
+  for (std::thread& thread : helpers_) thread.join();
+}
+
+void FaultServer::start_helpers() {
+  for (size_t i = 0; i < kReaders; ++i) helpers_.emplace_back([this] { read_wanted(); });
+  for (size_t i = 1; i < kDrains; ++i) {
+    helpers_.emplace_back([this] { drain(DrainRole::kStoreOnly); });
+  }
+}
+
+void FaultServer::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  wanted_more_.notify_all();
+  released_.notify_all();
+  wake();
 }
 
 void FaultServer::wake() const {
@@ -88,14 +110,13 @@ void FaultServer::wake() const {
 }
 
 void FaultServer::lose(const std::string& reason) {
-  stopping_ = true;
   {
     const std::lock_guard lock(mutex_);
-    if (!loss_.empty()) return;
+    if (stopping_) return;
     loss_ = reason;
   }
+  stop();
   if (events_.lost) events_.lost(reason);
-  wake();
 }
 
 std::string FaultServer::loss() const {
@@ -105,28 +126,28 @@ std::string FaultServer::loss() const {
 
 FaultServer::Figures FaultServer::figures() const {
   const std::lock_guard lock(mutex_);
-  Figures figures{
-      .pages_left = 0, .pages_filled = pages_filled_, .faults = faults_, .drained_us = drained_us_};
+  Figures figures;
+  figures.pages_filled = pages_filled_;
+  figures.faults = faults_;
+  figures.pages_damaged = pages_damaged_;
+  figures.released_us = released_us_;
+  figures.drained_us = drained_us_;
   for (const auto& memory : memories_) {
-    figures.pages_left += memory->ranges().pages();
+    figures.passing_left += memory->missing().passing().pages();
+    figures.stored_left += memory->missing().stored().pages();
     figures.pages_filled += memory->pages_filled();
   }
-  return figures;
-}
-
-void FaultServer::read_source(const ServedMemory& memory, uint64_t address,
-                              std::span<uint8_t> buffer) const {
-  const int fd = sources_[static_cast<size_t>(memory.source())].get();
-  while (!buffer.empty()) {
-    const ssize_t got = ::pread(fd, buffer.data(), buffer.size(), static_cast<off_t>(address));
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) {
-      throw SysError("read the dying process", got == 0 ? ESRCH : errno,
-                     {.pid = {}, .address = address, .path = {}});
-    }
-    buffer = buffer.subspan(static_cast<size_t>(got));
-    address += static_cast<uint64_t>(got);
+  const uint64_t now = now_us();
+  const auto count = [&](const Wanted& wanted) {
+    ++figures.waiting;
+    figures.waiting_us = std::max(figures.waiting_us, now - wanted.since_us);
+  };
+  std::for_each(wanted_.begin(), wanted_.end(), count);
+  std::for_each(being_read_.begin(), being_read_.end(), count);
+  for (const auto& source : sources_) {
+    if (figures.trouble.empty()) figures.trouble = source->trouble();
   }
+  return figures;
 }
 
 // ---- faults and events
@@ -196,7 +217,7 @@ void FaultServer::answer_faults(const std::shared_ptr<ServedMemory>& memory) {
   size_t left = 0;
   for (const uint64_t page : faults) {
     if (!memory->uffd().valid()) break;
-    const FillState state = answer(*memory, page);
+    const FillState state = answer(memory, page);
     if (state == FillState::kGone) return forget(*memory);
     if (state == FillState::kAgain) {
       faults[left++] = page;
@@ -212,12 +233,18 @@ void FaultServer::answer_faults(const std::shared_ptr<ServedMemory>& memory) {
   retry_ = retry_ || left != 0;
 }
 
-FillState FaultServer::answer(ServedMemory& memory, uint64_t page) {
-  const std::optional<LazyPiece> piece = memory.ranges().at(page);
-  if (!piece) return memory.fill_discarded(page);
+FillState FaultServer::answer(const std::shared_ptr<ServedMemory>& memory, uint64_t page) {
+  const std::optional<LazyPiece> piece = memory->missing().at(page);
+  if (!piece) return memory->fill_discarded(page);
   std::array<uint8_t, kPageSize> content;
-  read_source(memory, piece->source, content);
-  return memory.fill(page, content);
+  try {
+    if (source_of(piece->from).try_read(piece->from.position, content)) {
+      return memory->fill(page, content);
+    }
+  } catch (const PageDamaged&) {  // a reader finds out how much
+  }
+  want(memory, page);
+  return FillState::kDone;
 }
 
 void FaultServer::read_around() {
@@ -229,11 +256,15 @@ void FaultServer::read_around() {
   const uint64_t start = around.page / kAroundBytes * kAroundBytes;
   std::array<uint8_t, kAroundBytes> content;
   for (uint64_t address = start; address < start + kAroundBytes;) {
-    const auto piece = around.memory->ranges().first_from(address);
+    const auto piece = around.memory->missing().first_from(address);
     if (!piece || piece->start >= start + kAroundBytes) return;
     const uint64_t length = std::min(piece->end, start + kAroundBytes) - piece->start;
     const std::span<uint8_t> part(content.data(), length);
-    read_source(*around.memory, piece->source, part);
+    try {
+      if (!source_of(piece->from).try_read(piece->from.position, part)) return;
+    } catch (const PageDamaged&) {
+      return;
+    }
     if (around.memory->fill(piece->start, part) != FillState::kDone) return;
     address = piece->start + length;
   }
@@ -251,78 +282,114 @@ void FaultServer::forget(const ServedMemory& memory) {
   wake();
 }
 
-// ---- background
+// ---- pages that somebody waits for a device for
 
-void FaultServer::drain() {
-  ::pthread_setname_np(::pthread_self(), "drain");
-  std::vector<uint8_t> buffer(kDrainBytes);
+// The caller holds the lock.
+void FaultServer::want(const std::shared_ptr<ServedMemory>& memory, uint64_t page) {
+  const auto same = [&](const Wanted& other) {
+    return other.memory == memory && other.piece.start <= page && page < other.piece.end;
+  };
+  // Not for those being read: events may have changed what becomes of them.
+  if (std::any_of(wanted_.begin(), wanted_.end(),
+                  [&](const Wanted& other) { return same(other) && other.page == page; })) {
+    return;
+  }
+  LazyPiece piece = *memory->missing().around(page);
+  const uint64_t start = std::max(piece.start, page / kUnitBytes * kUnitBytes);
+  piece.from = piece.from.after(start - piece.start);
+  piece.start = start;
+  piece.end = std::min(piece.end, start + kUnitBytes);
+  wanted_.push_back({memory, page, piece, memory->events_applied(), now_us()});
+  wanted_more_.notify_one();
+}
+
+void FaultServer::read_wanted() {
+  ::pthread_setname_np(::pthread_self(), "fault-reader");
+  go_first();
+  std::vector<uint8_t> buffer(kUnitBytes);
   try {
-    while (!stopping_) {
-      const std::optional<Chunk> chunk = next_chunk();
-      if (!chunk) break;
-      const std::span<uint8_t> content(buffer.data(), chunk->piece.bytes());
-      read_source(*chunk->memory, chunk->piece.source, content);
-      for (uint64_t at = 0; at < content.size() && !stopping_; at += kFillBytes) {
-        const uint64_t length = std::min<uint64_t>(kFillBytes, content.size() - at);
-        if (!fill_piece(*chunk, at, content.subspan(at, length))) break;
+    while (const std::optional<Wanted> wanted = next_wanted()) {
+      const std::span<uint8_t> content(buffer.data(), wanted->piece.bytes());
+      try {
+        source_of(wanted->piece.from).read(wanted->piece.from.position, content);
+        deliver(*wanted, content);
+      } catch (const PageDamaged& error) {
+        while (!stopping_ && !damage(*wanted->memory, wanted->piece, error.what())) rest_a_while();
       }
+      forget_wanted(*wanted);
     }
   } catch (const std::exception& error) {
-    return lose(error.what());
+    lose(error.what());
   }
-  if (!stopping_ && events_.drained) events_.drained();
 }
 
-// nullopt: nothing is missing any more, and every userfaultfd is closed.
-std::optional<FaultServer::Chunk> FaultServer::next_chunk() {
+std::optional<FaultServer::Wanted> FaultServer::next_wanted() {
+  std::unique_lock lock(mutex_);
+  wanted_more_.wait(lock, [this] { return stopping_ || !wanted_.empty(); });
+  if (stopping_) return std::nullopt;
+  being_read_.push_back(wanted_.front());
+  wanted_.pop_front();
+  return being_read_.back();
+}
+
+void FaultServer::forget_wanted(const Wanted& wanted) {
   const std::lock_guard lock(mutex_);
-  retire_finished();
-  if (memories_.empty()) {
-    drained_us_ = std::max<uint64_t>(1, now_us() - started_us_);
-    return std::nullopt;
-  }
-  Chunk chunk{.memory = memories_.front(), .piece = {}, .events_applied = 0};
-  std::optional<LazyPiece> piece = chunk.memory->ranges().first_from(cursor_);
-  if (!piece) piece = chunk.memory->ranges().first_from(0);
-  chunk.piece = *piece;
-  chunk.piece.end = std::min(piece->end, piece->start + kDrainBytes);
-  chunk.events_applied = chunk.memory->events_applied();
-  cursor_ = chunk.piece.end;
-  return chunk;
-}
-
-void FaultServer::retire_finished() {
-  const size_t before = memories_.size();
-  std::erase_if(memories_, [this](const std::shared_ptr<ServedMemory>& memory) {
-    if (!memory->ranges().empty()) return false;
-    pages_filled_ += memory->pages_filled();
-    memory->close();
-    return true;
+  std::erase_if(being_read_, [&](const Wanted& other) {
+    return other.memory == wanted.memory && other.page == wanted.page &&
+           other.since_us == wanted.since_us;
   });
-  // The serving thread's poll keeps a closed file alive until it returns.
-  if (memories_.size() != before) wake();
 }
 
-// False: the rest of the chunk is stale.
-bool FaultServer::fill_piece(const Chunk& chunk, uint64_t offset,
-                             std::span<const uint8_t> content) {
+void FaultServer::deliver(const Wanted& wanted, std::span<const uint8_t> content) {
   for (int tries = 0; tries < kRetriesMax; ++tries) {
-    while (precedence_.load() != 0) ::sched_yield();
-    {
-      const std::lock_guard lock(mutex_);
-      ServedMemory& memory = *chunk.memory;
-      if (!memory.uffd().valid() || memory.events_applied() != chunk.events_applied) return false;
-      const FillState state = memory.fill(chunk.piece.start + offset, content);
-      if (state == FillState::kDone) return true;
-      if (state == FillState::kGone) {
-        forget(memory);
-        return false;
-      }
-    }
-    if (stopping_) return false;
-    rest_a_while();
+    if (stopping_) return;
+    const FillState state = deliver_once(wanted, content);
+    if (state != FillState::kAgain) return;
+    rest_a_while();  // the serving thread reads the event
   }
-  throw SysError("fill pages in the background", ENOMEM);
+  throw SysError("fill a page that is waited for", ENOMEM);
+}
+
+// What the page is may have changed while its content was read.
+FillState FaultServer::deliver_once(const Wanted& wanted, std::span<const uint8_t> content) {
+  const Precedence lock(*this);
+  ServedMemory& memory = *wanted.memory;
+  if (!memory.uffd().valid()) return FillState::kGone;
+  const std::optional<LazyPiece> now = memory.missing().at(wanted.page);
+  const uint64_t offset = wanted.page - wanted.piece.start;
+  FillState state = FillState::kDone;
+  if (!now) {
+    state = memory.fill_discarded(wanted.page);
+  } else if (!(now->from == wanted.piece.from.after(offset))) {
+    want(wanted.memory, wanted.page);
+  } else {
+    state = memory.fill(wanted.page, content.subspan(offset, kPageSize));
+    if (state == FillState::kDone && memory.events_applied() == wanted.events_applied) {
+      state = memory.fill(wanted.piece.start, content);
+    }
+  }
+  if (state == FillState::kGone) forget(memory);
+  return state;
+}
+
+// False: an event is to be read first.
+bool FaultServer::damage(ServedMemory& memory, const LazyPiece& piece, const std::string& what) {
+  if (!Uffd::can_poison()) throw SysError(what + "; SIGBUS cannot be raised here", ENOTSUP);
+  uint64_t pages = 0;
+  {
+    const Precedence lock(*this);
+    if (!memory.uffd().valid()) return true;
+    for (uint64_t page = piece.start; page < piece.end; page += kPageSize) {
+      const std::optional<LazyPiece> now = memory.missing().at(page);
+      if (!now || !(now->from == piece.from.after(page - piece.start))) continue;
+      const FillState state = memory.poison({page, page + kPageSize});
+      if (state == FillState::kAgain) return false;
+      ++pages;
+    }
+    pages_damaged_ += pages;
+  }
+  if (pages != 0 && events_.damaged) events_.damaged(what);
+  return true;
 }
 
 }  // namespace replpage

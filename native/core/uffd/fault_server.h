@@ -1,15 +1,18 @@
-// Serves the missing pages of running processes from a dying or frozen one, and fetches the rest in
-// the background until nothing is missing.
+// Serves the missing pages of running processes from where they are (a dying process, the page
+// store), and fetches the rest in the background until nothing is missing.
 //
-// Two threads: one waits for faults and events and answers them at once, the other drains. Threads
-// that fault are never answered with anything but the page's content: when the source cannot be
-// read they stay blocked, and the owner must kill them.
+// One thread waits for faults and events and answers at once what it can without waiting for a
+// device; the rest is left to readers. Others drain. Threads that fault are never answered with
+// anything but the page's content: as long as it cannot be read they wait; what was damaged raises
+// SIGBUS; and when a source is lost for good the owner must kill them.
 #pragma once
 
 #include <poll.h>
 
 #include <atomic>
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -19,6 +22,7 @@
 #include <vector>
 
 #include "core/base/unique_fd.h"
+#include "core/uffd/page_source.h"
 #include "core/uffd/served_memory.h"
 
 namespace replpage {
@@ -26,24 +30,30 @@ namespace replpage {
 class FaultServer {
  public:
   struct Served {
-    Uffd uffd;  // MISSING with kLazyFeatures registered over the ranges; non-blocking
-    std::vector<PageRange> ranges;
-    size_t source = 0;  // position in `sources`
+    Uffd uffd;  // MISSING with kLazyFeatures registered over the mappings; non-blocking
+    MissingPages missing;
   };
-  // Called on the server's threads, each at most once.
+  using Sources = std::vector<std::unique_ptr<PageSource>>;  // by ContentPlace::source
+  // Called on the server's threads.
   struct Events {
-    std::function<void()> drained;
-    std::function<void(const std::string& reason)> lost;
+    std::function<void()> released;  // at most once: nothing is left but in the page store
+    std::function<void()> drained;   // at most once: nothing is missing any more
+    std::function<void(const std::string& reason)> lost;   // at most once
+    std::function<void(const std::string& what)> damaged;  // pages that raise SIGBUS from now on
   };
   struct Figures {
-    uint64_t pages_left = 0, pages_filled = 0, faults = 0;
-    uint64_t drained_us = 0;  // from the start; 0: not drained yet
+    uint64_t passing_left = 0, stored_left = 0;  // pages
+    uint64_t pages_filled = 0, faults = 0, pages_damaged = 0;
+    uint64_t waiting = 0;                      // faults that wait for a device
+    uint64_t waiting_us = 0;                   // the longest of them, until now
+    uint64_t released_us = 0, drained_us = 0;  // from the start; 0: not yet
+    std::string trouble;                       // why a source does not answer; empty: it does
   };
 
-  // `sources` are descriptors of /proc/PID/mem. Serving starts at once. Throws SysError.
-  FaultServer(std::vector<Served> served, std::vector<UniqueFd> sources, Events events);
+  // Serving starts at once. Throws SysError.
+  FaultServer(std::vector<Served> served, Sources sources, Events events);
   // Stops serving. Unless everything is drained, the processes must be gone: closing the
-  // userfaultfds lets the kernel fill what is missing with zeros.
+  // userfaultfds lets the kernel fill what is missing with zeros. Waits for reads under way.
   ~FaultServer();
   FaultServer(const FaultServer&) = delete;
   FaultServer& operator=(const FaultServer&) = delete;
@@ -53,6 +63,11 @@ class FaultServer {
   [[nodiscard]] std::string loss() const;
 
  private:
+  // Between two tries of what an event, or lack of memory, holds up.
+  static constexpr long kRetryNs = 50'000;
+  // Memory for the replica's pages may be short for a while; then the group is lost.
+  static constexpr int kRetriesMax = 200'000;  // 10 s
+
   // Takes the lock ahead of the background drain.
   class Precedence;
 
@@ -63,6 +78,14 @@ class FaultServer {
     LazyPiece piece;
     uint64_t events_applied = 0;
   };
+  // A page that somebody waits for, with what is read along with it.
+  struct Wanted {
+    std::shared_ptr<ServedMemory> memory;
+    uint64_t page = 0;
+    LazyPiece piece;
+    uint64_t events_applied = 0;
+    uint64_t since_us = 0;
+  };
 
   void serve();
   // Those served now, and what to poll for them.
@@ -70,18 +93,38 @@ class FaultServer {
   bool wait_for_faults(std::vector<pollfd>& items);
   void read_messages(const std::shared_ptr<ServedMemory>& memory);
   void answer_faults(const std::shared_ptr<ServedMemory>& memory);
-  FillState answer(ServedMemory& memory, uint64_t page);
+  FillState answer(const std::shared_ptr<ServedMemory>& memory, uint64_t page);
   void read_around();
-  void drain();
+
+  // The readers.
+  void want(const std::shared_ptr<ServedMemory>& memory, uint64_t page);
+  void read_wanted();
+  std::optional<Wanted> next_wanted();
+  void deliver(const Wanted& wanted, std::span<const uint8_t> content);
+  FillState deliver_once(const Wanted& wanted, std::span<const uint8_t> content);
+  void forget_wanted(const Wanted& wanted);
+
+  // Only one may read from processes: they go when it has found that nothing is left.
+  enum class DrainRole : uint8_t { kAll, kStoreOnly };
+  void drain(DrainRole role);
+  static void rest_a_while();
+  void wait_released();
+  void start_helpers();
   std::optional<Chunk> next_chunk();
+  bool all_released() const;
+  std::optional<LazyPiece> next_piece(const ServedMemory& memory, bool passing) const;
+  void drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer);
   bool fill_piece(const Chunk& chunk, uint64_t offset, std::span<const uint8_t> content);
-  void read_source(const ServedMemory& memory, uint64_t address, std::span<uint8_t> buffer) const;
+
+  bool damage(ServedMemory& memory, const LazyPiece& piece, const std::string& what);
+  PageSource& source_of(const ContentPlace& place) { return *sources_[place.source]; }
   void retire_finished();
   void forget(const ServedMemory& memory);
   void wake() const;
+  void stop();
   void lose(const std::string& reason);
 
-  std::vector<UniqueFd> sources_;
+  Sources sources_;
   Events events_;
   uint64_t started_us_ = 0;
   UniqueFd wake_;  // eventfd
@@ -91,7 +134,13 @@ class FaultServer {
   Memories memories_;
   uint64_t pages_filled_ = 0;  // of memories that are finished
   uint64_t faults_ = 0;
-  uint64_t drained_us_ = 0;
+  uint64_t pages_damaged_ = 0;
+  uint64_t released_us_ = 0, drained_us_ = 0;
+  uint64_t cursor_ = 0;  // where the drain goes on
+  size_t drains_ = 0;    // threads that drain
+  std::deque<Wanted> wanted_;
+  std::vector<Wanted> being_read_;
+  std::condition_variable wanted_more_, released_;
   std::atomic<bool> stopping_ = false;
   std::string loss_;
 
@@ -104,10 +153,8 @@ class FaultServer {
   uint64_t last_fault_ = 0;
   bool retry_ = false;  // faults are left that an event or lack of memory held up
 
-  // Draining thread only.
-  uint64_t cursor_ = 0;
-
   std::thread serving_, draining_;
+  std::vector<std::thread> helpers_;  // the draining thread's: readers, and more that drain
 };
 
 }  // namespace replpage

@@ -11,15 +11,15 @@ void LazyRanges::split(uint64_t address) {
   auto piece = std::prev(after);
   if (piece->first == address || piece->second.end <= address) return;
   const Rest tail{.end = piece->second.end,
-                  .source = piece->second.source + (address - piece->first)};
+                  .from = piece->second.from.after(address - piece->first)};
   piece->second.end = address;
   pieces_.emplace_hint(after, address, tail);
 }
 
-void LazyRanges::add(PageRange range, uint64_t source) {
+void LazyRanges::add(PageRange range, ContentPlace from) {
   if (range.start >= range.end) return;
   erase(range);
-  pieces_.emplace(range.start, Rest{.end = range.end, .source = source});
+  pieces_.emplace(range.start, Rest{.end = range.end, .from = from});
   bytes_ += range.bytes();
 }
 
@@ -40,12 +40,12 @@ void LazyRanges::move(uint64_t from, uint64_t to, uint64_t bytes) {
   std::vector<LazyPiece> moved;
   for (auto piece = pieces_.lower_bound(from);
        piece != pieces_.end() && piece->first < from + bytes; ++piece) {
-    moved.push_back({piece->first, piece->second.end, piece->second.source});
+    moved.push_back(piece_of(*piece));
   }
   erase({from, from + bytes});
   erase({to, to + bytes});
   for (const LazyPiece& piece : moved) {
-    add({piece.start - from + to, piece.end - from + to}, piece.source);
+    add({piece.start - from + to, piece.end - from + to}, piece.from);
   }
 }
 
@@ -55,17 +55,23 @@ std::optional<LazyPiece> LazyRanges::at(uint64_t address) const {
   return piece;
 }
 
+std::optional<LazyPiece> LazyRanges::around(uint64_t address) const {
+  const auto after = pieces_.upper_bound(address);
+  if (after == pieces_.begin()) return std::nullopt;
+  const auto piece = std::prev(after);
+  if (piece->second.end <= address) return std::nullopt;
+  return piece_of(*piece);
+}
+
 std::optional<LazyPiece> LazyRanges::first_from(uint64_t address) const {
-  auto piece = pieces_.upper_bound(address);
-  if (piece != pieces_.begin()) {
-    const auto before = std::prev(piece);
-    if (before->second.end > address) {
-      return LazyPiece{address, before->second.end,
-                       before->second.source + (address - before->first)};
-    }
+  if (std::optional<LazyPiece> piece = around(address)) {
+    piece->from = piece->from.after(address - piece->start);
+    piece->start = address;
+    return piece;
   }
-  if (piece == pieces_.end()) return std::nullopt;
-  return LazyPiece{piece->first, piece->second.end, piece->second.source};
+  const auto next = pieces_.upper_bound(address);
+  if (next == pieces_.end()) return std::nullopt;
+  return piece_of(*next);
 }
 
 }  // namespace replpage

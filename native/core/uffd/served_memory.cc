@@ -34,30 +34,44 @@ std::unique_ptr<ServedMemory> ServedMemory::apply(const uffd_msg& event) {
   switch (event.event) {
     case UFFD_EVENT_FORK:
       return std::make_unique<ServedMemory>(Uffd(UniqueFd(static_cast<int>(event.arg.fork.ufd))),
-                                            ranges_, source_);
+                                            missing_);
     case UFFD_EVENT_REMAP:
-      ranges_.move(event.arg.remap.from, event.arg.remap.to, page_ceil(event.arg.remap.len));
+      missing_.move(event.arg.remap.from, event.arg.remap.to, page_ceil(event.arg.remap.len));
       return nullptr;
     case UFFD_EVENT_REMOVE:
     case UFFD_EVENT_UNMAP:
-      ranges_.erase({event.arg.remove.start, event.arg.remove.end});
+      missing_.erase({event.arg.remove.start, event.arg.remove.end});
       return nullptr;
     default:
       return nullptr;
   }
 }
 
+FillResult ServedMemory::attempt(PageRange range, const Filling& filling) const {
+  switch (filling.kind) {
+    case Filling::Kind::kCopy:
+      return uffd_.copy(range.start, filling.content.first(range.bytes()));
+    case Filling::Kind::kZero:
+      return uffd_.zero(range);
+    default:
+      return uffd_.poison(range);
+  }
+}
+
 // Puts pages of one piece in place. On return with kDone none of them is lazy any more.
-FillState ServedMemory::put(uint64_t address, std::span<const uint8_t> content, bool zero) {
-  const uint64_t end = address + content.size();
+FillState ServedMemory::put(PageRange range, const Filling& filling) {
+  uint64_t address = range.start;
   // 0: the whole range at once. A range across two mappings is refused whole, so after a refusal
   // pages are tried alone.
   int refusals = 0;
-  while (address < end) {
-    const uint64_t length = refusals == 0 ? end - address : kPageSize;
-    const FillResult result = zero ? uffd_.zero({address, address + length})
-                                   : uffd_.copy(address, content.last(end - address).first(length));
-    ranges_.erase({address, address + result.bytes});
+  while (address < range.end) {
+    const uint64_t length = refusals == 0 ? range.end - address : kPageSize;
+    Filling rest = filling;
+    if (filling.kind == Filling::Kind::kCopy) {
+      rest.content = filling.content.subspan(address - range.start);
+    }
+    const FillResult result = attempt({address, address + length}, rest);
+    missing_.erase({address, address + result.bytes});
     address += result.bytes;
     if (result.bytes != 0) {
       refusals = std::min(refusals, 1);
@@ -90,7 +104,7 @@ FillState ServedMemory::put(uint64_t address, std::span<const uint8_t> content, 
 
 // The page needs nothing from us; whoever waits for it shall look again.
 void ServedMemory::skip_page(uint64_t& address) {
-  ranges_.erase({address, address + kPageSize});
+  missing_.erase({address, address + kPageSize});
   uffd_.wake({address, address + kPageSize});
   address += kPageSize;
 }
@@ -98,14 +112,16 @@ void ServedMemory::skip_page(uint64_t& address) {
 FillState ServedMemory::fill(uint64_t start, std::span<const uint8_t> content) {
   const uint64_t end = start + content.size();
   for (uint64_t address = start;;) {
-    const std::optional<LazyPiece> piece = ranges_.first_from(address);
+    const std::optional<LazyPiece> piece = missing_.first_from(address);
     if (!piece || piece->start >= end) return FillState::kDone;
     const uint8_t* bytes = content.data() + (piece->start - start);
     const uint64_t limit = std::min(piece->end, end) - piece->start;
     const bool zero = all_zero(bytes);
     uint64_t length = kPageSize;
     while (length < limit && all_zero(bytes + length) == zero) length += kPageSize;
-    const FillState state = put(piece->start, {bytes, length}, zero);
+    const FillState state = put(
+        {piece->start, piece->start + length},
+        {.kind = zero ? Filling::Kind::kZero : Filling::Kind::kCopy, .content = {bytes, length}});
     if (state != FillState::kDone) return state;
     pages_filled_ += length / kPageSize;
     address = piece->start + length;
@@ -113,8 +129,18 @@ FillState ServedMemory::fill(uint64_t start, std::span<const uint8_t> content) {
 }
 
 FillState ServedMemory::fill_discarded(uint64_t page) {
-  static constexpr uint8_t kNothing[kPageSize] = {};
-  return put(page, kNothing, true);
+  return put({page, page + kPageSize}, {.kind = Filling::Kind::kZero, .content = {}});
+}
+
+FillState ServedMemory::poison(PageRange range) {
+  for (uint64_t address = range.start;;) {
+    const std::optional<LazyPiece> piece = missing_.first_from(address);
+    if (!piece || piece->start >= range.end) return FillState::kDone;
+    const PageRange part{piece->start, std::min(piece->end, range.end)};
+    const FillState state = put(part, {.kind = Filling::Kind::kPoison, .content = {}});
+    if (state != FillState::kDone) return state;
+    address = part.end;
+  }
 }
 
 }  // namespace replpage

@@ -9,7 +9,7 @@
 #include <span>
 #include <vector>
 
-#include "core/uffd/lazy_ranges.h"
+#include "core/uffd/missing_pages.h"
 #include "core/uffd/uffd.h"
 
 namespace replpage {
@@ -23,8 +23,8 @@ enum class FillState : uint8_t {
 
 class ServedMemory {
  public:
-  ServedMemory(Uffd uffd, LazyRanges ranges, int source)
-      : uffd_(std::move(uffd)), ranges_(std::move(ranges)), source_(source) {}
+  ServedMemory(Uffd uffd, MissingPages missing)
+      : uffd_(std::move(uffd)), missing_(std::move(missing)) {}
 
   // Applies the events among `messages` and returns the address spaces forked off. Faults among
   // them are appended to faults(). Events come first: a page that was discarded or moved after a
@@ -36,10 +36,12 @@ class ServedMemory {
   FillState fill(uint64_t start, std::span<const uint8_t> content);
   // A page that is missing and not lazy was discarded by the program: it reads zero.
   FillState fill_discarded(uint64_t page);
+  // The content is lost: whoever touches what of the range is lazy gets SIGBUS. Only where
+  // Uffd::can_poison().
+  FillState poison(PageRange range);
 
-  [[nodiscard]] const LazyRanges& ranges() const { return ranges_; }
+  [[nodiscard]] const MissingPages& missing() const { return missing_; }
   [[nodiscard]] const Uffd& uffd() const { return uffd_; }
-  [[nodiscard]] int source() const { return source_; }
   [[nodiscard]] std::vector<uint64_t>& faults() { return faults_; }
   // Grows with every event: what was read from the source before it may belong elsewhere now.
   [[nodiscard]] uint64_t events_applied() const { return events_applied_; }
@@ -50,11 +52,16 @@ class ServedMemory {
  private:
   std::unique_ptr<ServedMemory> apply(const uffd_msg& event);
   void skip_page(uint64_t& address);
-  FillState put(uint64_t address, std::span<const uint8_t> content, bool zero);
+  // How a page gets in, and from what.
+  struct Filling {
+    enum class Kind : uint8_t { kCopy, kZero, kPoison } kind = Kind::kCopy;
+    std::span<const uint8_t> content;  // kCopy; as long as the range
+  };
+  FillResult attempt(PageRange range, const Filling& filling) const;
+  FillState put(PageRange range, const Filling& filling);
 
   Uffd uffd_;
-  LazyRanges ranges_;
-  int source_ = -1;               // index of the source, the owner's business
+  MissingPages missing_;
   std::vector<uint64_t> faults_;  // pages waited for
   uint64_t events_applied_ = 0;
   uint64_t pages_filled_ = 0;

@@ -1,11 +1,23 @@
 #include "core/uffd/uffd.h"
 
+#include <fcntl.h>
 #include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "core/base/sys_error.h"
 
 namespace replpage {
 namespace {
+
+// UFFDIO_POISON, since Linux 6.6 (include/uapi/linux/userfaultfd.h).
+struct PoisonRequest {
+  uffdio_range range;
+  uint64_t mode;
+  int64_t updated;
+};
+constexpr uint64_t kPoisonFeature = 1u << 14;
+constexpr unsigned long kPoison = _IOWR(UFFDIO, 0x08, PoisonRequest);
 
 // UFFDIO_COPY and UFFDIO_ZEROPAGE report progress in a field of their own, negative on failure.
 FillResult result_of(int status, int64_t filled) {
@@ -58,6 +70,20 @@ FillResult Uffd::zero(PageRange range) const {
 void Uffd::wake(PageRange range) const {
   uffdio_range which{.start = range.start, .len = range.bytes()};
   (void)::ioctl(fd_.get(), UFFDIO_WAKE, &which);
+}
+
+FillResult Uffd::poison(PageRange range) const {
+  PoisonRequest request{
+      .range = {.start = range.start, .len = range.bytes()}, .mode = 0, .updated = 0};
+  const int status = ::ioctl(fd_.get(), kPoison, &request);
+  return result_of(status, request.updated);
+}
+
+bool Uffd::can_poison() {
+  const UniqueFd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  uffdio_api api{.api = UFFD_API, .features = 0, .ioctls = 0};
+  return fd.valid() && ::ioctl(fd.get(), UFFDIO_API, &api) == 0 &&
+         (api.features & kPoisonFeature) != 0;
 }
 
 size_t Uffd::read(std::span<uffd_msg> messages) const {

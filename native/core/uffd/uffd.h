@@ -38,6 +38,10 @@ class Uffd {
   [[nodiscard]] FillResult copy(uint64_t address, std::span<const uint8_t> content) const;
   [[nodiscard]] FillResult zero(PageRange range) const;
   void wake(PageRange range) const;
+  // Whoever touches a page of the range gets SIGBUS, now and later. Where can_poison().
+  [[nodiscard]] FillResult poison(PageRange range) const;
+  // Linux 6.6 and later.
+  static bool can_poison();
 
   // Reads as many messages as are there; 0: none. The descriptor must be non-blocking.
   [[nodiscard]] size_t read(std::span<uffd_msg> messages) const;

@@ -3,6 +3,9 @@ export class BedError extends Error {
   override readonly name = 'BedError';
 }
 
+/** What is needed cannot be had here: a matter of the machine and its network, not of the bed. */
+export class UnavailableError extends BedError {}
+
 export function reasonOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }

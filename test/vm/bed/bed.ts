@@ -36,7 +36,11 @@ export interface BedOptions {
 
 const usualMemoryMiB = 1024;
 const nodesMax = 9;
+/** Of the node that is saved: no node of a bed has it. */
+const templateNumber = 0;
 let made = 0;
+
+const isCount = (value: number): boolean => Number.isInteger(value) && value > 0;
 
 export async function prepareMachine(
   options: BedOptions,
@@ -51,10 +55,10 @@ export async function prepareMachine(
   const project = await prepareProject();
   const machine: Machine = {
     vmlinux: kernel.vmlinux,
-    initramfs: initramfs.file,
-    system: system.image,
+    initramfs,
+    system,
     modules: kernel.modules,
-    project: project.image,
+    project,
     memoryMiB: options.memoryMiB ?? usualMemoryMiB,
     processors: options.processors ?? 1,
     accelerator: process.env['REPLPAGE_VM_ACCEL'] === 'kvm' ? 'kvm' : 'tcg',
@@ -80,9 +84,12 @@ export class Bed {
    * @throws BedError
    */
   static async up(options: BedOptions): Promise<Bed> {
-    if (!Number.isInteger(options.nodes) || options.nodes < 1 || options.nodes > nodesMax) {
-      throw new BedError(`a bed has 1 to ${nodesMax} nodes, not ${options.nodes}`);
+    const { nodes, memoryMiB = usualMemoryMiB, processors = 1 } = options;
+    if (!isCount(nodes) || nodes > nodesMax) {
+      throw new BedError(`a bed has 1 to ${nodesMax} nodes, not ${nodes}`);
     }
+    if (!isCount(memoryMiB)) throw new BedError('memory is a number of MiB');
+    if (!isCount(processors)) throw new BedError('processors are a number');
     await sweep();
     const { machine, release } = await prepareMachine(options);
     const owner = identify(process.pid);
@@ -91,7 +98,7 @@ export class Bed {
       ...(owner && { owner }),
       kernel: release,
       machine,
-      nodes: Array.from({ length: options.nodes }, (_, i) => ({ number: i + 1 })),
+      nodes: Array.from({ length: nodes }, (_, i) => ({ number: i + 1 })),
     };
     claim(state);
     const bed = new Bed(state, options.outlives ?? false);
@@ -159,13 +166,13 @@ export class Bed {
   async #savedState(): Promise<string> {
     const [first] = this.nodes;
     if (!first) throw new BedError('a bed without nodes');
-    // The template borrows a number that no node of the bed has.
-    const template = new VmNode(0, filesOf(this.folder, 0), undefined);
+    const files = filesOf(this.folder, templateNumber);
+    const template = new VmNode(templateNumber, files, undefined);
     return prepareSavedState(this.#state.machine, async () => {
       await this.#launch(template, undefined);
       await template.ready();
       return template;
-    }).finally(() => rmSync(template.files.data, { force: true }));
+    }).finally(() => rmSync(files.data, { force: true }));
   }
 
   async #launch(node: VmNode, saved: string | undefined): Promise<void> {
@@ -174,7 +181,8 @@ export class Bed {
     makeDataDisk(files.data);
     const argv = commandLine(this.#state.machine, files, saved);
     const around = inNetwork(this.name);
-    node.started(await startQemu(argv, files, { around, outlives: this.#outlives }));
+    const outlives = this.#outlives && node.number !== templateNumber;
+    node.started(await startQemu(argv, files, { around, outlives }));
     this.#record();
   }
 

@@ -2,6 +2,7 @@
 import { spawn, type SpawnOptions } from 'node:child_process';
 import { once } from 'node:events';
 import { BedError, lastLines, reasonOf } from './bed-error.js';
+import { goOn, killedWhenInterrupted } from './interruption.js';
 
 export interface CommandOptions {
   readonly cwd?: string;
@@ -11,6 +12,8 @@ export interface CommandOptions {
   readonly input?: Buffer;
   /** Killed after this time, in ms. */
   readonly limitMs?: number;
+  /** Whether it belongs to the cleaning up: it runs after an interruption too. */
+  readonly cleansUp?: boolean;
   /** Exit statuses beside 0 that are no failure. */
   readonly allowed?: readonly number[];
 }
@@ -29,11 +32,15 @@ export async function command(
   const { cwd, env, limitMs, input } = options;
   const settings: SpawnOptions = {
     stdio: [input ? 'pipe' : 'ignore', options.stdout ?? 'pipe', 'pipe'],
+    // A group of its own, so that all it has started can be ended with it.
+    detached: true,
     ...(cwd !== undefined && { cwd }),
     ...(env !== undefined && { env }),
     ...(limitMs !== undefined && { timeout: limitMs, killSignal: 'SIGKILL' }),
   };
+  if (options.cleansUp !== true) goOn();
   const child = spawn(program, args, settings);
+  const forget = options.cleansUp === true ? undefined : killedWhenInterrupted(child.pid);
   const out: Buffer[] = [];
   const err: Buffer[] = [];
   child.stdout?.on('data', (chunk: Buffer) => out.push(chunk));
@@ -49,7 +56,10 @@ export async function command(
     const missing = (error as NodeJS.ErrnoException).code === 'ENOENT';
     const advice = missing ? '; node scripts/setup.mjs vm installs what is needed' : '';
     throw new BedError(`cannot run ${program}: ${reasonOf(error)}${advice}`);
+  } finally {
+    forget?.();
   }
+  if (options.cleansUp !== true) goOn();
   const [status, signal] = ended;
   const text = Buffer.concat(out).toString();
   if (status === 0 || (status !== null && options.allowed?.includes(status))) return text;

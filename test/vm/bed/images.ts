@@ -8,8 +8,8 @@ import { buildTools, buildVictims } from '../../support/victim.js';
 import { BedError } from './bed-error.js';
 import { cached, fingerprint, keyOf } from './cache.js';
 import { command } from './command.js';
-import { makeSquashfs } from './kernel.js';
-import { fetchAll } from './packages.js';
+import { fetchAll, listAll, withFreshLists } from './packages.js';
+import { makeSquashfs } from './squashfs.js';
 
 export const guestFolder = path.join(root, 'test/vm/guest');
 
@@ -78,15 +78,20 @@ async function makeSystem(debs: readonly string[], folder: string): Promise<void
 }
 
 /** The system image: the same for all kernels. */
-export async function prepareSystem(): Promise<{ readonly image: string; readonly key: string }> {
-  const debs = await fetchAll(packages);
+export async function prepareSystem(): Promise<string> {
+  return withFreshLists(makeOrFindSystem);
+}
+
+async function makeOrFindSystem(): Promise<string> {
   const guest = ['start.sh', 'become.sh', 'agent.c'].map((n) =>
     readFileSync(path.join(guestFolder, n)),
   );
-  const names = debs.map((deb) => path.basename(deb)).sort();
+  const names = [...(await listAll(packages))].sort();
   const key = keyOf([...names, ...guest, fingerprint(process.execPath), '2']);
-  const folder = await cached('systems', key, (fresh) => makeSystem(debs, fresh));
-  return { image: path.join(folder, 'system.img'), key };
+  const folder = await cached('systems', key, async (fresh) =>
+    makeSystem(await fetchAll(packages), fresh),
+  );
+  return path.join(folder, 'system.img');
 }
 
 /** Packages that only tools of the developer's machine need. */
@@ -109,7 +114,13 @@ function modulesInside(): string[] {
   return [...found].sort();
 }
 
-const programs = ['replpage.node', 'replpage-keeper', 'core_test'];
+const builtFolder = path.join(root, 'build/Release');
+
+/** The programs that were built, and the addon. */
+function builtPrograms(): string[] {
+  const names = existsSync(builtFolder) ? readdirSync(builtFolder) : [];
+  return names.filter((name) => /^(replpage|core_test)/.test(name)).sort();
+}
 
 function filesBelow(folder: string): string[] {
   return readdirSync(folder, { recursive: true, encoding: 'utf8' })
@@ -136,9 +147,9 @@ async function makeProject(folder: string, tests: string): Promise<void> {
     });
   for (const name of ['package.json', 'binding.gyp', 'dist', 'test/victims', 'test/support'])
     copy(name);
-  for (const name of programs) {
+  for (const name of builtPrograms()) {
     const into = path.join(tree, 'build/Release', name);
-    await command('strip', ['-g', '-o', into, path.join(root, 'build/Release', name)]);
+    await command('strip', ['-g', '-o', into, path.join(builtFolder, name)]);
   }
   for (const name of modulesInside()) copy(`node_modules/${name}`);
   cpSync(tests, tree, { recursive: true });
@@ -156,9 +167,10 @@ async function makeProject(folder: string, tests: string): Promise<void> {
 const projectBytes = 256 << 20;
 
 /** @throws BedError when the project has not been built */
-export async function prepareProject(): Promise<{ readonly image: string }> {
-  const built = programs.map((name) => path.join(root, 'build/Release', name));
-  const missing = [...built, path.join(root, 'dist/cli/main.js')].find((each) => !existsSync(each));
+export async function prepareProject(): Promise<string> {
+  const built = builtPrograms().map((name) => path.join(builtFolder, name));
+  const needed = [path.join(builtFolder, 'replpage.node'), path.join(root, 'dist/cli/main.js')];
+  const missing = needed.find((each) => !existsSync(each));
   if (missing !== undefined) throw new BedError(`${missing} is missing: npm run build first`);
   const victims = await buildVictims();
   const tools = await buildTools();
@@ -178,5 +190,5 @@ export async function prepareProject(): Promise<{ readonly image: string }> {
     if (size > projectBytes) throw new BedError(`the project takes ${size} bytes packed`);
     truncateSync(image, projectBytes);
   });
-  return { image: path.join(folder, 'project.img') };
+  return path.join(folder, 'project.img');
 }

@@ -25,10 +25,10 @@ async function make(kernel: Kernel, busybox: string, folder: string): Promise<vo
   await command('rm', ['-r', tree]);
 }
 
-export async function prepareInitramfs(kernel: Kernel): Promise<{ file: string; key: string }> {
+export async function prepareInitramfs(kernel: Kernel): Promise<string> {
   const busybox = (await command('/bin/sh', ['-c', 'command -v busybox'])).trim();
   const init = readFileSync(path.join(guestFolder, 'init.sh'));
   const key = keyOf([kernel.key, init, fingerprint(busybox), applets.join(), '1']);
   const folder = await cached('initramfs', key, (fresh) => make(kernel, busybox, fresh));
-  return { file: path.join(folder, 'initramfs'), key };
+  return path.join(folder, 'initramfs');
 }

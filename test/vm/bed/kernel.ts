@@ -5,15 +5,12 @@ import path from 'node:path';
 import { BedError } from './bed-error.js';
 import { cached, keyOf } from './cache.js';
 import { command } from './command.js';
-import { fetchOne, resolveMeta } from './packages.js';
+import { fetchOne, nameOfOne, resolveMeta, withFreshLists } from './packages.js';
+import { makeSquashfs } from './squashfs.js';
 
 export interface Kernel {
-  /** As asked for: "6.12". */
-  readonly series: string;
   /** As `uname -r` says. */
   readonly release: string;
-  /** Debian's package file, which names the exact version. */
-  readonly package: string;
   /** Uncompressed: saves a second or two of emulated decompression. */
   readonly vmlinux: string;
   /** A squashfs with usr/lib/modules. */
@@ -135,21 +132,24 @@ async function unpack(deb: string, folder: string): Promise<void> {
   for (const rest of [tree, modules]) rmSync(rest, { recursive: true, force: true });
 }
 
-/** Quick to make and to read under emulation rather than small; everything belongs to root. */
-export async function makeSquashfs(folder: string, out: string, ...flags: string[]): Promise<void> {
-  const quick = ['-comp', 'lz4', '-all-root', '-noappend', '-no-progress', '-quiet'];
-  await command('mksquashfs', [folder, out, ...quick, ...flags]);
-}
-
 /** @param series "6.1" or "6.12", or the name of a Debian kernel package */
 export async function prepareKernel(series: string): Promise<Kernel> {
-  const deb = await fetchOne(await resolveMeta(kernelPackages[series] ?? series));
-  const key = keyOf([path.basename(deb), earlyModules, laterModules, '1']);
-  const folder = await cached('kernels', key, (fresh) => unpack(deb, fresh));
+  const meta = kernelPackages[series] ?? series;
+  return withFreshLists(async () => {
+    const name = await resolveMeta(meta);
+    const key = keyOf([await nameOfOne(name), earlyModules, laterModules, '1']);
+    const folder = await cached('kernels', key, async (fresh) => {
+      const deb = await fetchOne(name, fresh);
+      await unpack(deb, fresh);
+      rmSync(deb);
+    });
+    return kernelIn(folder, key);
+  });
+}
+
+function kernelIn(folder: string, key: string): Kernel {
   return {
-    series,
     release: readFileSync(path.join(folder, 'release'), 'utf8'),
-    package: path.basename(deb),
     vmlinux: path.join(folder, 'vmlinux'),
     modules: path.join(folder, 'modules.img'),
     early: path.join(folder, 'early'),

@@ -2,6 +2,7 @@
 import type { Socket } from 'node:net';
 import { setTimeout as pause } from 'node:timers/promises';
 import { BedError, reasonOf } from './bed-error.js';
+import { goOn } from './interruption.js';
 
 const connectMs = 5000;
 
@@ -21,6 +22,7 @@ function tryConnect(open: () => Socket): Promise<Socket> {
 /** Tries for a few seconds: QEMU makes its sockets a moment after it was started. */
 export async function connectTo(open: () => Socket, name: string): Promise<Socket> {
   for (const last = Date.now() + connectMs; ; await pause(20)) {
+    goOn();
     try {
       return await tryConnect(open);
     } catch (error) {

@@ -20,7 +20,8 @@ export async function makeNetwork(bed: string): Promise<void> {
 
 export async function removeNetwork(bed: string): Promise<void> {
   const name = namespaceOf(bed);
-  if (existsSync(`/run/netns/${name}`)) await command('ip', ['netns', 'delete', name]);
+  if (existsSync(`/run/netns/${name}`))
+    await command('ip', ['netns', 'delete', name], { cleansUp: true });
 }
 
 /** What runs a program in the bed's network. */

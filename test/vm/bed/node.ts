@@ -101,8 +101,10 @@ export class VmNode {
   async partition(direction: Direction = 'both'): Promise<void> {
     const lost = direction === 'both' ? (['out', 'in'] as const) : [direction];
     await this.qmp(async (qmp) => {
+      const there = await filtersOf(qmp);
       for (const way of lost) {
         const id = filters[way];
+        if (there.includes(id)) continue;
         await qmp.execute('chardev-add', { id, backend: { type: 'null', data: {} } });
         // Packets are redirected to nowhere. QEMU's queues are seen from its own side of the card:
         // "rx" is what the guest sends.
@@ -125,9 +127,7 @@ export class VmNode {
       const { status } = await qmp.execute<{ status: string }>('query-status');
       if (status === 'paused') await qmp.execute('cont');
       await qmp.execute('set_link', { name: 'nic0', up: true });
-      const objects = await qmp.execute<{ name: string }[]>('qom-list', { path: '/objects' });
-      for (const id of Object.values(filters)) {
-        if (!objects.some(({ name }) => name === id)) continue;
+      for (const id of await filtersOf(qmp)) {
         await qmp.execute('object-del', { id });
         await qmp.execute('chardev-remove', { id });
       }
@@ -173,6 +173,12 @@ export class VmNode {
     const words = this.lastWords();
     return new BedError(`${this.name}: ${what}\nits console ends: ${words || '(it is empty)'}`);
   }
+}
+
+/** The filters of ours that lose packets now. */
+async function filtersOf(qmp: Qmp): Promise<string[]> {
+  const objects = await qmp.execute<{ name: string }[]>('qom-list', { path: '/objects' });
+  return Object.values(filters).filter((id) => objects.some(({ name }) => name === id));
 }
 
 /** Until `condition` holds; asked about twice a second, since each time costs the node some work. */

@@ -2,22 +2,43 @@
  * Debian packages, downloaded with apt but not installed. Names and versions come from apt's own
  * lists: packages that carry a version in their name are replaced by newer ones and vanish.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { BedError, reasonOf } from './bed-error.js';
+import { BedError, reasonOf, UnavailableError } from './bed-error.js';
 import { cacheFolder, keyOf, requireRoom } from './cache.js';
 import { command } from './command.js';
 
 const quietly = { env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C' } };
 const listsFolder = '/var/lib/apt/lists';
 const downloadMs = 900_000;
+let updated = false;
 
 /** A machine that never updated its lists knows no package at all. */
 async function requireLists(): Promise<void> {
   if (existsSync(listsFolder) && readdirSync(listsFolder).some((n) => n.includes('Packages'))) {
     return;
   }
+  await update();
+}
+
+async function update(): Promise<void> {
+  updated = true;
   await command('apt-get', ['-qq', 'update'], { ...quietly, limitMs: downloadMs });
+}
+
+/**
+ * Runs `body`, and once more with apt's lists updated when it finds that packages cannot be had: old
+ * lists name packages that servers no longer have.
+ */
+export async function withFreshLists<T>(body: () => Promise<T>): Promise<T> {
+  try {
+    return await body();
+  } catch (error) {
+    if (!(error instanceof UnavailableError) || updated || process.getuid?.() !== 0) throw error;
+    await update().catch(() => undefined);
+    return body();
+  }
 }
 
 /** apt takes seconds to answer: its answers hold until its lists are updated. */
@@ -27,7 +48,9 @@ async function ask(program: string, args: readonly string[], allowed: number[] =
   const key = keyOf([program, ...args, String(statSync(listsFolder).mtimeMs)]);
   const file = path.join(folder, key);
   if (existsSync(file)) return readFileSync(file, 'utf8');
-  const answer = await command(program, args, { ...quietly, allowed });
+  const answer = await command(program, args, { ...quietly, allowed }).catch((error: unknown) => {
+    throw new UnavailableError(reasonOf(error));
+  });
   mkdirSync(folder, { recursive: true });
   writeFileSync(file, answer);
   return answer;
@@ -45,7 +68,9 @@ export async function resolveMeta(meta: string): Promise<string> {
   if (found !== undefined) return resolveMeta(found);
   const known = await ask('apt-cache', ['pkgnames', 'linux-image-']);
   const names = known.split('\n').filter((name) => /^linux-image-([\d.]+-)?amd64$/.test(name));
-  throw new BedError(`no kernel package ${meta}; apt knows ${names.sort().join(', ') || 'none'}`);
+  throw new UnavailableError(
+    `no kernel package ${meta}; apt knows ${names.sort().join(', ') || 'none'}`,
+  );
 }
 
 /** Where downloaded packages are kept. */
@@ -78,18 +103,21 @@ async function download(args: readonly string[], cwd: string): Promise<void> {
   try {
     await command('apt-get', args, { ...quietly, cwd, limitMs: downloadMs });
   } catch (error) {
-    throw new BedError(
+    throw new UnavailableError(
       `packages could not be downloaded (is there a network?): ${reasonOf(error)}`,
     );
   }
 }
 
-/** The files of the packages and of all they depend on, in apt's order of installation. */
-export async function fetchAll(packages: readonly string[]): Promise<string[]> {
-  const folder = archives();
-  const none = path.join(folder, 'none');
+const installation = (packages: readonly string[]): string[] => [
+  ...['install', '-qq', '-y', '--no-install-recommends', ...fromNothing()],
+  ...packages,
+];
+
+/** The file names of the packages and of all they depend on, in apt's order of installation. */
+export async function listAll(packages: readonly string[]): Promise<string[]> {
+  const none = path.join(archives(), 'none');
   mkdirSync(path.join(none, 'partial'), { recursive: true });
-  const install = ['install', '-qq', '-y', '--no-install-recommends', ...fromNothing()];
   const listing = [
     '--print-uris',
     '-o',
@@ -97,25 +125,35 @@ export async function fetchAll(packages: readonly string[]): Promise<string[]> {
     '-o',
     'Debug::NoLocking=1',
   ];
-  const uris = await ask('apt-get', [...install, ...listing, ...packages]);
-  const files = fileNames(uris).map((name) => path.join(folder, name));
-  if (files.length === 0) throw new BedError(`apt lists no files for ${packages.join(' ')}`);
+  const names = fileNames(await ask('apt-get', [...installation(packages), ...listing]));
+  if (names.length === 0) throw new BedError(`apt lists no files for ${packages.join(' ')}`);
+  return names;
+}
+
+/** The files themselves. Those of earlier versions, which nobody wants any more, are removed. */
+export async function fetchAll(packages: readonly string[]): Promise<string[]> {
+  const folder = archives();
+  const names = await listAll(packages);
+  const files = names.map((name) => path.join(folder, name));
   if (!files.every((file) => existsSync(file))) {
     const into = ['--download-only', '-o', `Dir::Cache::archives=${folder}`];
-    await download([...install, ...into, ...packages], folder);
+    await download([...installation(packages), ...into], folder);
   }
+  const stale = readdirSync(folder).filter((name) => /\.deb$/.test(name) && !names.includes(name));
+  for (const name of stale) rmSync(path.join(folder, name));
   return files;
 }
 
-/** The file of one package, without what it depends on. */
-export async function fetchOne(name: string): Promise<string> {
-  const folder = archives();
-  const sandbox = ['-o', 'APT::Sandbox::User=root', '-o', 'Acquire::Retries=3'];
-  const uris = await ask('apt-get', ['download', '--print-uris', name]);
-  const [file] = fileNames(uris);
+/** The file name of one package. */
+export async function nameOfOne(name: string): Promise<string> {
+  const [file] = fileNames(await ask('apt-get', ['download', '--print-uris', name]));
   if (file === undefined) throw new BedError(`apt lists no file for ${name}`);
-  if (!existsSync(path.join(folder, file))) {
-    await download(['-qq', ...sandbox, 'download', name], folder);
-  }
-  return path.join(folder, file);
+  return file;
+}
+
+/** Downloads one package, without what it depends on, into a folder. */
+export async function fetchOne(name: string, folder: string): Promise<string> {
+  const sandbox = ['-o', 'APT::Sandbox::User=root', '-o', 'Acquire::Retries=3'];
+  await download(['-qq', ...sandbox, 'download', name], folder);
+  return path.join(folder, await nameOfOne(name));
 }

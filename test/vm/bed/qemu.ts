@@ -4,6 +4,7 @@ import { closeSync, openSync, truncateSync } from 'node:fs';
 import { once } from 'node:events';
 import path from 'node:path';
 import { BedError, reasonOf } from './bed-error.js';
+import { goOn } from './interruption.js';
 import { identify, type ProcessId } from './processes.js';
 
 /** What a node is made of; the same for all nodes that share a saved state. */
@@ -116,6 +117,7 @@ export async function startQemu(
   const [first = program, ...rest] = [...options.around, ...fate, program, ...argv];
   const log = openSync(files.log, 'w');
   try {
+    goOn();
     // A group of its own: Ctrl-C in a terminal is for the tool, which ends its nodes itself.
     const child = spawn(first, rest, { stdio: ['ignore', log, log], detached: true });
     await once(child, 'spawn');

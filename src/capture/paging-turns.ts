@@ -1,0 +1,100 @@
+/** What a group does about paging: turns between its epochs, and notes of how the store fares. */
+import { describe } from '../base/errors.js';
+import type {
+  NativeGroup,
+  NativePagingOptions,
+  PagingOrder,
+  PagingReport,
+} from '../native/group.js';
+import type { GroupHost, GroupSpec, StorePlace } from './group-spec.js';
+
+/** Short enough that evicting keeps the store busy. */
+const turnMs = 250;
+const nothing: PagingOrder = {
+  evictAge: 0,
+  evictPagesMax: 0,
+  bringBackAge: 0,
+  bringBackPagesMax: 0,
+};
+
+/** null: the replica holds everything. */
+export function pagingOptions(
+  spec: GroupSpec,
+  place: StorePlace,
+  mustOpen: boolean,
+): NativePagingOptions | null {
+  if (spec.ram === 'all') return null;
+  const { directory, bytesMax, ...rest } = place;
+  return {
+    ...rest,
+    store: spec.store ?? directory,
+    // What was promoted is protected again all the same: it only costs more RAM.
+    mustOpen,
+    asOwner: spec.store !== undefined,
+    groupId: spec.storeId,
+    storeBytesMax: bytesMax,
+    coldAfterMs: spec.coldAfterMs,
+  };
+}
+
+export interface TurnShell {
+  goOn(): boolean;
+  /** `why`: what is done about it. */
+  report(paging: PagingReport, why: string): void;
+  readonly signal: AbortSignal;
+}
+
+/** Until the group moves on. Never in the way of an epoch: the native side does one at a time. */
+export async function takePagingTurns(
+  host: GroupHost,
+  spec: GroupSpec,
+  native: NativeGroup,
+  shell: TurnShell,
+): Promise<void> {
+  const plan = host.planPaging(spec);
+  if (plan === undefined) return;
+  const notes = new StoreNotes(host, spec.name);
+  let order = nothing;
+  while (shell.goOn() && !shell.signal.aborted) {
+    try {
+      const report = await native.page(order);
+      notes.trouble(report.trouble);
+      const planned = plan(report);
+      shell.report(report, planned.reason);
+      order = planned;
+    } catch (error) {
+      // Where the group itself is lost, its epochs tell.
+      host.log.warn({ group: spec.name, reason: describe(error) }, 'a turn of paging failed');
+    }
+    await host.clock.sleep(turnMs, shell.signal);
+  }
+}
+
+/** Tells each change once. */
+export class StoreNotes {
+  readonly #host: GroupHost;
+  readonly #group: string;
+  #kind = '';
+  #damagedPages = 0;
+
+  constructor(host: GroupHost, group: string) {
+    this.#host = host;
+    this.#group = group;
+  }
+
+  /** Empty: none. The same words with other numbers are no news. */
+  trouble(now: string): void {
+    const kind = now.replace(/\d+/g, '#');
+    if (kind === this.#kind) return;
+    this.#kind = kind;
+    if (kind === '') this.#host.note(this.#group, 'page store works again', 'it answers as before');
+    else this.#host.note(this.#group, 'page store in trouble', now);
+  }
+
+  damage(pages: number): void {
+    if (pages <= this.#damagedPages) return;
+    this.#damagedPages = pages;
+    const why = `${pages} pages were damaged in the page store; touching one raises SIGBUS`;
+    this.#host.note(this.#group, 'pages lost', why);
+  }
+}
