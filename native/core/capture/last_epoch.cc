@@ -134,7 +134,7 @@ HandOver committed_epoch(GroupContext& context) {
   if (context.options.attach_always && !context.root_gone) {
     try {
       take_matching_files(context, matched);
-    } catch (const SysError&) {  // not to be had: the replica opens them anew
+    } catch (const std::exception&) {  // not to be had: the replica opens them anew
       for (UniqueFd& file : matched) file.reset();
     }
   }

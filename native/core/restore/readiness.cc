@@ -120,6 +120,7 @@ SetScheduling Readiness::make_urgent(const GroupImage& image) {
   return SetScheduling::kLater;
 }
 
+// Without the rseq area of the leaders: they prepare their processes' memory later.
 void Readiness::set_ahead(const GroupImage& image) {
   for (const ProcessImage& process : image.processes) {
     SyscallBatch leader;
@@ -132,6 +133,7 @@ void Readiness::set_ahead(const GroupImage& image) {
       }
       SyscallBatch batch;
       add_lasting_state(thread, scheduling_, batch);
+      add_rseq(thread, batch);
       member.begin(thread.tid, std::move(batch));
     }
     member.begin(process.pid, std::move(leader));
@@ -198,14 +200,15 @@ void Readiness::add_thread(const ProcessImage& process, const ThreadImage& threa
                            SyscallBatch& batch) const {
   const ProcessImage* before = process_of(process.pid);
   const ThreadImage* old = before == nullptr ? nullptr : find_thread(*before, thread.tid);
+  const bool leads = thread.tid == process.pid;
   // The layout is set by means of the leader's robust list.
-  const bool disturbed = thread.tid == process.pid && !layout_is_set(process);
-  if (old == nullptr) {
-    add_lasting_state(thread, scheduling_, batch);
-  } else if (disturbed || !lasts_alike(*old, thread)) {
-    add_removal(*old, batch);
+  const bool disturbed = leads && !layout_is_set(process);
+  const bool set = old != nullptr && !disturbed && lasts_alike(*old, thread);
+  if (!set) {
+    if (old != nullptr) add_removal(*old, batch);
     add_lasting_state(thread, scheduling_, batch);
   }
+  if (!set || leads) add_rseq(thread, batch);
   add_passing_state(process, thread, credentials_ ? &*credentials_ : nullptr, batch);
 }
 

@@ -152,11 +152,13 @@ void add_lasting_state(const ThreadImage& thread, SetScheduling when, SyscallBat
                       .ss_size = thread.altstack.size};
   batch.add("alternate signal stack", SYS_sigaltstack,
             {BatchArgument::data(batch.put_value(stack)), 0});
-  if (thread.rseq.pointer != 0) {
-    batch.add("rseq", SYS_rseq,
-              {thread.rseq.pointer, thread.rseq.size, thread.rseq.flags, thread.rseq.signature});
-  }
   add_scheduling(thread.scheduling, when, batch);
+}
+
+void add_rseq(const ThreadImage& thread, SyscallBatch& batch) {
+  if (thread.rseq.pointer == 0) return;
+  batch.add("rseq", SYS_rseq,
+            {thread.rseq.pointer, thread.rseq.size, thread.rseq.flags, thread.rseq.signature});
 }
 
 bool lasts_alike(const ThreadImage& one, const ThreadImage& other) {
@@ -189,6 +191,7 @@ void add_passing_state(const ProcessImage& process, const ThreadImage& thread,
 void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetScheduling when,
                       SyscallBatch& batch) {
   add_lasting_state(thread, when, batch);
+  add_rseq(thread, batch);
   add_passing_state(process, thread, nullptr, batch);
 }
 

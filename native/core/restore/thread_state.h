@@ -24,11 +24,15 @@ enum class SetScheduling : uint8_t { kByItself, kLater };
 void add_thread_state(const ProcessImage& process, const ThreadImage& thread, SetScheduling when,
                       SyscallBatch& batch);
 
-// The same in two parts. What lasts may be set some time before the thread is let go, and taken
+// The same in three parts. What lasts may be set some time before the thread is let go, and taken
 // back: a thread that forks, exits or loses the memory of its rseq area while that is registered is
-// killed, or writes where it has nothing to write. What passes comes last; `current`: credentials
-// that the thread has now, null when they are not known.
+// killed, or writes where it has nothing to write. The kernel looks into the rseq area, and writes
+// there, whenever the thread was preempted: in one that drops its pages to have them served later,
+// before they are served, it would wait for itself, or make a page of zeros where one is missing.
+// What passes comes last; `current`: credentials that the thread has now, null when they are not
+// known.
 void add_lasting_state(const ThreadImage& thread, SetScheduling when, SyscallBatch& batch);
+void add_rseq(const ThreadImage& thread, SyscallBatch& batch);
 void add_removal(const ThreadImage& thread, SyscallBatch& batch);
 void add_passing_state(const ProcessImage& process, const ThreadImage& thread,
                        const Credentials* current, SyscallBatch& batch);
