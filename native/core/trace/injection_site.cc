@@ -95,6 +95,14 @@ bool untouched(pid_t tid, const PageRange& range) {
                       [](uint64_t page) { return (page & kPagePresentOrSwapped) != 0; });
 }
 
+// A call's frame lies above its stack pointer, and handlers of signals run below it.
+bool is_in_use(const PageRange& scratch, std::span<const uint64_t> stack_pointers) {
+  return std::any_of(stack_pointers.begin(), stack_pointers.end(), [&](uint64_t pointer) {
+    return scratch.start < pointer + scratch.bytes() + kRoomBelow &&
+           scratch.end > pointer - kRoomBelow;
+  });
+}
+
 }  // namespace
 
 InjectionSite find_injection_code(pid_t tid) {
@@ -123,14 +131,16 @@ bool injection_code_is_there(pid_t tid, const InjectionSite& site) {
   return holds(tid, site.syscall_return, kSyscallReturn) && holds(tid, site.restorer, kRestorer);
 }
 
-void find_scratch(pid_t tid, uint64_t size, uint64_t main_stack_pointer, InjectionSite& site) {
+bool scratch_serves(uint64_t size, uint64_t main_stack_pointer, const InjectionSite& site) {
+  const uint64_t bytes = page_ceil(size + kScratchMarkBytes);
+  return site.scratch_end - site.scratch >= bytes &&
+         main_stack_pointer >= site.scratch_end + kPageSize && main_stack_pointer < site.stack_end;
+}
+
+void find_scratch(pid_t tid, uint64_t size, uint64_t main_stack_pointer,
+                  std::span<const uint64_t> stack_pointers, InjectionSite& site) {
   const uint64_t bytes = page_ceil(size + kScratchMarkBytes);
   const uint64_t old_end = site.scratch_end;
-  // What served before serves again, unless the main thread's stack has grown near it.
-  if (old_end - site.scratch >= bytes && main_stack_pointer >= old_end + kPageSize &&
-      main_stack_pointer < site.stack_end) {
-    return;
-  }
   site.scratch = site.scratch_end = site.stack_end = 0;
   const auto maps = read_proc("/proc/" + std::to_string(tid) + "/maps");
   if (!maps) return;
@@ -141,6 +151,7 @@ void find_scratch(pid_t tid, uint64_t size, uint64_t main_stack_pointer, Injecti
     const uint64_t limit =
         below_is_dead ? page_floor(main_stack_pointer) - kPageSize : area.range.end;
     for (uint64_t end = first_end; end <= limit; end += kPageSize) {
+      if (is_in_use({end - bytes, end}, stack_pointers)) continue;
       const bool ours = end == old_end || holds(tid, end - kScratchMarkBytes, kMark);
       if (!below_is_dead && !ours && !untouched(tid, {end - bytes, end})) continue;
       site.scratch = end - bytes;

@@ -4,6 +4,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <span>
 
 namespace replpage {
 
@@ -27,12 +28,20 @@ InjectionSite find_injection_code(pid_t tid);
 // True while the code is still where it was found.
 bool injection_code_is_there(pid_t tid, const InjectionSite& site);
 
+// Whether what served before serves again for `size` bytes: the main thread's stack has not grown
+// near it.
+bool scratch_serves(uint64_t size, uint64_t main_stack_pointer, const InjectionSite& site);
+
 // At least `size` bytes at the far end of the main stack. When the main thread's stack pointer is
 // in that stack, everything far enough below it is dead. Otherwise (0: not known, or it runs on
 // another stack) only pages that were never touched, or those that an earlier call here marked.
 // Small thread stacks cannot hold a signal frame (a Go stack has other data right below it), so
 // this is preferred to the stack of the thread itself. Leaves scratch 0 where there is no room.
-void find_scratch(pid_t tid, uint64_t size, uint64_t main_stack_pointer, InjectionSite& site);
+//
+// `stack_pointers` of the process's threads: one that an earlier tracer's death left in the middle
+// of a call still needs the frame that it stands in.
+void find_scratch(pid_t tid, uint64_t size, uint64_t main_stack_pointer,
+                  std::span<const uint64_t> stack_pointers, InjectionSite& site);
 
 // Bytes at the end of the scratch memory that tell that it is ours.
 inline constexpr uint64_t kScratchMarkBytes = 16;

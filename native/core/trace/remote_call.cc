@@ -113,6 +113,17 @@ struct RemoteCall {
   }
 };
 
+// Of the threads that stand, but for the leader's, below which all is dead.
+std::vector<uint64_t> other_stack_pointers(const TracedProcess& process) {
+  std::vector<uint64_t> pointers;
+  for (const auto& [tid, thread] : process.threads) {
+    user_regs_struct registers{};
+    const bool stands = tid != process.pid && thread.stop != StopKind::kRunning;
+    if (stands && ptrace_get_registers(tid, registers) == 0) pointers.push_back(registers.rsp);
+  }
+  return pointers;
+}
+
 bool has_seccomp(pid_t tid) {
   const auto status = read_proc("/proc/" + std::to_string(tid) + "/status");
   const auto mode = status ? field_of(*status, "Seccomp") : std::nullopt;
@@ -134,7 +145,10 @@ InjectionSite& TraceTree::Implementation::site_for(const TracedThread& thread, u
   const TracedThread* leader = find(pid);
   const bool known = leader != nullptr && leader->stop != StopKind::kRunning &&
                      ptrace_get_registers(pid, main) == 0;
-  find_scratch(thread.tid, size, known ? main.rsp : 0, site);
+  const uint64_t main_stack_pointer = known ? main.rsp : 0;
+  if (!scratch_serves(size, main_stack_pointer, site)) {
+    find_scratch(thread.tid, size, main_stack_pointer, other_stack_pointers(processes[pid]), site);
+  }
   return site;
 }
 
@@ -157,8 +171,11 @@ std::optional<long> TraceTree::Implementation::run_call(pid_t tid) {
     Peeked peeked = Peeked::kInterrupted;
     while (peeked == Peeked::kInterrupted) {
       wait.begin();
-      // It stays out there, and completes by itself.
-      if (now_ns() >= deadline) throw SysError("injected system call", ETIMEDOUT, on_pid(tid));
+      if (now_ns() >= deadline) {
+        // It stays out there, completes by itself, and needs its frame until then.
+        sites.erase(find(tid)->pid);
+        throw SysError("injected system call", ETIMEDOUT, on_pid(tid));
+      }
       peeked = wait.peek(tid, event, Blocking::kYes);
     }
     if (peeked == Peeked::kNoChild) {
