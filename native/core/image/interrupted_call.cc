@@ -2,7 +2,6 @@
 
 #include <signal.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 
 #include <algorithm>
 #include <array>
@@ -10,12 +9,10 @@
 #include <cstring>
 #include <optional>
 
+#include "core/trace/interrupted_call.h"
+
 namespace replpage {
 namespace {
-
-// Calls that return -ERESTART_RESTARTBLOCK.
-constexpr std::array<uint64_t, 4> kCallsWithRestartBlock = {SYS_nanosleep, SYS_clock_nanosleep,
-                                                            SYS_poll, SYS_futex};
 
 // Calls that give EINTR after a stop even without a handler, and have done nothing then: signal(7),
 // sockets only with a timeout set.
@@ -51,31 +48,13 @@ bool same_call(const user_regs_struct& a, const user_regs_struct& b) {
          a.r10 == b.r10 && a.r8 == b.r8 && a.r9 == b.r9;
 }
 
-// Compilers load the number right before the call: B8 imm32 ... 0F 05.
-std::optional<uint64_t> number_in_code(pid_t host_tid, uint64_t return_address) {
-  constexpr size_t kWindow = 32, kLoadBytes = 5, kCallBytes = 2;
-  std::array<uint8_t, kWindow> code{};
-  const iovec local{code.data(), code.size()};
-  const iovec remote{reinterpret_cast<void*>(return_address - kWindow),  // NOLINT: tracee's
-                     code.size()};
-  if (::process_vm_readv(host_tid, &local, 1, &remote, 1, 0) != kWindow) return std::nullopt;
-  if (code[kWindow - 2] != 0x0F || code[kWindow - 1] != 0x05) return std::nullopt;
-  for (size_t at = kWindow - kCallBytes - kLoadBytes + 1; at-- > 0;) {
-    if (code[at] != 0xB8) continue;
-    uint32_t number = 0;
-    std::memcpy(&number, &code[at + 1], sizeof number);
-    if (holds(kCallsWithRestartBlock, number)) return number;
-  }
-  return std::nullopt;
-}
-
 void settle_restart_call(pid_t host_tid, const ThreadImage* previous, user_regs_struct& registers) {
   if (previous != nullptr && same_call(previous->registers, registers) &&
       holds(kCallsWithRestartBlock, previous->registers.orig_rax)) {
     registers.orig_rax = previous->registers.orig_rax;
     return;
   }
-  if (const auto number = number_in_code(host_tid, registers.rip)) {
+  if (const auto number = restarted_call_in_code(host_tid, registers.rip)) {
     registers.orig_rax = *number;
     return;
   }

@@ -1,7 +1,12 @@
 // System calls that a stop would break.
 #pragma once
 
+#include <sys/syscall.h>
 #include <sys/types.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
 
 namespace replpage {
 
@@ -14,5 +19,14 @@ namespace replpage {
 // EINTR: how much of the time had passed is not known.
 // For a thread at a PTRACE_EVENT_STOP. One ptrace request when there is nothing to do.
 void mend_interrupted_call(pid_t tid) noexcept;
+
+// Calls that return -ERESTART_RESTARTBLOCK.
+inline constexpr std::array<uint64_t, 4> kCallsWithRestartBlock = {
+    SYS_nanosleep, SYS_clock_nanosleep, SYS_poll, SYS_futex};
+
+// The number of the call with a restart block that returns to `return_address`, as the code before
+// it tells: a call that was interrupted twice shows as restart_syscall(2), its number forgotten.
+// Compilers load the number right before the call: B8 imm32 ... 0F 05. Null: not told.
+std::optional<uint64_t> restarted_call_in_code(pid_t tid, uint64_t return_address);
 
 }  // namespace replpage

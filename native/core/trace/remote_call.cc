@@ -15,6 +15,7 @@
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/trace/interrupted_call.h"
 #include "core/trace/ptrace_call.h"
 #include "core/trace/remote_memory.h"
 #include "core/trace/signal_frame.h"
@@ -56,6 +57,18 @@ void abort_restartable_sequence(pid_t tid, user_regs_struct& registers) {
   if (registers.rip - section.start < section.length) registers.rip = section.abort;
 }
 
+// rt_sigreturn leaves nothing of a restart block: a call that was interrupted twice, and shows as
+// restart_syscall, begins anew from its frame.
+user_regs_struct as_begun_anew(pid_t tid, user_regs_struct registers) {
+  constexpr int64_t kRestartBlock = -516;  // -ERESTART_RESTARTBLOCK, include/linux/errno.h
+  if (registers.orig_rax != SYS_restart_syscall ||
+      static_cast<int64_t>(registers.rax) != kRestartBlock) {
+    return registers;
+  }
+  if (const auto call = restarted_call_in_code(tid, registers.rip)) registers.orig_rax = *call;
+  return registers;
+}
+
 // Everything of one injection.
 struct RemoteCall {
   pid_t tid = 0;
@@ -81,7 +94,8 @@ struct RemoteCall {
   // Below `end`: the data, below that the frame. Nothing of the thread's state changes yet.
   bool place(uint64_t end, uint64_t restorer, const std::vector<uint8_t>* data, bool keep_old) {
     data_address = (end - (data != nullptr ? data->size() : 0)) & ~uint64_t{63};
-    frame = build_signal_frame(saved, extended_state, signal_mask, restorer, data_address);
+    frame = build_signal_frame(as_begun_anew(tid, saved), extended_state, signal_mask, restorer,
+                               data_address);
     if (keep_old) {
       overwritten.resize(end - frame.address);
       if (!read_remote(tid, frame.address, overwritten.data(), overwritten.size())) return false;
