@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "core/base/procfs.h"
+#include "core/base/restartable_sequence.h"
 #include "core/base/sys_error.h"
 #include "core/image/injected_state.h"
 #include "core/image/interrupted_call.h"
@@ -107,6 +108,14 @@ bool read_hidden_state(const ThreadCaptureInput& input, ThreadImage& image) {
   return true;
 }
 
+// The program may make no system call in a sequence.
+void abort_sequence(pid_t host_tid, ThreadImage& image) {
+  user_regs_struct& registers = image.registers;
+  if (image.rseq.pointer == 0 || static_cast<int64_t>(registers.orig_rax) >= 0) return;
+  const auto abort = abort_of_sequence(host_tid, image.rseq.pointer, registers.rip);
+  if (abort) registers.rip = *abort;
+}
+
 }  // namespace
 
 std::optional<ThreadImage> capture_thread(const ThreadCaptureInput& input) {
@@ -132,6 +141,7 @@ std::optional<ThreadImage> capture_thread(const ThreadCaptureInput& input) {
   if (!read_io_priority(input.host_tid, image.scheduling)) return std::nullopt;
   settle_interrupted_call(input.host_tid, input.previous, image);
   if (input.killed) settle_killed_call(image);
+  abort_sequence(input.host_tid, image);
   return image;
 }
 

@@ -4,6 +4,7 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -79,6 +80,8 @@ UniqueFd LazyMemory::prepare(std::span<const PageRange> ranges) {
   for (const auto& region : process_.memory().regions()) gaps.occupy(region.image.range());
   for (const auto& special : process_.memory().special()) gaps.occupy(special.range());
   SyscallBatch batch;
+  // khugepaged must not fill what is dropped before it is registered (PageWriter).
+  batch.add("huge pages", SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
   for (const PageRange& range : ranges) drop(range, gaps, batch);
   const size_t uffd = batch.add("userfaultfd", SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK});
   const uffdio_api api{.api = UFFD_API, .features = kLazyFeatures, .ioctls = 0};

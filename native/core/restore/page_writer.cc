@@ -1,6 +1,7 @@
 #include "core/restore/page_writer.h"
 
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include <algorithm>
@@ -86,10 +87,21 @@ void PageWriter::piece(const PageRun& run, uint64_t start, uint64_t end, Region&
       break;
     case PageRunKind::kCold:
       if (kind != MappingKind::kAnonymous) throw FormatError("cold pages of a file's mapping");
+      if (cold.empty()) forbid_huge_pages();
       cold.add({start, end}, {kStoreSource, run.data_offset + (start - run.address)});
       if (region.written) discard(start, end, region);
       break;
   }
+}
+
+// A page written beside cold ones, or khugepaged, would make a huge page of them all, with zeros
+// where the cold ones are missing. The promotion allows them again as the program has it, when
+// faults on cold pages are served (add_passing_state): the kernel makes none over missing pages
+// then.
+void PageWriter::forbid_huge_pages() {
+  SyscallBatch batch;
+  batch.add("huge pages", SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  process_.run(batch);
 }
 
 void PageWriter::data(uint64_t start, std::span<const uint8_t> bytes, const Region& region) {

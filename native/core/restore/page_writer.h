@@ -24,6 +24,7 @@ class PageWriter {
   using Region = AddressSpace::Region;
 
   void piece(const PageRun& run, uint64_t start, uint64_t end, Region& region);
+  void forbid_huge_pages();
   void data(uint64_t start, std::span<const uint8_t> bytes, const Region& region);
   void zeros(uint64_t start, uint64_t end, const Region& region);
   void discard(uint64_t start, uint64_t end, const Region& region);

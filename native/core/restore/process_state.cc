@@ -262,6 +262,8 @@ void add_passing_state(const ProcessImage& process, int directory,
   if (process.process_group != process.pid && process.session != process.pid) {
     batch.add("process group", SYS_setpgid, {0, process.process_group}, false);
   }
+  // Forbidden where pages are cold (PageWriter).
+  batch.add("huge pages", SYS_prctl, {PR_SET_THP_DISABLE, process.thp_disabled, 0, 0, 0});
   batch.add("personality", SYS_personality, {process.personality});
   batch.add("child subreaper", SYS_prctl, {PR_SET_CHILD_SUBREAPER, process.child_subreaper});
   add_action(process, SIGCHLD, batch);

@@ -63,6 +63,19 @@ bool keeps_rseq_area(const ProcessImage& before, const ProcessImage& after,
          old->start == next->start && (next->prot & PROT_WRITE) != 0;
 }
 
+// The kernel writes there before anybody serves faults. A page that comes later, from the page
+// store or the dying process, must not be there by then, half made of zeros.
+bool holds_rseq_area(const AddressSpace& memory, const RseqRegistration& rseq) {
+  if (rseq.pointer == 0) return false;
+  const uint64_t end = rseq.pointer + rseq.size;
+  const auto cold = memory.cold().first_from(rseq.pointer);
+  if (cold && cold->start < end) return false;
+  return std::any_of(
+      memory.regions().begin(), memory.regions().end(), [&](const AddressSpace::Region& region) {
+        return region.written && region.image.start <= rseq.pointer && end <= region.image.end;
+      });
+}
+
 // Those that are new are forked.
 bool same_zombies(const std::vector<ZombieImage>& one, const std::vector<ZombieImage>& other) {
   return std::equal(one.begin(), one.end(), other.begin(), other.end(),
@@ -133,7 +146,10 @@ void Readiness::set_ahead(const GroupImage& image) {
       }
       SyscallBatch batch;
       add_lasting_state(thread, scheduling_, batch);
-      add_rseq(thread, batch);
+      if (holds_rseq_area(member.memory(), thread.rseq)) {
+        add_rseq(thread, batch);
+        with_rseq_.insert(thread.tid);
+      }
       member.begin(thread.tid, std::move(batch));
     }
     member.begin(process.pid, std::move(leader));
@@ -154,6 +170,7 @@ void Readiness::expect(const GroupImage& image) {
 void Readiness::take_back() {
   const GroupImage before = std::move(*set_);
   set_.reset();
+  with_rseq_.clear();
   credentials_.reset();
   limits_.clear();
   for (const ProcessImage& process : before.processes) {
@@ -200,15 +217,14 @@ void Readiness::add_thread(const ProcessImage& process, const ThreadImage& threa
                            SyscallBatch& batch) const {
   const ProcessImage* before = process_of(process.pid);
   const ThreadImage* old = before == nullptr ? nullptr : find_thread(*before, thread.tid);
-  const bool leads = thread.tid == process.pid;
   // The layout is set by means of the leader's robust list.
-  const bool disturbed = leads && !layout_is_set(process);
+  const bool disturbed = thread.tid == process.pid && !layout_is_set(process);
   const bool set = old != nullptr && !disturbed && lasts_alike(*old, thread);
   if (!set) {
     if (old != nullptr) add_removal(*old, batch);
     add_lasting_state(thread, scheduling_, batch);
   }
-  if (!set || leads) add_rseq(thread, batch);
+  if (!set || !with_rseq_.contains(thread.tid)) add_rseq(thread, batch);
   add_passing_state(process, thread, credentials_ ? &*credentials_ : nullptr, batch);
 }
 

@@ -52,6 +52,7 @@ class Readiness {
   std::set<int32_t> hurried_;  // tids
   SetScheduling scheduling_ = SetScheduling::kByItself;
   std::optional<GroupImage> set_;           // whose lasting state is set
+  std::set<int32_t> with_rseq_;             // tids whose rseq areas are registered
   std::optional<Credentials> credentials_;  // of threads that have not been given others
   std::map<int32_t, std::vector<ResourceLimit>> limits_;  // by pid
 };

@@ -14,6 +14,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
+#include "core/base/restartable_sequence.h"
 #include "core/base/sys_error.h"
 #include "core/trace/interrupted_call.h"
 #include "core/trace/ptrace_call.h"
@@ -35,11 +36,6 @@ struct RseqConfiguration {  // struct ptrace_rseq_configuration, linux/ptrace.h
   uint32_t area_size, signature, flags, padding;
 };
 
-struct RseqSection {  // struct rseq_cs, linux/rseq.h
-  uint32_t version, flags;
-  uint64_t start, length, abort;
-};
-
 // Moving a thread out of a restartable sequence must abort the sequence, as the kernel does when it
 // preempts it: when the thread comes back it would otherwise go on as if nothing had happened.
 void abort_restartable_sequence(pid_t tid, user_regs_struct& registers) {
@@ -50,11 +46,8 @@ void abort_restartable_sequence(pid_t tid, user_regs_struct& registers) {
       configuration.area == 0) {
     return;
   }
-  uint64_t address = 0;
-  RseqSection section{};
-  if (!read_remote(tid, configuration.area + 8, &address, sizeof address) || address == 0) return;
-  if (!read_remote(tid, address, &section, sizeof section)) return;
-  if (registers.rip - section.start < section.length) registers.rip = section.abort;
+  const auto abort = abort_of_sequence(tid, configuration.area, registers.rip);
+  if (abort) registers.rip = *abort;
 }
 
 // rt_sigreturn leaves nothing of a restart block: a call that was interrupted twice, and shows as
