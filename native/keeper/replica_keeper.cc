@@ -24,6 +24,7 @@
 #include "keeper/lazy_service.h"
 #include "keeper/namespaces.h"
 #include "keeper/standby_replica.h"
+#include "keeper/table_guard.h"
 
 namespace replpage {
 namespace {
@@ -137,6 +138,8 @@ class ReplicaKeeper {
   void free_moved();
   void check_standby();
   void reap();
+  void guard_while_lazy();
+  void end_guard();
   void end_group();
   [[nodiscard]] bool finished() const;
   [[nodiscard]] int linger_ms() const;
@@ -160,6 +163,7 @@ class ReplicaKeeper {
   State state_ = State::kStandby;
   bool urgent_ = false;
   pid_t root_ = 0, root_host_pid_ = 0;
+  pid_t guard_ = 0;  // while pages are missing
   bool root_exited_ = false;
   int root_status_ = 0;
   bool tracer_gone_ = false;
@@ -302,6 +306,7 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
   run_as_others();
   // The group cannot do without its init, which is small.
   protect_from_oom_killer();
+  guard_while_lazy();
   handle_lazy_news();
   free_moved();
   staging_.reset();  // staged pages are never read again
@@ -325,7 +330,16 @@ void ReplicaKeeper::handle_lazy_news() {
   if (faults_ && figures.drained_us != 0) {
     last_figures_ = figures;
     faults_.reset();
+    end_guard();
   }
+}
+
+void ReplicaKeeper::guard_while_lazy() {
+  if (faults_ && faults_->figures().drained_us == 0) guard_ = start_table_guard();
+}
+
+void ReplicaKeeper::end_guard() {
+  if (guard_ != 0) ::kill(guard_, SIGKILL);
 }
 
 void ReplicaKeeper::handle_children() {
@@ -359,7 +373,12 @@ void ReplicaKeeper::reap() {
   for (;;) {
     int status = 0;
     const pid_t pid = ::waitpid(-1, &status, WNOHANG | __WALL);
-    if (pid == 0 || (pid < 0 && errno == EINTR)) return;
+    if (pid < 0 && errno == EINTR) return;
+    if (pid == 0) {
+      if (guard_ != 0 && is_alone_with(guard_)) end_guard();
+      return;
+    }
+    if (pid == guard_) guard_ = 0;
     if (pid == root_ && (WIFEXITED(status) || WIFSIGNALED(status))) {
       root_exited_ = true;
       root_status_ = status;
