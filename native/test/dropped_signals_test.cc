@@ -7,12 +7,14 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <memory>
 
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
+#include "core/image/kernel_reader.h"
 #include "test/test.h"
 
 namespace replpage {
@@ -103,6 +105,14 @@ TEST(a_signal_that_a_killed_thread_stood_at_is_first_and_later_ones_are_last) {
     CHECK_EQUAL(value_of(image.pending[i]), static_cast<int>(i) + 1);
   }
   CHECK(image.threads[0].pending.empty());
+}
+
+// Debian's 6.1 and 6.12 have no bpf_task_from_pid for such programs, but tracepoints.
+TEST(dropped_signals_are_watched_where_other_memory_of_the_kernel_is_not_read) {
+  watch();
+  ::setenv("REPLPAGE_KERNEL_READER", "off", 1);
+  CHECK(KernelReader::instance() == nullptr);
+  CHECK(KernelReader::dropped_signals() != nullptr);
 }
 
 TEST(signals_of_living_processes_and_older_ones_are_not_noted) {

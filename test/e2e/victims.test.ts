@@ -10,6 +10,7 @@ import { isRunning, sendSignal, statusField } from '../support/processes.js';
 import { whyNoEngine } from '../support/repository.js';
 import { Stage } from '../support/stage.js';
 import { buildVictims, readVictims, Victim, type VictimEntry } from '../support/victim.js';
+import { slowness } from '../support/wait-for.js';
 
 const skip = whyNoEngine() ?? false;
 const only = process.env['REPLPAGE_TEST_VICTIMS']?.split(',');
@@ -102,7 +103,7 @@ async function runVictims(t: Test, name: string, names?: readonly string[]): Pro
   t.same(await stage.end(), [], 'nothing is left behind');
 }
 
-t.test('victims', { skip, timeout: 600_000 }, (t) => runVictims(t, 'victims', only));
+t.test('victims', { skip, timeout: 600_000 * slowness }, (t) => runVictims(t, 'victims', only));
 
 // What only the process itself can tell is asked for there, as on Debian's 6.1 and 6.12.
 const asked = [
@@ -115,7 +116,7 @@ const asked = [
 ];
 t.test(
   'victims where the kernel does not let us read its memory',
-  { skip, timeout: 120_000 },
+  { skip, timeout: 120_000 * slowness },
   async (t) => {
     process.env['REPLPAGE_KERNEL_READER'] = 'off';
     try {

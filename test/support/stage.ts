@@ -10,16 +10,11 @@ import { request, type IncomingMessage } from 'node:http';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { ApiClient } from '../../src/api/client.js';
-import {
-  protectDefaults,
-  type GroupStatus,
-  type KernelReport,
-  type StatusReport,
-} from '../../src/api/schema.js';
+import type { GroupStatus, KernelReport, StatusReport } from '../../src/api/schema.js';
 import { toRequest } from '../../src/cli/protect-options.js';
 import { endProcessesOf, isRunning, processesOf, sendSignal } from './processes.js';
 import { cliPath } from './repository.js';
-import { slowness, waitFor } from './wait-for.js';
+import { slow, slowness, slowPauses, waitFor } from './wait-for.js';
 
 export interface CommandResult {
   readonly status: number | null;
@@ -105,7 +100,9 @@ export class Stage {
 
   async startDaemon(...flags: string[]): Promise<void> {
     const log = createWriteStream(this.daemonLog, { flags: 'a' });
-    this.#daemon = spawn(process.execPath, [cliPath, 'daemon', ...flags], {
+    const patient = slow && !flags.includes('--freeze-deadline');
+    const own = patient ? [...flags, '--freeze-deadline', slowPauses.freezeDeadline] : flags;
+    this.#daemon = spawn(process.execPath, [cliPath, 'daemon', ...own], {
       cwd: this.folder,
       env: this.environment,
       detached: true,
@@ -203,7 +200,7 @@ export class Stage {
 
   /**
    * As `replpage protect` with the flags given. Where everything is slow the daemon is asked
-   * directly, since a command alone takes ten seconds there, and a pause may be as much longer.
+   * directly, since a command alone takes ten seconds there, and pauses may last.
    */
   async protect(pid: number, name: string, ...flags: string[]): Promise<GroupStatus> {
     const own = [
@@ -211,7 +208,7 @@ export class Stage {
       ...(tracker === undefined || flags.includes('--tracker') ? [] : ['--tracker', tracker]),
       ...flags,
     ];
-    if (slowness > 1) return this.#protectDirectly(pid, own);
+    if (slow) return this.#protectDirectly(pid, own);
     const args = ['protect', String(pid), ...own];
     const { group } = await this.json<{ group: GroupStatus }>(...args);
     return group;
@@ -223,7 +220,7 @@ export class Stage {
   }
 
   async #protectDirectly(pid: number, flags: readonly string[]): Promise<GroupStatus> {
-    const longest = ['--max-pause', `${protectDefaults.maxPauseMs * slowness}ms`];
+    const longest = ['--max-pause', slowPauses.maxPause];
     const args = flags.includes('--max-pause') ? flags : [...flags, ...longest];
     const names = args.filter((each) => each.startsWith('--')).map((each) => each.slice(2));
     const options = Object.fromEntries(names.map((each) => [each, { type: 'string' as const }]));

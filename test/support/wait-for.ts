@@ -5,8 +5,14 @@ export class WaitError extends Error {
   override readonly name = 'WaitError';
 }
 
-/** REPLPAGE_TEST_SLOWNESS=10 gives everything ten times as long: an emulated machine is slow. */
+/**
+ * REPLPAGE_TEST_SLOWNESS=10 gives everything ten times as long: an emulated machine is slow. A test
+ * multiplies each limit that it has beside waitFor's with it.
+ */
 export const slowness = Number(process.env['REPLPAGE_TEST_SLOWNESS'] ?? 1);
+/** There nothing that a clock measures is judged, pauses included: they may last as long as can be. */
+export const slow = slowness > 1;
+export const slowPauses = { maxPause: '60s', freezeDeadline: '1s' } as const;
 
 /**
  * Asks `condition` every few milliseconds until it gives something other than false or undefined,

@@ -11,7 +11,8 @@ import { lastLines } from './bed/bed-error.js';
 import { begin, note } from './findings.js';
 import { kernels, onBed, short } from './on-bed.js';
 
-const slowness = 20;
+/** Of a node, on a host that has other things to do; limits only: nothing waits so long. */
+const slowness = 50;
 const hourMs = 3_600_000;
 const usualVictims = ['memory model', 'shared memory', 'signal count', 'pipes', 'killed family'];
 /** Native tests of following memory, by parts of their names. */

@@ -14,12 +14,11 @@ constexpr uint64_t kLastPagesCopiedMax = 1500;
 constexpr uint64_t kKillToStopUs = 2'000'000;
 
 void restore_dropped_signals(const GroupContext& context, uint64_t seen_us, GroupImage& image) {
-  const KernelReader* reader = KernelReader::instance();
-  if (reader == nullptr || reader->dropped_signals() == nullptr) return;
+  const DroppedSignals* const dropped = KernelReader::dropped_signals();
+  if (dropped == nullptr) return;
   const uint64_t since_ns = (seen_us - kKillToStopUs) * 1000;
   for (ProcessImage& process : image.processes) {
-    reader->dropped_signals()->restore(context.capture->host_pid_of(process.pid), since_ns,
-                                       process);
+    dropped->restore(context.capture->host_pid_of(process.pid), since_ns, process);
   }
 }
 

@@ -167,34 +167,49 @@ void read_signals(std::span<const uint8_t> bytes, const KernelOffsets& at, Proce
   read_interval_timers(bytes, at, image);
 }
 
-}  // namespace
-
-KernelReader* KernelReader::instance() {
-  static const std::unique_ptr<KernelReader> reader = []() -> std::unique_ptr<KernelReader> {
-    const char* wanted = std::getenv("REPLPAGE_KERNEL_READER");
-    if (wanted != nullptr && std::string_view(wanted) == "off") return nullptr;
-    try {
-      const BtfTypes types = BtfTypes::load();
-      std::unique_ptr<KernelReader> made(new KernelReader(types));
-      if (!made->finds_own_task()) return nullptr;
-      made->find_mappings(types);
-      return made;
-    } catch (const SysError&) {
-      return nullptr;  // not allowed or not known here: what it reads is asked for by injection
-    } catch (const FormatError&) {
-      return nullptr;
-    }
-  }();
-  return reader.get();
-}
-
-KernelReader::KernelReader(const BtfTypes& types)
-    : at_(std::make_unique<const KernelOffsets>(types)), memory_(types) {
+std::unique_ptr<const DroppedSignals> watch_dropped_signals(const BtfTypes& types) {
   try {
-    dropped_ = std::make_unique<const DroppedSignals>(types);
+    return std::make_unique<const DroppedSignals>(types);
   } catch (const SysError&) {  // no tracepoints here: a signal in flight is lost with a SIGKILL
+    return nullptr;
+  } catch (const FormatError&) {
+    return nullptr;
   }
 }
+
+}  // namespace
+
+struct KernelReader::Made {
+  std::unique_ptr<KernelReader> reader;
+  std::unique_ptr<const DroppedSignals> dropped;
+};
+
+const KernelReader::Made& KernelReader::made() {
+  static const Made made = [] {
+    Made result;
+    try {
+      const BtfTypes types = BtfTypes::load();
+      result.dropped = watch_dropped_signals(types);
+      const char* wanted = std::getenv("REPLPAGE_KERNEL_READER");
+      if (wanted != nullptr && std::string_view(wanted) == "off") return result;
+      std::unique_ptr<KernelReader> reader(new KernelReader(types));
+      if (!reader->finds_own_task()) return result;
+      reader->find_mappings(types);
+      result.reader = std::move(reader);
+    } catch (const SysError&) {     // not allowed or not known here: what it reads is asked for by
+    } catch (const FormatError&) {  // injection
+    }
+    return result;
+  }();
+  return made;
+}
+
+KernelReader* KernelReader::instance() { return made().reader.get(); }
+
+const DroppedSignals* KernelReader::dropped_signals() { return made().dropped.get(); }
+
+KernelReader::KernelReader(const BtfTypes& types)
+    : at_(std::make_unique<const KernelOffsets>(types)), memory_(types) {}
 
 KernelReader::~KernelReader() = default;
 

@@ -48,14 +48,17 @@ class KernelReader {
   bool has_semaphore_undos(pid_t host_pid);
 
   // Signals that were dropped because their process was dying; null where the kernel does not let
-  // us see them.
-  [[nodiscard]] const DroppedSignals* dropped_signals() const { return dropped_.get(); }
+  // us see them. Needs less of the kernel than a reader: Debian's 6.1 and 6.12 have it too. Made
+  // together with the reader.
+  static const DroppedSignals* dropped_signals();
 
  private:
   struct Pointers {
     uint64_t memory = 0, directories = 0, signals = 0, actions = 0;
     uint32_t personality = 0;
   };
+  struct Made;
+  static const Made& made();
   explicit KernelReader(const BtfTypes& types);
   bool finds_own_task();
   void find_mappings(const BtfTypes& types);
@@ -67,7 +70,6 @@ class KernelReader {
   std::unique_ptr<const KernelOffsets> at_;
   KernelMemory memory_;
   std::unique_ptr<const KernelMappings> mappings_;  // null where they cannot be read
-  std::unique_ptr<const DroppedSignals> dropped_;
 };
 
 }  // namespace replpage
