@@ -1,6 +1,8 @@
 // Replicas whose address space changes, and memory that is served later.
 #include <algorithm>
+#include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/base/clock.h"
@@ -218,6 +220,54 @@ TEST(lazy_memory_is_served_and_the_old_content_freed) {
   CHECK_EQUAL(report->errors.load(), 0u);
   CHECK(keeper.free_moved().served_pages >= kBytes / 4096);
   CHECK_EQUAL(maps_of_text(keeper.maps(pid)), maps_of_image(image.processes[0]));
+}
+
+// A huge page over memory of which some pages are cold would make pages of zeros of these.
+TEST(cold_pages_stay_missing_where_huge_pages_are_asked_for) {
+  ReportFile report;
+  constexpr uint64_t kHuge = 2 << 20, kBytes = 4 * kHuge;
+  auto followed = std::make_unique<Followed>([&](const std::function<void()>& ready) {
+    Report* mine = report.map();
+    const auto room = reinterpret_cast<uint64_t>(new_memory(kBytes + kHuge));
+    auto* words = reinterpret_cast<uint64_t*>((room + kHuge - 1) / kHuge * kHuge);  // NOLINT: in it
+    ::madvise(words, kBytes, MADV_HUGEPAGE);
+    mine->values[1] = reinterpret_cast<uint64_t>(words);
+    fill(words, kBytes / 8, 1);
+    ready();
+    for (;;) {
+      if (!is_filled(words, kBytes / 8, 1)) ++mine->errors;
+      ++mine->rounds;
+      ::usleep(1000);
+    }
+  });
+  followed->take_epoch();
+  const pid_t pid = followed->victim.pid();
+  const UniqueFd memory =
+      UniqueFd(::open(("/proc/" + std::to_string(pid) + "/mem").c_str(), O_RDONLY));
+  const std::map<int32_t, int> sources{{pid, memory.get()}};
+  TestKeeper keeper(sources);
+  // Of the array all pages are cold but one in each huge page's worth.
+  const uint64_t start = report->values[1];
+  std::vector<PageRun> runs;
+  for (const PageRun& run : std::exchange(followed->staging.runs, {})) {
+    for (uint64_t at = run.address; at < run.address + run.length; at += kPageSize) {
+      PageRun page = run;
+      page.address = at;
+      page.length = kPageSize;
+      page.data_offset += at - run.address;
+      const bool cold = at >= start && at < start + kBytes && at % kHuge != 5 * kPageSize;
+      if (cold) page.kind = PageRunKind::kCold;
+      runs.push_back(page);
+    }
+  }
+  followed->staging.runs = std::move(runs);
+  keeper.apply(followed->image, followed->staging);
+  GroupImage image = followed->image;
+  const uint64_t before = report->rounds;
+  keeper.promote(image);
+  CHECK(wait_for([&] { return report->rounds > before + 2; }, 20'000));
+  CHECK_EQUAL(report->errors.load(), 0u);
+  CHECK(keeper.free_moved().served_pages >= (kBytes - kBytes / kHuge * kPageSize) / kPageSize);
 }
 
 }  // namespace replpage::testing

@@ -91,6 +91,25 @@ t.test('a crash is answered by an epoch with cold pages', { skip }, (t) =>
   }),
 );
 
+t.test('threads of a stopped process have their own data, cold as it is', { skip }, (t) =>
+  onStage(t, 'paging', async (stage) => {
+    await stage.startDaemon();
+    const victim = await startVictim(stage, 'cold_memory', String(sizeMiB));
+    await stage.protect(victim.pid, group, ...paged);
+    process.kill(victim.pid, 'SIGSTOP');
+    const before = await isCold(stage, 0.95);
+    process.kill(before.hostPid, 'SIGKILL');
+    const promoted = await whenItRuns(stage, before);
+    const { counters: stopped } = await victim.state();
+    process.kill(promoted.hostPid, 'SIGCONT');
+    await victim.waitUntil(
+      ({ counters }) => [1, 2, 3, 4].every((i) => (counters[i] ?? 0) > (stopped[i] ?? 0) + 2),
+      60_000,
+      ({ text }) => `its threads do not go on: ${text}`,
+    );
+  }),
+);
+
 t.test('a share of the memory is kept in RAM', { skip }, (t) =>
   onStage(t, 'paging', async (stage) => {
     await stage.startDaemon('--access-tracker', 'write-recency');

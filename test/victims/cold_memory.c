@@ -1,12 +1,14 @@
 // Memory (MiB as second argument, default 64) of which a fifth is touched all the time and the rest
 // never, until SIGUSR1: then it does to its cold memory whatever a program may do, and checks all
-// of it. counters[0]: how often that was done.
+// of it. counters[0]: how often that was done; from 1 on: rounds of threads that have data of their
+// own.
+#include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
 
 #include "victim.h"
 
-enum { kHotShare = 5, kHotPagesARound = 512 };
+enum { kHotShare = 5, kHotPagesARound = 512, kThreads = 4, kLocalWords = 1024 };
 
 static volatile sig_atomic_t asked;
 static size_t pages;
@@ -91,6 +93,21 @@ static void unmap_and_map(uint64_t* memory) {
   }
 }
 
+static __thread uint64_t local[kLocalWords];
+
+static void* keep_own_data(void* argument) {
+  const size_t thread = (uintptr_t)argument;
+  for (size_t word = 0; word < kLocalWords; word++) local[word] = word_of(thread, word);
+  for (;;) {
+    for (size_t word = 0; word < kLocalWords; word++) {
+      VICTIM_CHECK(local[word] == word_of(thread, word), "thread %zu: word %zu of its own is %#lx",
+                   thread, word, local[word]);
+    }
+    atomic_fetch_add(&victim_status->counters[thread], 1);
+    usleep(100000);
+  }
+}
+
 int main(int argc, char** argv) {
   victim_start(argc, argv);
   pages = (argc > 2 ? strtoul(argv[2], NULL, 10) : 64) * 256;
@@ -99,6 +116,10 @@ int main(int argc, char** argv) {
   VICTIM_CHECK(mapped != MAP_FAILED, "no memory");
   uint64_t* memory = mapped;
   for (size_t page = 0; page < pages; page++) fill(memory, page);
+  for (uintptr_t i = 1; i <= kThreads; i++) {
+    pthread_t thread;
+    VICTIM_CHECK(pthread_create(&thread, NULL, keep_own_data, (void*)i) == 0, "no thread");
+  }
   signal(SIGUSR1, ask);
   victim_ready();
   size_t hot = 0;

@@ -1,5 +1,6 @@
 // Queues of blocked signals that are never empty: 64 real-time signals of the process and 64 of
-// each of two threads, in order and with their values, and one ordinary signal that stays pending.
+// each of two threads, in order and with their values, SIGTRAP for each thread, and one ordinary
+// signal that stays pending.
 #include <pthread.h>
 #include <signal.h>
 
@@ -54,9 +55,12 @@ static void* hold(void* argument) {
     queue_to_thread(signal, i);
   }
   syscall(SYS_tgkill, getpid(), gettid(), SIGUSR2);
+  queue_to_thread(SIGTRAP, 0);
   for (int i = 0;; i++) {
     take_next(signal, i);
     queue_to_thread(signal, i + kDepth);
+    take_next(SIGTRAP, i);
+    queue_to_thread(SIGTRAP, i + 1);
     check_pending(SIGUSR2, true);
     check_pending(SIGRTMIN + 3 - slot, false);
     atomic_fetch_add(&victim_status->counters[slot], 1);
@@ -75,6 +79,7 @@ int main(int argc, char** argv) {
     queue_to_process(i);
   }
   kill(getpid(), SIGUSR1);
+  queue_to_thread(SIGTRAP, 0);
   for (intptr_t i = 0; i < kThreads; i++) {
     pthread_t thread;
     VICTIM_CHECK(pthread_create(&thread, NULL, hold, (void*)i) == 0, "no thread");
@@ -83,6 +88,8 @@ int main(int argc, char** argv) {
   for (int i = 0;; i++) {
     take_next(SIGRTMIN + 1, i);
     queue_to_process(i + kDepth);
+    take_next(SIGTRAP, i);
+    queue_to_thread(SIGTRAP, i + 1);
     check_pending(SIGUSR1, true);
     check_pending(SIGUSR2, false);
     victim_rounds_of_counters(names, kThreads);

@@ -16,6 +16,7 @@
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/restore/thread_state.h"
 
 namespace replpage {
 namespace {
@@ -189,6 +190,7 @@ void add_posix_timers(const ProcessImage& process, SyscallBatch& batch) {
 
 void add_pending(const ProcessImage& process, SyscallBatch& batch) {
   for (const SignalInfo& info : process.pending) {
+    if (is_given_last(info)) continue;
     batch.add("pending signal of the process", SYS_rt_sigqueueinfo,
               {process.pid, signal_of(info), BatchArgument::data(batch.put_value(info))});
   }

@@ -205,7 +205,7 @@ void Promotion::leave_stubs() {
 void Promotion::let_go(const GroupImage& image) {
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) apply_registers(thread.tid, thread);
-    kept_.emplace_back(process.pid, process.stopped);
+    kept_.push_back(kept_of(process));
   }
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) {
@@ -221,15 +221,34 @@ void Promotion::let_go(const GroupImage& image) {
   }
 }
 
+// Of the process's own signals its main thread gets those.
+Promotion::Kept Promotion::kept_of(const ProcessImage& process) {
+  Kept kept{.pid = process.pid, .stopped = process.stopped, .traps = {}};
+  const auto take = [&kept](int32_t tid, const SignalInfo& info) {
+    kept.stopped |= signal_of(info) == SIGSTOP;
+    if (signal_of(info) == SIGTRAP) kept.traps.emplace(tid, info);
+  };
+  for (const ThreadImage& thread : process.threads) {
+    for (const SignalInfo& info : thread.pending) take(thread.tid, info);
+  }
+  for (const SignalInfo& info : process.pending) take(process.pid, info);
+  return kept;
+}
+
 void Promotion::detach_all() {
   lock_deadline_.reset();
-  for (const auto& [pid, stopped] : std::exchange(kept_, {})) {
-    StubProcess& member = tree_.at(pid);
-    // One thread that gets SIGSTOP stops them all.
-    member.leader().detach(stopped ? SIGSTOP : 0);
-    for (auto& [tid, thread] : member.threads()) {
+  for (const Kept& kept : std::exchange(kept_, {})) {
+    StubProcess& member = tree_.at(kept.pid);
+    const auto let_go = [&kept](int32_t tid, RemoteThread& thread, int otherwise) {
+      const auto trap = kept.traps.find(tid);
       // A thread may be gone already: killed by one that runs.
-      if (tid != pid) thread.detach();
+      trap == kept.traps.end() ? thread.detach(otherwise) : thread.detach(trap->second);
+    };
+    // One thread that gets SIGSTOP stops them all.
+    if (kept.stopped && kept.traps.contains(kept.pid)) ::kill(kept.pid, SIGSTOP);
+    let_go(kept.pid, member.leader(), kept.stopped ? SIGSTOP : 0);
+    for (auto& [tid, thread] : member.threads()) {
+      if (tid != kept.pid) let_go(tid, thread, 0);
     }
   }
 }

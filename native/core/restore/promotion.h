@@ -76,7 +76,14 @@ class Promotion {
   std::map<int32_t, std::vector<PageRange>> moved_;    // by pid
   std::map<int32_t, std::vector<QueuedLock>> queued_;  // by pid
   std::vector<std::unique_ptr<Assistant>> assistants_;
-  std::vector<std::pair<int32_t, bool>> kept_;  // pids not let go yet, and whether they are stopped
+  // A process that is not let go yet, whether it is stopped then, and what else its threads get.
+  struct Kept {
+    int32_t pid = 0;
+    bool stopped = false;
+    std::map<int32_t, SignalInfo> traps;  // by tid
+  };
+  static Kept kept_of(const ProcessImage& process);
+  std::vector<Kept> kept_;
   std::optional<LockDeadline> lock_deadline_;
 };
 

@@ -215,6 +215,12 @@ bool RemoteThread::detach(int signal) {
   return ::ptrace(PTRACE_DETACH, tid_, nullptr, static_cast<uintptr_t>(signal)) == 0;
 }
 
+bool RemoteThread::detach(const SignalInfo& info) {
+  SignalInfo copy = info;
+  const bool set = ::ptrace(PTRACE_SETSIGINFO, tid_, nullptr, copy.data()) == 0;
+  return detach(set ? signal_of(info) : 0);
+}
+
 int RemoteThread::wait_end() {
   for (;;) {
     const int status = wait_status();

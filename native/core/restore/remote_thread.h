@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "core/image/thread_image.h"
 #include "core/restore/stub.h"
 #include "core/restore/syscall_batch.h"
 
@@ -51,6 +52,9 @@ class RemoteThread {
 
   // Lets go: the thread runs with the registers it has, or gets `signal` first. False: it is gone.
   bool detach(int signal = 0);
+  // The same with what the signal carries. The thread must be in a signal-delivery-stop. A signal
+  // that it blocks becomes pending.
+  bool detach(const SignalInfo& info);
 
   // Waits until the thread is gone and returns its wait status.
   int wait_end();

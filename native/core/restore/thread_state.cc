@@ -127,6 +127,7 @@ void add_scheduling(const Scheduling& scheduling, SetScheduling when, SyscallBat
 
 void add_pending(const ProcessImage& process, const ThreadImage& thread, SyscallBatch& batch) {
   for (const SignalInfo& info : thread.pending) {
+    if (is_given_last(info)) continue;
     batch.add(
         "pending signal", SYS_rt_tgsigqueueinfo,
         {process.pid, thread.tid, signal_of(info), BatchArgument::data(batch.put_value(info))});
@@ -193,6 +194,10 @@ void add_thread_state(const ProcessImage& process, const ThreadImage& thread, Se
   add_lasting_state(thread, when, batch);
   add_rseq(thread, batch);
   add_passing_state(process, thread, nullptr, batch);
+}
+
+bool is_given_last(const SignalInfo& info) {
+  return signal_of(info) == SIGTRAP || signal_of(info) == SIGSTOP;
 }
 
 void apply_scheduling(pid_t tid, const Scheduling& scheduling) {

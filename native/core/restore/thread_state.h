@@ -38,6 +38,10 @@ void add_passing_state(const ProcessImage& process, const ThreadImage& thread,
                        const Credentials* current, SyscallBatch& batch);
 [[nodiscard]] bool lasts_alike(const ThreadImage& one, const ThreadImage& other);
 
+// Pending signals that are none of the above: threads of the stub block neither SIGTRAP nor
+// SIGSTOP. They are given to a thread when it is let go.
+[[nodiscard]] bool is_given_last(const SignalInfo& info);
+
 // SetScheduling::kLater: gives a thread that was hurried its affinity and policy, by the caller's
 // right to hurry it. A policy that is not to be had here (a deadline's budget) is the ordinary one
 // instead.
