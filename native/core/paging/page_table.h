@@ -18,15 +18,12 @@
 #include "core/memory/page_ranges.h"
 #include "core/memory/page_run.h"
 #include "core/paging/page_blocks.h"
+#include "core/store/store_location.h"
 
 namespace replpage {
 
 // Of ages, which are counted in samples: so long ago, or longer.
 inline constexpr uint8_t kOldest = 255;
-
-// Where the page store has a page: its number of bytes into the log of a segment (bits 0-41), and
-// the segment's number (bits 42-62).
-constexpr uint64_t segment_of(uint64_t location) { return location >> 42 & 0x1F'FFFF; }
 
 struct PageSums {
   uint64_t resident_bytes = 0, cold_bytes = 0, absent_bytes = 0;
