@@ -218,7 +218,7 @@ TEST(group_paging_empties_sparse_segments) {
        std::to_string(report.moved_bytes >> 20) + " MiB anew; the store has at most " +
        std::to_string(most >> 10) + " KiB of " + std::to_string(kPages * kPageSize >> 10));
   CHECK(report.moved_bytes > 0);
-  CHECK(most != 0 && most < 5 * kPages * kPageSize / 2);
+  CHECK(most != 0 && most < 3 * kPages * kPageSize);
 }
 
 // Where even that does not fit, pages come back into RAM, and room is made.

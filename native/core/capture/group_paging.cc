@@ -215,21 +215,21 @@ void GroupPaging::take(const PagerWrittenMessage& written) {
     if (moved) forget_sources(cleaner_.under_way());
     if (evicted != batches_.end()) forget_sources(evicted->second);
   }
-  if (moved) cleaner_.finish(written.runs);
+  std::vector<PageGroup> stored;
+  std::map<int32_t, std::vector<PageRange>> durable;
   for (const PagerWrittenRun& run : written.runs) {
-    const uint64_t segment = segment_of(run.location);
+    const uint64_t segment = PageTable::segment_of(run.location);
     segments_.insert(static_cast<uint32_t>(segment));
     cleaner_.note_written(segment, run.pages);
     written_bytes_ += run.pages * kPageSize;
-    if (moved) continue;
-    const PageGroup group{
-        run.pid, {run.address, run.address + run.pages * kPageSize}, true, run.location};
+    const PageRange range{run.address, run.address + run.pages * kPageSize};
+    durable[run.pid].push_back(range);
+    stored.push_back({run.pid, range, true, run.location});
+  }
+  if (moved) return cleaner_.finish(stored);
+  for (const PageGroup& group : stored) {
     const std::vector<PageGroup> kept = table_.note_stored(group);
     stored_.insert(stored_.end(), kept.begin(), kept.end());
-  }
-  std::map<int32_t, std::vector<PageRange>> durable;
-  for (const PagerWrittenRun& run : written.runs) {
-    durable[run.pid].push_back({run.address, run.address + run.pages * kPageSize});
   }
   give_back(written.ticket, durable);
 }

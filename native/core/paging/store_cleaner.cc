@@ -51,20 +51,20 @@ std::span<const PageGroup> StoreCleaner::under_way() const {
 }
 
 // Both lists ascend by process and address.
-void StoreCleaner::finish(std::span<const PagerWrittenRun> written) {
+void StoreCleaner::finish(std::span<const PageGroup> written) {
   if (!batch_) return;
   auto group = batch_->groups.begin();
-  for (const PagerWrittenRun& run : written) {
-    const uint64_t end = run.address + run.pages * kPageSize;
+  for (const PageGroup& run : written) {
     const auto is_before = [&] {
-      return group->pid != run.pid ? group->pid < run.pid : group->range.end <= run.address;
+      return group->pid != run.pid ? group->pid < run.pid : group->range.end <= run.range.start;
     };
     while (group != batch_->groups.end() && is_before()) ++group;
     for (auto at = group; at != batch_->groups.end() && at->pid == run.pid; ++at) {
-      const PageRange both{std::max(at->range.start, run.address), std::min(at->range.end, end)};
+      const PageRange both{std::max(at->range.start, run.range.start),
+                           std::min(at->range.end, run.range.end)};
       if (both.start >= both.end) break;
       moved_.push_back({{at->pid, both, true, at->location + (both.start - at->range.start)},
-                        run.location + (both.start - run.address)});
+                        run.location + (both.start - run.range.start)});
     }
   }
   batch_.reset();

@@ -9,11 +9,10 @@
 #include <cstdint>
 #include <map>
 #include <optional>
-#include <set>
 #include <span>
+#include <utility>
 #include <vector>
 
-#include "core/channel/pager_messages.h"
 #include "core/paging/page_table.h"
 
 namespace replpage {
@@ -46,8 +45,8 @@ class StoreCleaner {
   // The last that was chosen is under way; until its answer nothing is chosen.
   void begin(uint64_t ticket, std::vector<PageGroup> groups);
   [[nodiscard]] bool is_own(uint64_t ticket) const { return batch_ && batch_->ticket == ticket; }
-  // The answer to a batch of its own; empty: it failed.
-  void finish(std::span<const PagerWrittenRun> written);
+  // The answer to a batch of its own: what is stored now, ascending; empty: it failed.
+  void finish(std::span<const PageGroup> written);
   // Of the batch that is under way.
   [[nodiscard]] std::span<const PageGroup> under_way() const;
 
