@@ -110,6 +110,7 @@ Napi::Object to_object(Napi::Env env, const PagingReport& report) {
                             .number("writtenBytes", report.written_bytes)
                             .number("evictedBytes", report.evicted_bytes)
                             .number("broughtBackBytes", report.brought_back_bytes)
+                            .number("movedBytes", report.moved_bytes)
                             .number("pagerCpuUs", report.pager_cpu_us)
                             .number("pagerPid", static_cast<uint64_t>(report.pager_pid))
                             .done();

@@ -78,6 +78,8 @@ export interface PagingStatus {
   readonly writtenBytes: number;
   readonly evictedBytes: number;
   readonly broughtBackBytes: number;
+  /** Written anew so that sparse segments of the store could be removed. */
+  readonly movedBytes: number;
   /** Native memory of the process state table. */
   readonly tableBytes: number;
   readonly pagerPid: number;

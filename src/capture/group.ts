@@ -33,7 +33,7 @@ import {
   type Phase,
 } from './group-state.js';
 import { firstPace, nextPace, type Pace } from './pace-policy.js';
-import { pagingOptions, StoreNotes, takePagingTurns } from './paging-turns.js';
+import { pagingOptions, RefillWatch, StoreNotes, takePagingTurns } from './paging-turns.js';
 
 const pauseSamples = 1024;
 /** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
@@ -407,6 +407,7 @@ export class Group {
       return;
     }
     this.#lastEpoch = stats;
+    this.#refill = undefined; // all of its memory could be read
     this.#lastCommitMs = startedMs;
     this.#apply({ type: 'committed', epoch: stats.epoch });
   }
@@ -438,6 +439,7 @@ export class Group {
     // A restarted daemon has no native group that would tell it.
     let drainedPolls = this.#core.resumed && this.#native === undefined ? drainedPollsMax : 0;
     const notes = new StoreNotes(this.#host, this.spec.name);
+    const watch = new RefillWatch(clock);
     for (;;) {
       await clock.sleep(promotedPollMs, this.#closing.signal);
       const { core } = this;
@@ -447,8 +449,11 @@ export class Group {
         const status = await this.#host.askKeeper(keeperSocket);
         const missing = status.lazyPages + status.coldPages > 0;
         this.#mayRefill = missing;
-        this.#refill = missing ? status : undefined;
-        notes.trouble(status.storeTrouble);
+        const storeTrouble = watch.trouble(status);
+        // Damaged pages stay so until the process gives them up.
+        const told = missing || status.damagedPages > 0;
+        this.#refill = told ? { ...status, storeTrouble } : undefined;
+        notes.trouble(storeTrouble);
         notes.damage(status.damagedPages);
         if (status.exited) {
           const how = describeWaitStatus(status.status ?? 0);

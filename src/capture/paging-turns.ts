@@ -1,4 +1,5 @@
 /** What a group does about paging: turns between its epochs, and notes of how the store fares. */
+import type { Clock } from '../base/clock.js';
 import { describe } from '../base/errors.js';
 import type {
   NativeGroup,
@@ -6,6 +7,7 @@ import type {
   PagingOrder,
   PagingReport,
 } from '../native/group.js';
+import type { KeeperStatus } from '../native/keeper-status.js';
 import type { GroupHost, GroupSpec, StorePlace } from './group-spec.js';
 
 /** Short enough that evicting keeps the store busy. */
@@ -67,6 +69,31 @@ export async function takePagingTurns(
       host.log.warn({ group: spec.name, reason: describe(error) }, 'a turn of paging failed');
     }
     await host.clock.sleep(turnMs, shell.signal);
+  }
+}
+
+/** After so long without an answer a page store counts as hung. */
+const hungMs = 5000;
+
+/** Sees that a refill does not get on, of a keeper that can tell only what its store has answered. */
+export class RefillWatch {
+  readonly #clock: Pick<Clock, 'nowMs'>;
+  #left = 0;
+  #sinceMs = 0;
+
+  constructor(clock: Pick<Clock, 'nowMs'>) {
+    this.#clock = clock;
+  }
+
+  /** What is wrong with the store; empty: nothing. */
+  trouble(keeper: Pick<KeeperStatus, 'coldPages' | 'waitingUs' | 'storeTrouble'>): string {
+    const nowMs = this.#clock.nowMs();
+    if (keeper.coldPages !== this.#left) this.#sinceMs = nowMs;
+    this.#left = keeper.coldPages;
+    if (keeper.storeTrouble !== '' || keeper.coldPages === 0) return keeper.storeTrouble;
+    const silentMs = Math.max(nowMs - this.#sinceMs, keeper.waitingUs / 1000);
+    if (silentMs < hungMs) return '';
+    return `the page store has not answered for ${Math.floor(silentMs / 1000)} s`;
   }
 }
 

@@ -77,7 +77,7 @@ function pagingOf(
   spec: GroupSpec,
 ): NonNullable<GroupStatus['paging']> {
   const { samples, sampleShare, storeBytes, writtenBytes, evictedBytes } = report;
-  const { broughtBackBytes, tableBytes, pagerPid } = report;
+  const { broughtBackBytes, movedBytes, tableBytes, pagerPid } = report;
   return {
     accessTracker: report.tracker,
     samples,
@@ -91,6 +91,7 @@ function pagingOf(
     writtenBytes,
     evictedBytes,
     broughtBackBytes,
+    movedBytes,
     tableBytes,
     pagerPid,
   };

@@ -101,6 +101,8 @@ export interface PagingReport {
   readonly writtenBytes: number;
   readonly evictedBytes: number;
   readonly broughtBackBytes: number;
+  /** Written anew to empty sparse segments of the store. */
+  readonly movedBytes: number;
   readonly pagerCpuUs: number;
   readonly pagerPid: number;
 }

@@ -33,6 +33,7 @@ PagerOptions pager_options(const GroupOptions& options, std::shared_ptr<const St
   result.key = std::move(key);
   result.bytes_max = paging.store_bytes_max;
   result.allow_memory_file_systems = paging.allow_memory_file_systems;
+  result.segment_bytes_max = paging.segment_bytes_max;
   if (paging.as_owner) result.rights = CallerRights{options.uid, options.gid, options.groups};
   return result;
 }
@@ -90,44 +91,56 @@ void GroupPaging::add_cold_runs(const GroupImage& image, PageRunList& list) {
   epoch_ = image.epoch;
   const size_t before = list.runs.size();
   if (replica_knows_) {
-    for (const PageGroup& group : std::exchange(stored_, {})) add_cold_run(group, list);
+    for (const PageGroup& group : std::exchange(stored_, {})) {
+      evicted_bytes_ += add_cold_run({group, group.location}, list);
+    }
   }
+  for (const MovedPages& moved : cleaner_.take_moved()) moved_bytes_ += add_cold_run(moved, list);
   table_.note_runs(std::span(list.runs).subspan(before));
   dead_.clear();
-  if (segments_.empty()) return;
-  const uint32_t newest = *segments_.rbegin();
   for (const uint32_t segment : segments_) {
-    if (segment != newest && !table_.live_pages().contains(segment)) dead_.push_back(segment);
+    if (segment != newest_segment() && !table_.live_pages().contains(segment)) {
+      dead_.push_back(segment);
+    }
   }
 }
 
-// What was written since it was stored is at that location no more.
-void GroupPaging::add_cold_run(const PageGroup& group, PageRunList& list) {
-  for (uint64_t page = group.range.start; page < group.range.end; page += kPageSize) {
-    const uint64_t location = group.location + (page - group.range.start);
-    const PageGroup one{group.pid, {page, page + kPageSize}, true, location};
+uint64_t GroupPaging::newest_segment() const { return segments_.empty() ? 0 : *segments_.rbegin(); }
+
+// What was written since it was stored is at that location no more. Returns the bytes of the rest.
+uint64_t GroupPaging::add_cold_run(const MovedPages& pages, PageRunList& list) {
+  uint64_t bytes = 0;
+  const PageGroup& from = pages.from;
+  for (uint64_t page = from.range.start; page < from.range.end; page += kPageSize) {
+    const uint64_t offset = page - from.range.start;
+    const PageGroup one{from.pid, {page, page + kPageSize}, true, from.location + offset};
+    const uint64_t location = pages.to + offset;
     if (table_.note_moved(one, location) == 0) continue;
-    evicted_bytes_ += kPageSize;
+    bytes += kPageSize;
     if (!list.runs.empty()) {
       PageRun& last = list.runs.back();
-      if (last.kind == PageRunKind::kCold && last.pid == group.pid &&
+      if (last.kind == PageRunKind::kCold && last.pid == from.pid &&
           last.address + last.length == page && last.data_offset + last.length == location) {
         last.length += kPageSize;
         continue;
       }
     }
-    list.runs.push_back({.pid = group.pid,
+    list.runs.push_back({.pid = from.pid,
                          .object = 0,
                          .kind = PageRunKind::kCold,
                          .address = page,
                          .length = kPageSize,
                          .data_offset = location});
   }
+  return bytes;
 }
 
 void GroupPaging::note_committed() {
   if (dead_.empty() || !pager_.drop_segments(dead_)) return;
-  for (const uint32_t segment : dead_) segments_.erase(segment);
+  for (const uint32_t segment : dead_) {
+    segments_.erase(segment);
+    cleaner_.note_removed(segment);
+  }
   dead_.clear();
 }
 
@@ -157,6 +170,7 @@ PagingReport GroupPaging::turn(const GroupImage& image, const std::map<int32_t, 
   sample_when_due(image, host_pids);
   evict(host_pids, order);
   bring_back(order);
+  clean(host_pids);
   return report();
 }
 
@@ -194,25 +208,36 @@ void GroupPaging::take(const PagerWrittenMessage& written) {
   state_ = StoreState::kOk;
   trouble_.clear();
   pager_cpu_us_ += written.cpu_us;
+  const bool moved = cleaner_.is_own(written.ticket);
+  if (written.unreadable_pages != 0) {
+    // Another address space by now (execve): its descriptor is made anew.
+    const auto evicted = batches_.find(written.ticket);
+    if (moved) forget_sources(cleaner_.under_way());
+    if (evicted != batches_.end()) forget_sources(evicted->second);
+  }
+  std::vector<PageGroup> stored;
+  std::map<int32_t, std::vector<PageRange>> durable;
   for (const PagerWrittenRun& run : written.runs) {
-    segments_.insert(segment_of(run.location));
+    const uint64_t segment = PageTable::segment_of(run.location);
+    segments_.insert(static_cast<uint32_t>(segment));
+    cleaner_.note_written(segment, run.pages);
     written_bytes_ += run.pages * kPageSize;
-    const PageGroup group{
-        run.pid, {run.address, run.address + run.pages * kPageSize}, true, run.location};
+    const PageRange range{run.address, run.address + run.pages * kPageSize};
+    durable[run.pid].push_back(range);
+    stored.push_back({run.pid, range, true, run.location});
+  }
+  if (moved) return cleaner_.finish(stored);
+  for (const PageGroup& group : stored) {
     const std::vector<PageGroup> kept = table_.note_stored(group);
     stored_.insert(stored_.end(), kept.begin(), kept.end());
   }
-  if (written.unreadable_pages != 0) {
-    // Another address space by now (execve): its descriptor is made anew.
-    for (const PageGroup& group : batches_[written.ticket]) {
-      if (sources_.erase(group.pid) != 0) pager_.forget_source(static_cast<uint32_t>(group.pid));
-    }
-  }
-  std::map<int32_t, std::vector<PageRange>> durable;
-  for (const PagerWrittenRun& run : written.runs) {
-    durable[run.pid].push_back({run.address, run.address + run.pages * kPageSize});
-  }
   give_back(written.ticket, durable);
+}
+
+void GroupPaging::forget_sources(std::span<const PageGroup> of) {
+  for (const PageGroup& group : of) {
+    if (sources_.erase(group.pid) != 0) pager_.forget_source(static_cast<uint32_t>(group.pid));
+  }
 }
 
 void GroupPaging::take(const PagerDoneMessage&) {}
@@ -221,6 +246,7 @@ void GroupPaging::take(const PagerFailedMessage& failed) {
   state_ = failed.kind == StoreFailure::kFull ? StoreState::kFull : StoreState::kFailing;
   trouble_ = failed.reason;
   trouble_us_ = now_us();
+  if (cleaner_.is_own(failed.ticket)) cleaner_.finish({});
   give_back(failed.ticket, {});
 }
 
@@ -302,7 +328,7 @@ void GroupPaging::evict(const std::map<int32_t, pid_t>& host_pids, const PagingO
     const auto groups =
         table_.oldest(order.evict_age, std::min<uint64_t>(pages_left, kPagerPagesMax));
     std::vector<PageGroup> batch;
-    for (const PageGroup& group : groups) {
+    for (const PageGroup& group : without_busy(groups)) {
       if (group.stored || batch.size() == kPagerRunsMax) continue;
       batch.push_back(group);
       pages_left -= group.range.pages();
@@ -311,12 +337,36 @@ void GroupPaging::evict(const std::map<int32_t, pid_t>& host_pids, const PagingO
   }
 }
 
-bool GroupPaging::submit(std::span<const PageGroup> groups,
-                         const std::map<int32_t, pid_t>& host_pids) {
-  std::vector<PagerRun> runs;
-  std::vector<PageGroup> batch;
+// Pages of a batch that is under way may have been written since, and be old enough again: its
+// answer, of their old content, must not be taken for that of another batch.
+std::vector<PageGroup> GroupPaging::without_busy(std::span<const PageGroup> groups) const {
+  std::map<int32_t, std::vector<PageRange>> busy;
+  for (const auto& [ticket, batch] : batches_) {
+    for (const PageGroup& group : batch) busy[group.pid].push_back(group.range);
+  }
+  std::map<int32_t, PageRanges> sorted;
+  for (auto& [pid, ranges] : busy) sorted.emplace(pid, normal_ranges(std::move(ranges)));
+  std::vector<PageGroup> free;
   for (const PageGroup& group : groups) {
-    if (!know_source(group.pid, host_pids)) continue;
+    const auto of_process = sorted.find(group.pid);
+    if (of_process == sorted.end()) {
+      free.push_back(group);
+      continue;
+    }
+    for (const PageRange& rest : subtract_ranges({&group.range, 1}, of_process->second)) {
+      const uint64_t offset = rest.start - group.range.start;
+      free.push_back({group.pid, rest, group.stored, group.stored ? group.location + offset : 0});
+    }
+  }
+  return free;
+}
+
+std::vector<PagerRun> GroupPaging::runs_of(std::span<const PageGroup> groups,
+                                           const std::map<int32_t, pid_t>& host_pids,
+                                           std::vector<PageGroup>& batch) {
+  std::vector<PagerRun> runs;
+  for (const PageGroup& group : groups) {
+    if (runs.size() == kPagerRunsMax || !know_source(group.pid, host_pids)) continue;
     runs.push_back({.address = group.range.start,
                     .offset = group.range.start,
                     .pid = group.pid,
@@ -325,6 +375,13 @@ bool GroupPaging::submit(std::span<const PageGroup> groups,
                     .reserved = 0});
     batch.push_back(group);
   }
+  return runs;
+}
+
+bool GroupPaging::submit(std::span<const PageGroup> groups,
+                         const std::map<int32_t, pid_t>& host_pids) {
+  std::vector<PageGroup> batch;
+  std::vector<PagerRun> runs = runs_of(groups, host_pids, batch);
   if (runs.empty()) return false;
   // Before anything is read: a write from now on shows.
   for (const PageGroup& group : batch) table_.note_pending(group);
@@ -337,18 +394,42 @@ bool GroupPaging::submit(std::span<const PageGroup> groups,
   return true;
 }
 
+// Cold pages of sparse segments are read from the primary, as when they were evicted: whatever is
+// written there meanwhile is in the next epoch, and then at no location any more. Where the store
+// has no room for them they come back into RAM.
+void GroupPaging::clean(const std::map<int32_t, pid_t>& host_pids) {
+  const bool full = state_ == StoreState::kFull;
+  if (!replica_knows_ || (!full && !pager_.ready())) return;
+  const std::vector<PageGroup> chosen = cleaner_.choose(table_, newest_segment(), full, now_us());
+  if (chosen.empty()) return;
+  if (full) {
+    for (const PageGroup& group : chosen) want_back(group);
+    return;
+  }
+  std::vector<PageGroup> batch;
+  std::vector<PagerRun> runs = runs_of(chosen, host_pids, batch);
+  if (runs.empty()) return;
+  if (const auto ticket = pager_.submit(epoch_, std::move(runs))) {
+    cleaner_.begin(*ticket, std::move(batch));
+  }
+}
+
+void GroupPaging::want_back(const PageGroup& group) {
+  brought_back_bytes_ += group.range.bytes();
+  wanted_back_.push_back({.pid = group.pid,
+                          .object = 0,
+                          .kind = PageRunKind::kData,
+                          .address = group.range.start,
+                          .length = group.range.bytes(),
+                          .data_offset = 0});
+}
+
 // The next epoch copies them as if they had been written.
 void GroupPaging::bring_back(const PagingOrder& order) {
   if (order.bring_back_pages_max == 0) return;
   for (const PageGroup& group :
        table_.take_touched_again(order.bring_back_age, order.bring_back_pages_max)) {
-    brought_back_bytes_ += group.range.bytes();
-    wanted_back_.push_back({.pid = group.pid,
-                            .object = 0,
-                            .kind = PageRunKind::kData,
-                            .address = group.range.start,
-                            .length = group.range.bytes(),
-                            .data_offset = 0});
+    want_back(group);
   }
 }
 
@@ -405,6 +486,7 @@ PagingReport GroupPaging::report() const {
           .written_bytes = written_bytes_,
           .evicted_bytes = evicted_bytes_,
           .brought_back_bytes = brought_back_bytes_,
+          .moved_bytes = moved_bytes_,
           .pager_cpu_us = pager_cpu_us_,
           .pager_pid = pager_.pid()};
 }

@@ -24,6 +24,7 @@
 #include "core/channel/messages.h"
 #include "core/image/group_image.h"
 #include "core/paging/page_table.h"
+#include "core/paging/store_cleaner.h"
 
 namespace replpage {
 
@@ -86,11 +87,20 @@ class GroupPaging {
   void sample_when_due(const GroupImage& image, const std::map<int32_t, pid_t>& host_pids);
   AccessSample sample(const ProcessImage& process, pid_t host_pid);
   void evict(const std::map<int32_t, pid_t>& host_pids, const PagingOrder& order);
+  std::vector<PageGroup> without_busy(std::span<const PageGroup> groups) const;
   bool submit(std::span<const PageGroup> groups, const std::map<int32_t, pid_t>& host_pids);
+  // The batch of those that the pager can read.
+  std::vector<PagerRun> runs_of(std::span<const PageGroup> groups,
+                                const std::map<int32_t, pid_t>& host_pids,
+                                std::vector<PageGroup>& batch);
+  void clean(const std::map<int32_t, pid_t>& host_pids);
+  void want_back(const PageGroup& group);
   void bring_back(const PagingOrder& order);
   void forget_gone(const GroupImage& image);
+  void forget_sources(std::span<const PageGroup> of);
   bool know_source(int32_t pid, const std::map<int32_t, pid_t>& host_pids);
-  void add_cold_run(const PageGroup& group, PageRunList& list);
+  uint64_t add_cold_run(const MovedPages& pages, PageRunList& list);
+  [[nodiscard]] uint64_t newest_segment() const;
   PagingReport report() const;
 
   const PagingOptions options_;
@@ -109,12 +119,14 @@ class GroupPaging {
   std::map<uint64_t, std::vector<PageGroup>> batches_;  // under way, by ticket
   std::vector<PageRun> wanted_back_;
   std::vector<PageGroup> stored_;  // resident, to be cold with the next epoch
-  std::set<uint32_t> segments_;    // that may be on disk
-  std::vector<uint32_t> dead_;     // of these, since the last epoch was sent
+  StoreCleaner cleaner_;
+  std::set<uint32_t> segments_;  // that may be on disk
+  std::vector<uint32_t> dead_;   // of these, since the last epoch was sent
   StoreState state_ = StoreState::kOpening;
   std::string trouble_;
   uint64_t trouble_us_ = 0;  // when it was last met
   uint64_t written_bytes_ = 0, evicted_bytes_ = 0, brought_back_bytes_ = 0, pager_cpu_us_ = 0;
+  uint64_t moved_bytes_ = 0;
 };
 
 }  // namespace replpage

@@ -20,6 +20,7 @@ struct PagingOptions {
   uint64_t group_id = 0;   // random, of this protection
   uint64_t store_bytes_max = UINT64_MAX;
   bool allow_memory_file_systems = false;  // for tests
+  uint32_t segment_bytes_max = 0;          // for tests; 0: the usual
   uint64_t cold_after_us = 30'000'000;
   std::optional<AccessTrackerKind> tracker;
 };
@@ -47,6 +48,7 @@ struct PagingReport {
   std::string trouble;  // of the store; empty: none
   uint64_t store_bytes = 0, store_segments = 0;
   uint64_t written_bytes = 0, evicted_bytes = 0, brought_back_bytes = 0;  // since the start
+  uint64_t moved_bytes = 0;  // likewise: written anew to empty sparse segments
   uint64_t pager_cpu_us = 0;
   int32_t pager_pid = 0;
 };

@@ -24,10 +24,6 @@ namespace replpage {
 // Of ages, which are counted in samples: so long ago, or longer.
 inline constexpr uint8_t kOldest = 255;
 
-// Where the page store has a page: its number of bytes into the log of a segment (bits 0-41), and
-// the segment's number (bits 42-62).
-constexpr uint64_t segment_of(uint64_t location) { return location >> 42 & 0x1F'FFFF; }
-
 struct PageSums {
   uint64_t resident_bytes = 0, cold_bytes = 0, absent_bytes = 0;
   uint64_t pending_bytes = 0;    // of the resident ones: pending, or stored and not cold yet
@@ -62,6 +58,9 @@ class PageTable {
   ~PageTable();
   PageTable(const PageTable&) = delete;
   PageTable& operator=(const PageTable&) = delete;
+
+  // The segment of the page store that a location is in: bits 42-62.
+  static constexpr uint64_t segment_of(uint64_t location) { return location >> 42 & 0x1F'FFFF; }
 
   // Takes in the mappings of a process as of an epoch, before note_runs() of that epoch: pages that
   // are in no private anonymous mapping are forgotten and not noted. Those of locked mappings and
