@@ -298,6 +298,54 @@ TEST(a_change_of_what_changes_seldom_is_seen_at_once) {
   CHECK_EQUAL(image.process_group, victim.pid());
 }
 
+void victim_with_other_actions(const std::function<void()>& ready) {
+  ::signal(SIGUSR1, [](int) {});
+  ::signal(SIGUSR2, [](int) {});
+  ::signal(SIGTERM, [](int) {});
+  ready();
+  ::pause();
+  struct sigaction action {};
+  action.sa_handler = [](int) {};
+  action.sa_flags = SA_RESTART;
+  ::sigaddset(&action.sa_mask, SIGALRM);
+  ::sigaction(SIGHUP, &action, nullptr);
+  ::sigaction(SIGUSR2, &action, nullptr);
+  ::signal(SIGTERM, SIG_DFL);
+  ::signal(SIGINT, SIG_IGN);
+  action.sa_handler = SIG_DFL;
+  action.sa_flags = SA_NOCLDWAIT;
+  ::sigaction(SIGCHLD, &action, nullptr);
+  for (;;) ::pause();
+}
+
+// Later only the actions of handled signals are asked for.
+TEST(actions_that_have_changed_are_asked_for) {
+  StateVictim victim(victim_with_other_actions);
+  victim.set_kernel_reader(false);
+  victim.stop();
+  const ProcessImage before = victim.capture(true);
+  ::kill(victim.pid(), SIGUSR1);
+  ProcessImage anew;
+  for (int i = 0; i < 100 * testing::slowness(); ++i) {
+    victim.go_on();
+    victim.tree().wait_events(now_ns() + 50'000'000);
+    victim.stop();
+    anew = victim.capture(true);
+    if (anew.actions[SIGCHLD - 1].flags & SA_NOCLDWAIT) break;
+  }
+  const ProcessImage after = victim.capture(true, &before);
+  for (size_t i = 0; i < anew.actions.size(); ++i) {
+    const SignalAction& known = after.actions[i];
+    const SignalAction& asked = anew.actions[i];
+    CHECK(known.handler == asked.handler);
+    if (asked.handler <= 1 && i != SIGCHLD - 1) continue;
+    CHECK(known.flags == asked.flags && known.mask == asked.mask);
+  }
+  CHECK(anew.actions[SIGHUP - 1].handler > 1);
+  CHECK(anew.actions[SIGTERM - 1].handler == 0 && before.actions[SIGTERM - 1].handler > 1);
+  CHECK(after.actions[SIGCHLD - 1].flags & SA_NOCLDWAIT);
+}
+
 // Many mappings, so that the kernel's tree of them has several levels.
 void victim_with_many_mappings(const std::function<void()>& ready) {
   constexpr size_t kPages = 3000;

@@ -8,12 +8,12 @@ import t, { type Test } from 'tap';
 import type { Listener } from './bed/agent.js';
 import type { Bed } from './bed/bed.js';
 import { lastLines } from './bed/bed-error.js';
+import { runMs } from './bed/patience.js';
 import { begin, note } from './findings.js';
 import { kernels, onBed, short } from './on-bed.js';
 
 /** Of a node, on a host that has other things to do; limits only: nothing waits so long. */
 const slowness = 50;
-const hourMs = 3_600_000;
 const usualVictims = ['memory model', 'shared memory', 'signal count', 'pipes', 'killed family'];
 /** Native tests of following memory, by parts of their names. */
 const ofMemory = 'discard mapping copied copy heap stack round walk shared';
@@ -36,11 +36,11 @@ async function cases(
   bed: Bed,
   command: string,
 ): Promise<{ passed: number; failed: string[]; skipped: number; status: number; text: string }> {
-  const settings = `TAP_TIMEOUT=3600 REPLPAGE_TEST_SLOWNESS=${slowness}`;
+  const settings = `TAP_TIMEOUT=${runMs / 1000} REPLPAGE_TEST_SLOWNESS=${slowness}`;
   const { status, stdout, stderr } = await bed
     .node(1)
     .run(`cd /opt/replpage && export ${settings} && ${command}`, {
-      limitMs: hourMs,
+      limitMs: runMs,
       listener: shownTo(t),
     });
   const lines = stdout.split('\n').map((line) => line.trim());
@@ -102,7 +102,7 @@ const expected: Readonly<Record<string, readonly string[]>> = {
 };
 
 for (const kernel of kernels) {
-  t.test(`${kernel}: the engine`, { timeout: hourMs }, (t) =>
+  t.test(`${kernel}: the engine`, { timeout: 2 * runMs }, (t) =>
     onBed(t, { kernel, nodes: 1 }, async (bed) => {
       const trackers = await asksDoctor(t, bed, kernel);
       t.same(trackers, expected[kernel] ?? trackers, 'the trackers that work here');

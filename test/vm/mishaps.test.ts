@@ -13,8 +13,9 @@ import { until } from './bed/node.js';
 import { lives, type ProcessId } from './bed/processes.js';
 import { bedNames, folderOf, readState } from './bed/state.js';
 import { short } from './on-bed.js';
+import { patiently } from './bed/patience.js';
 
-const startMs = 120_000;
+const startMs = patiently(120_000);
 const kernel = '6.12';
 
 const program = [process.execPath, path.join(root, 'scripts/vm.mjs')] as const;

@@ -4,8 +4,9 @@ import { until, type VmNode } from './bed/node.js';
 import { mountNfs, serveNfs } from './fixtures/nfs.js';
 import { begin, note } from './findings.js';
 import { kernels, onBed, short } from './on-bed.js';
+import { patiently } from './bed/patience.js';
 
-const backMs = 180_000;
+const backMs = patiently(180_000);
 
 for (const kernel of kernels) {
   t.test(`${kernel}: what one node writes another reads, over NFS`, (t) =>
@@ -46,7 +47,11 @@ async function showsNewNames(
   const seen = await client.run(`test -e ${where}/new`);
   // stat -c with --cached=never asks with AT_STATX_FORCE_SYNC.
   const look = `stat --cached=never ${where} >/dev/null && test -e ${where}/new`;
-  await until(async () => (await client.run(look)).status === 0, 5000, 'the name stays hidden');
+  await until(
+    async () => (await client.run(look)).status === 0,
+    patiently(5000),
+    'the name stays hidden',
+  );
   t.pass('after a forced look at the directory the new name is there');
   await client.sh(`rm ${where}/new`);
   const before = seen.status === 0 ? 'seen at once' : 'hidden from a plain look';
@@ -64,7 +69,7 @@ t.test('the server crashes and comes back', (t) =>
     await client.sh(
       `(echo after > ${where}/late && sync ${where}/late; echo $? > /tmp/late) >/dev/null 2>&1 &`,
     );
-    const failed = await client.run(`cat ${soft}/never`, { limitMs: 120_000 });
+    const failed = await client.run(`cat ${soft}/never`, { limitMs: patiently(120_000) });
     t.not(failed.status, 0, 'a soft mount fails');
     t.equal((await client.run('test -e /tmp/late')).status, 1, 'a hard mount waits');
     await bed.start(1);

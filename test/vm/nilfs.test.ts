@@ -6,6 +6,7 @@ import { crashWhileWriting, makeNilfs, mountNilfs } from './fixtures/nilfs.js';
 import { mountPoint, unmountNilfs } from './fixtures/nilfs.js';
 import { begin, note } from './findings.js';
 import { kernels, onBed, short } from './on-bed.js';
+import { patiently } from './bed/patience.js';
 
 const cleaned = 'Snapshots and cleaner';
 const crashed = 'Mounts after a crash, flushed records there';
@@ -45,7 +46,7 @@ for (const kernel of kernels) {
       );
       const before = await segments();
       await node.sh('nilfs-clean -S 8/0.1 -p 0 -m 1 /dev/data');
-      await until(async () => (await segments()) < before, 60_000, 'nothing is cleaned');
+      await until(async () => (await segments()) < before, patiently(60_000), 'nothing is cleaned');
       t.pass('the cleaner gives segments back');
       note(kernel, 'NILFS2', cleaned, 'yes');
 

@@ -18,7 +18,7 @@ namespace {
 // Newer than Debian 12's headers.
 constexpr int kPrGetMdwe = 66;
 constexpr int kMembarrierGetRegistrations = 1 << 9;  // Linux 6.3
-constexpr uint64_t kSignalSetBytes = 8;
+constexpr uint64_t kSignals = 64, kSignalSetBytes = 8;
 
 class Injection {
  public:
@@ -64,13 +64,13 @@ uint64_t in_ns(const timespec& t) {
   return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
 }
 
-std::vector<SignalAction> ask_actions(Injection& injection) {
-  std::vector<SignalAction> actions;
-  for (uint64_t signal = 1; signal <= 64; ++signal) {
-    actions.push_back(injection.stored<SignalAction>("ask for a signal action", SYS_rt_sigaction,
-                                                     {signal, 0, kInjectedData, kSignalSetBytes}));
+void ask_actions(Injection& injection, uint64_t asked, std::vector<SignalAction>& actions) {
+  actions.resize(kSignals);
+  for (uint64_t signal = 1; signal <= kSignals; ++signal) {
+    if ((asked >> (signal - 1) & 1) == 0) continue;
+    actions[signal - 1] = injection.stored<SignalAction>(
+        "ask for a signal action", SYS_rt_sigaction, {signal, 0, kInjectedData, kSignalSetBytes});
   }
-  return actions;
 }
 
 void ask_timer_values(Injection& injection, std::vector<PosixTimer>& timers) {
@@ -125,18 +125,17 @@ std::optional<uint32_t> inject_deny_write_execute(pid_t host_tid, const Inject& 
 }
 
 std::optional<HiddenProcessState> inject_process_state(pid_t host_tid, const Inject& inject,
-                                                       std::vector<PosixTimer> timers) {
+                                                       HiddenProcessState known, uint64_t asked) {
   Injection injection(host_tid, inject);
-  HiddenProcessState state;
-  state.actions = ask_actions(injection);
+  HiddenProcessState state = std::move(known);
+  ask_actions(injection, asked, state.actions);
   for (uint64_t which = 0; which < state.interval_timers.size(); ++which) {
     const auto timer = injection.stored<itimerval>("ask for an interval timer", SYS_getitimer,
                                                    {which, kInjectedData});
     state.interval_timers[which] = {.value_us = in_us(timer.it_value),
                                     .interval_us = in_us(timer.it_interval)};
   }
-  ask_timer_values(injection, timers);
-  state.posix_timers = std::move(timers);
+  ask_timer_values(injection, state.posix_timers);
   state.brk = static_cast<uint64_t>(injection.value(SYS_brk, {0}));
   state.dumpable = static_cast<int32_t>(injection.value(SYS_prctl, {PR_GET_DUMPABLE, 0, 0, 0, 0}));
   state.child_subreaper = injection.stored<int32_t>("ask for the child subreaper", SYS_prctl,

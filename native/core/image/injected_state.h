@@ -16,9 +16,10 @@ std::optional<HiddenThreadState> inject_thread_state(pid_t host_tid, const Injec
 // PR_GET_MDWE of prctl(2), 0 where the kernel does not know it. nullopt: the process is gone.
 std::optional<uint32_t> inject_deny_write_execute(pid_t host_tid, const Inject& inject);
 
-// About 75 calls in the leader. `timers` as /proc lists them. mlock_future cannot be asked for and
-// stays 0. nullopt: the process is gone.
+// About 11 calls in the leader, one for each signal in `asked` (bit 0: signal 1), two for each
+// timer. `known`: timers as /proc lists them, and the other signals' actions, which stay.
+// mlock_future cannot be asked for and stays 0. nullopt: the process is gone.
 std::optional<HiddenProcessState> inject_process_state(pid_t host_tid, const Inject& inject,
-                                                       std::vector<PosixTimer> timers);
+                                                       HiddenProcessState known, uint64_t asked);
 
 }  // namespace replpage

@@ -135,7 +135,8 @@ void update_action_kinds(const TaskStatus& status, std::vector<SignalAction>& ac
   }
 }
 
-bool read_slow_state(pid_t pid, ProcessImage& image) {
+// `handled`: bit 0 for signal 1.
+bool read_slow_state(pid_t pid, ProcessImage& image, uint64_t& handled) {
   const auto status = read_task_status(pid);
   if (!status) return false;
   image.process_group = status->process_group;
@@ -143,6 +144,7 @@ bool read_slow_state(pid_t pid, ProcessImage& image) {
   image.file_mode_mask = status->file_mode_mask;
   image.thp_disabled = status->thp_disabled;
   update_action_kinds(*status, image.actions);
+  handled = status->caught_signals;
   const auto personality = read_number(proc_path(pid, "/personality"), 16);
   const auto oom_score_adj = read_number(proc_path(pid, "/oom_score_adj"), 10);
   const auto core_dump_filter = read_number(proc_path(pid, "/coredump_filter"), 16);
@@ -206,12 +208,21 @@ bool read_rest(const ProcessCaptureInput& input, bool slow, KernelReader& reader
   return read_timers(input.host_pid, reader, image);
 }
 
-bool read_hidden_state(const ProcessCaptureInput& input, bool slow, ProcessImage& image) {
+// Actions that have become known are asked for again where there is a handler only: each costs a
+// call of a stopped process. What else an action may have is of no use without one, but for
+// SIGCHLD.
+bool read_hidden_state(const ProcessCaptureInput& input, bool slow, uint64_t handled,
+                       ProcessImage& image) {
   if (!read_limits(input.host_pid, slow, image.limits)) return false;
   auto timers = list_posix_timers(input.host_pid, image.threads);
   if (!timers) return false;
   if (!slow || !input.inject) return estimate_hidden_state(input, std::move(*timers), image);
-  auto state = inject_process_state(input.host_tids.front(), input.inject, std::move(*timers));
+  const uint64_t asked =
+      input.previous == nullptr ? ~uint64_t{0} : handled | uint64_t{1} << (SIGCHLD - 1);
+  HiddenProcessState known;
+  known.actions = image.actions;
+  known.posix_timers = std::move(*timers);
+  auto state = inject_process_state(input.host_tids.front(), input.inject, std::move(known), asked);
   if (!state) return false;
   apply_hidden_state(std::move(*state), image);
   return true;
@@ -313,9 +324,10 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input) {
   if (reader != nullptr && !reader->read_process(input.host_pid, image)) return std::nullopt;
   const bool slow = input.slow_state || input.previous == nullptr ||
                     image.change_mark != input.previous->change_mark;
-  if (slow && !read_slow_state(input.host_pid, image)) return std::nullopt;
+  uint64_t handled = 0;
+  if (slow && !read_slow_state(input.host_pid, image, handled)) return std::nullopt;
   const bool read = reader != nullptr ? read_rest(input, slow, *reader, image)
-                                      : read_hidden_state(input, slow, image);
+                                      : read_hidden_state(input, slow, handled, image);
   if (!read) return std::nullopt;
   return image;
 }

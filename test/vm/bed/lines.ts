@@ -3,8 +3,9 @@ import type { Socket } from 'node:net';
 import { setTimeout as pause } from 'node:timers/promises';
 import { BedError, reasonOf } from './bed-error.js';
 import { goOn } from './interruption.js';
+import { patiently } from './patience.js';
 
-const connectMs = 5000;
+const connectMs = patiently(4000);
 
 function tryConnect(open: () => Socket): Promise<Socket> {
   return new Promise((resolve, reject) => {

@@ -6,6 +6,7 @@ import { BedError, lastLines } from './bed-error.js';
 import { end, lives, signal, type ProcessId } from './processes.js';
 import type { NodeFiles } from './qemu.js';
 import { Qmp } from './qmp.js';
+import { patiently } from './patience.js';
 
 /** `stopped`: the node's clocks stand still with it; `running`: they go on, as in a real stall. */
 export type Clocks = 'stopped' | 'running';
@@ -18,7 +19,7 @@ export interface RunOptions {
   readonly listener?: Listener;
 }
 
-const answerMs = 90_000;
+const answerMs = patiently(60_000);
 const shownLines = 15;
 const filters = { out: 'lost-out', in: 'lost-in' } as const;
 
@@ -57,7 +58,7 @@ export class VmNode {
   async run(script: string, options: RunOptions = {}): Promise<Outcome> {
     const agent = await this.#connected();
     try {
-      return await agent.run(script, options.limitMs ?? 120_000, options.listener);
+      return await agent.run(script, options.limitMs ?? patiently(120_000), options.listener);
     } catch (error) {
       throw this.#explained(error);
     }

@@ -4,6 +4,7 @@
  */
 import { readFileSync } from 'node:fs';
 import { setTimeout as pause } from 'node:timers/promises';
+import { patiently } from './patience.js';
 
 export interface ProcessId {
   readonly pid: number;
@@ -38,7 +39,7 @@ export function signal(id: ProcessId, name: NodeJS.Signals): boolean {
 }
 
 /** Kills it and waits until it is gone; false when it is still there after `limitMs`. */
-export async function end(id: ProcessId, limitMs = 10_000): Promise<boolean> {
+export async function end(id: ProcessId, limitMs = patiently(10_000)): Promise<boolean> {
   for (const last = Date.now() + limitMs; Date.now() < last; await pause(10)) {
     if (!signal(id, 'SIGKILL')) return true;
   }

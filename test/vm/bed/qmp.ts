@@ -2,6 +2,7 @@
 import { createConnection, type Socket } from 'node:net';
 import { BedError } from './bed-error.js';
 import { connectTo, Lines } from './lines.js';
+import { patiently } from './patience.js';
 
 interface Answer {
   readonly return?: unknown;
@@ -10,7 +11,7 @@ interface Answer {
   readonly QMP?: unknown;
 }
 
-const answerMs = 60_000;
+const answerMs = patiently(60_000);
 
 export class Qmp {
   readonly #socket: Socket;

@@ -6,8 +6,9 @@ import { command } from './command.js';
 import type { VmNode } from './node.js';
 import { commandLine, filesOf, program, type Machine } from './qemu.js';
 import { until } from './node.js';
+import { patiently } from './patience.js';
 
-const migrationMs = 120_000;
+const migrationMs = patiently(60_000);
 
 /** What QEMU and the guest must agree on; the project's disk has one size whatever is in it. */
 async function keyFor(machine: Machine): Promise<string> {
