@@ -1,7 +1,7 @@
 /** Talks to the daemon. Every failure is a ReplicationError with what to do about it. */
 import { statSync } from 'node:fs';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
-import { hasCode, ReplicationError } from '../base/errors.js';
+import { describe, hasCode, isSystemError, ReplicationError } from '../base/errors.js';
 import { fromProblem } from './problem.js';
 import type {
   EventRecord,
@@ -70,6 +70,10 @@ export class ApiClient {
     const path = `/v1/events?after=${options.after}${options.follow ? '&follow=1' : ''}`;
     const response = await this.#send('GET', path, { signal: options.signal });
     for await (const line of lines(response)) yield line as EventRecord;
+    if (!options.follow || options.signal?.aborted === true) return;
+    throw new ReplicationError('ERR_NO_DAEMON', `the daemon at ${this.socketPath} has ended`, {
+      advice: 'its events end with it; follow those of the next one when it runs',
+    });
   }
 
   async #json(method: string, path: string): Promise<unknown> {
@@ -140,7 +144,11 @@ export class ApiClient {
         advice: 'it has ended, or has too many clients: try again',
       });
     }
-    return error;
+    if (!isSystemError(error) || error.name === 'AbortError') return error;
+    const message = `cannot reach a daemon at ${this.socketPath}: ${describe(error)}`;
+    return new ReplicationError('ERR_NO_DAEMON', message, {
+      advice: 'see that --runtime-dir is the folder that the daemon was given',
+    });
   }
 }
 

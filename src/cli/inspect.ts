@@ -1,7 +1,8 @@
 /** `replpage inspect NAME`: where the pages of a group's replica are. */
 import { writeFileSync } from 'node:fs';
-import { resolve } from 'node:path';
 import type { Command } from 'commander';
+import { describe, ReplicationError } from '../base/errors.js';
+import { givenPath } from '../base/paths.js';
 import {
   contextOf,
   groupName,
@@ -25,13 +26,21 @@ export function addInspect(program: Command): void {
     .option('--svg <file>', 'write it as a picture too')
     .action(async (name: string, flags: InspectFlags) => {
       const context = contextOf(flags);
+      const path = flags.svg === undefined ? undefined : givenPath('--svg', flags.svg);
       const processes = await context.client.pages(groupName(name));
-      if (flags.svg !== undefined) {
-        const path = resolve(flags.svg);
-        writeFileSync(path, drawInspection(name, processes));
-        say(`the picture is in ${path}`);
-      }
+      if (path !== undefined) writePicture(path, drawInspection(name, processes));
       if (context.json) return printJson({ group: name, processes });
       print(formatInspection(processes));
     });
+}
+
+function writePicture(path: string, picture: string): void {
+  try {
+    writeFileSync(path, picture);
+  } catch (error) {
+    throw new ReplicationError('ERR_FOLDER', `cannot write the picture: ${describe(error)}`, {
+      advice: 'give --svg a file in a folder that is there and that you may write to',
+    });
+  }
+  say(`the picture is in ${path}`);
 }

@@ -33,10 +33,13 @@ async function main(): Promise<number> {
   const program = new Command('replpage')
     .description('Keeps a warm replica of a running, unmodified process.')
     .version(replpageVersion)
-    .showHelpAfterError('(replpage --help shows the commands)')
     .addHelpText('after', help)
     .exitOverride()
-    .configureOutput({ writeErr: (text) => void (json || process.stderr.write(text)) });
+    // What the parser finds wrong is reported below, as everything else is.
+    .configureOutput({
+      writeErr: (text) => void (json || process.stderr.write(text)),
+      outputError: () => undefined,
+    });
   let status = 0;
   const setStatus = (code: number): void => {
     status = code;
@@ -55,15 +58,34 @@ async function main(): Promise<number> {
   ];
   for (const add of adders) add(program, setStatus);
   try {
-    await program.parseAsync();
+    await program.parseAsync(typed(program), { from: 'user' });
   } catch (error) {
     if (!(error instanceof CommanderError)) return report(error, json);
     if (error.exitCode === 0) return 0;
-    const message = error.message.replace(/^error: /, '');
-    // Without --json the parser has said it already.
-    return json ? report(new ReplicationError('ERR_USAGE', message), json) : exitCodes.usage;
+    // The help, where no command was given.
+    if (error.code === 'commander.help') return exitCodes.usage;
+    return report(usageError(error, typed(program)[0]), json);
   }
   return status;
+}
+
+/** What was typed; of a command that there is not only its name, so that --help does not hide that. */
+function typed(program: Command): readonly string[] {
+  const args = process.argv.slice(2);
+  const [first] = args;
+  if (first === undefined || first.startsWith('-') || first === 'help') return args;
+  return program.commands.some((command) => command.name() === first) ? args : [first];
+}
+
+function usageError(error: CommanderError, command: string | undefined): ReplicationError {
+  const message = error.message.replace(/^error: /, '');
+  const known = command !== undefined && error.code !== 'commander.unknownCommand';
+  const help = known && !command.startsWith('-') ? `replpage ${command} --help` : 'replpage --help';
+  const several = command === 'protect' && error.code === 'commander.excessArguments';
+  const advice = several
+    ? "give one pid, the root of the tree: of a server with workers that of its first process, such as nginx's master"
+    : `${help} shows what there is`;
+  return new ReplicationError('ERR_USAGE', message, { advice });
 }
 
 // A reader that went away (`replpage events | head`) ends the command quietly.

@@ -1,5 +1,4 @@
 /** The options of `protect`, from the command line to a request, and from a group back. */
-import { resolve } from 'node:path';
 import {
   checkProtectRequest,
   protectDefaults,
@@ -7,6 +6,7 @@ import {
   type ProtectOption,
   type ProtectRequest,
 } from '../api/schema.js';
+import { givenPath } from '../base/paths.js';
 import { parseDurationMs, parseOption, parsePercent, parseWhole } from '../base/units.js';
 
 /** As commander gives them. */
@@ -67,16 +67,16 @@ export function toRequest(pid: string, flags: ProtectFlags): ProtectRequest {
     tracker: flags.tracker,
     ram: flags.ram,
     coldAfterMs: parse(flags.coldAfter, '--cold-after', parseDurationMs),
-    store: absolute(flags.store),
-    stdio: flags.stdio === 'null' ? null : absolute(flags.stdio),
-    pidfile: absolute(flags.pidfile),
+    store: absolute('--store', flags.store),
+    stdio: flags.stdio === 'null' ? null : absolute('--stdio', flags.stdio),
+    pidfile: absolute('--pidfile', flags.pidfile),
     onPromote: flags.onPromote,
   };
   return checkProtectRequest(request, (field) => flagNames[field]);
 }
 
-const absolute = (path: string | undefined): string | undefined =>
-  path === undefined ? undefined : resolve(path);
+const absolute = (flag: string, path: string | undefined): string | undefined =>
+  path === undefined ? undefined : givenPath(flag, path);
 
 /** What the group was protected with. */
 function valuesOf(group: GroupStatus): Required<Record<ProtectOption, string | number | null>> {

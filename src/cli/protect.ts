@@ -60,7 +60,10 @@ export function addProtect(program: Command): void {
       '--stdio <file>',
       "file for its terminal's output once promoted, or null (default: NAME.log in the log folder)",
     )
-    .option('--pidfile <file>', 'write the pid here after each promotion')
+    .option(
+      '--pidfile <file>',
+      'write the pid here after each promotion; the file holds nothing else',
+    )
     .option('--on-promote <command>', 'run this after each promotion, with your rights')
     .option('--tracker <kind>', 'auto (default), uffd-wp or soft-dirty')
     .option(

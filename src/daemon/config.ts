@@ -2,7 +2,7 @@
  * Where the daemon keeps things and its limits: flag, then REPLPAGE_* variable, then default.
  * With another runtime folder, as tests have, everything else moves below it.
  */
-import { join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { logLevels, type LogLevel } from '../base/log.js';
 import { ReplicationError } from '../base/errors.js';
 import {
@@ -14,7 +14,7 @@ import {
   parseOption,
 } from '../base/units.js';
 import type { AccessTrackerChoice } from '../native/group.js';
-import { runtimeDirDefault, runtimeDirOf, socketPathOf } from '../base/paths.js';
+import { givenFolder, runtimeDirDefault, runtimeDirOf, socketPathOf } from '../base/paths.js';
 
 export interface DaemonConfig {
   readonly runtimeDir: string;
@@ -93,16 +93,12 @@ export function readConfig(
 ): DaemonConfig {
   const runtimeDir = runtimeDirOf(flags.runtimeDir, env);
   const elsewhere = runtimeDir !== runtimeDirDefault;
-  const stateDir = resolve(
-    flags.stateDir ??
-      env['REPLPAGE_STATE_DIR'] ??
-      (elsewhere ? join(runtimeDir, 'state') : defaults.stateDir),
-  );
-  const logDir = resolve(
-    flags.logDir ??
-      env['REPLPAGE_LOG_DIR'] ??
-      (elsewhere ? join(runtimeDir, 'log') : defaults.logDir),
-  );
+  const stateDir =
+    givenFolder('state-dir', flags.stateDir, env) ??
+    (elsewhere ? join(runtimeDir, 'state') : defaults.stateDir);
+  const logDir =
+    givenFolder('log-dir', flags.logDir, env) ??
+    (elsewhere ? join(runtimeDir, 'log') : defaults.logDir);
   const take = <T>(option: keyof typeof defaults, parser: (text: string) => T): T => {
     const name = option.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
     const variable = `REPLPAGE_${name.replaceAll('-', '_').toUpperCase()}`;
@@ -116,7 +112,7 @@ export function readConfig(
     keepersDir: join(runtimeDir, 'keepers'),
     stateDir,
     spillDir: join(stateDir, 'spill'),
-    storeDir: resolve(flags.store ?? env['REPLPAGE_STORE'] ?? join(stateDir, 'store')),
+    storeDir: givenFolder('store', flags.store, env) ?? join(stateDir, 'store'),
     storeKeyPath: join(stateDir, 'store.key'),
     storeBytesMax: take('storeMax', bytesIn(storeBytes)),
     accessTracker: take('accessTracker', readAccessTracker),

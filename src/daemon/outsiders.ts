@@ -14,8 +14,13 @@ const hookTimeoutMs = 30_000;
 /** Of a hook's output, in the log. */
 const outputBytesMax = 4096;
 
-/** New name, then rename: whoever reads it never sees half a number. */
-const writePidfile = 'umask 022; printf "%s\\n" "$2" >"$1.new.$$" && mv -f "$1.new.$$" "$1"';
+/**
+ * New name, then rename: whoever reads it never sees half a number. Who reads and removes the file
+ * relies on its mode.
+ */
+const writePidfile =
+  'umask 022; printf "%s\\n" "$2" >"$1.new.$$" && ' +
+  '{ test ! -f "$1" || chmod --reference="$1" "$1.new.$$"; } && mv -f "$1.new.$$" "$1"';
 
 /** Gives who could not be told, and why: one line each. */
 export async function announce(
@@ -34,6 +39,13 @@ async function tellPidfile(
 ): Promise<string | undefined> {
   if (pidfile === undefined) return undefined;
   const own = log.child({ group: name, pidfile });
+  // The program, or somebody else, may have put something else there since `protect`.
+  const status = await statusOf(['/bin/sh', '-c', pidfileContentCheck, 'sh', pidfile], owner, log);
+  const other = contentChecks[status ?? -1];
+  if (other !== undefined) {
+    own.warn({ hostPid, reason: other }, 'outsider could not be told');
+    return `--pidfile ${pidfile}: ${other}`;
+  }
   const command = ['/bin/sh', '-c', writePidfile, 'sh', pidfile, String(hostPid)];
   const problem = isOurselves(owner)
     ? await writeOurPidfile(pidfile, hostPid, own)
@@ -62,15 +74,26 @@ async function runHook(
 }
 
 /** Exit statuses of the checks below, in words. */
+const contentChecks: Readonly<Record<number, string>> = {
+  12: 'it is no file that can be replaced',
+  13: 'it holds more than a pid, which would be lost',
+};
 const checks: Readonly<Record<number, string>> = {
+  ...contentChecks,
   10: 'its folder does not exist, or may not be entered',
   11: 'its folder may not be written to',
-  12: 'it is no file that can be replaced',
   20: 'the shell does not understand it',
   21: 'there is no such program, or it may not be run',
 };
-const pidfileCheck =
-  'test -d "$2" && test -x "$2" || exit 10; test -w "$2" || exit 11; test ! -d "$1" || exit 12';
+/**
+ * The whole file is replaced: a device or the lock file of PostgreSQL (which ends when it finds
+ * another pid in it than its own) must not be. One that may not be read cannot be judged.
+ */
+const pidfileContentCheck =
+  'test -e "$1" || exit 0; test -f "$1" || exit 12; set -f; ' +
+  'words=$(head -c 64 -- "$1" | tr "\\0" x) || exit 13; set -- $words; test $# -le 1 || exit 13; ' +
+  'case ${1-} in *[!0-9]*) exit 13;; esac';
+const pidfileCheck = `test -d "$2" && test -x "$2" || exit 10; test -w "$2" || exit 11; ${pidfileContentCheck}`;
 /** A name with a slash is not looked for in PATH. */
 const hookCheck =
   'sh -n -c "$1" || exit 20; first=${1%%[[:space:]]*}; ' +
@@ -87,7 +110,10 @@ export async function checkOutsiders(spec: GroupSpec, log: Log): Promise<void> {
     if (status === 0) return;
     const why = checks[status ?? -1] ?? `it could not be tried (status ${status})`;
     throw new ReplicationError('ERR_BAD_REQUEST', `${option}: ${why}`, {
-      advice: `it is used with the rights of user ${owner.uid}, in the folder /`,
+      advice:
+        status !== undefined && Object.hasOwn(contentChecks, status)
+          ? 'name a file that holds a pid and nothing else, or one that is not there yet'
+          : `it is used with the rights of user ${owner.uid}, in the folder /`,
     });
   };
   if (pidfile !== undefined) {
@@ -125,6 +151,7 @@ async function writeOurPidfile(
   try {
     await rm(fresh, { force: true });
     await writeFile(fresh, `${hostPid}\n`, { mode: 0o644, flag: 'wx' });
+    await takeAfter(fresh, path);
     await rename(fresh, path);
     log.info({ hostPid }, 'outsider told');
     return undefined;
@@ -132,6 +159,21 @@ async function writeOurPidfile(
     log.warn({ hostPid, reason: describe(error) }, 'outsider could not be told');
     await rm(fresh, { force: true }).catch(() => undefined);
     return describe(error);
+  }
+}
+
+/** Owner and mode stay: the program, as its own user, reads its pid file or removes it at its end. */
+async function takeAfter(fresh: string, path: string): Promise<void> {
+  const before = await lstat(path).catch(() => undefined);
+  if (before?.isFile() !== true) return;
+  // Of the descriptor: whoever owns the folder could put a link in the place of the name.
+  const file = await open(fresh, constants.O_WRONLY | constants.O_NOFOLLOW);
+  try {
+    const own = await file.stat();
+    if (own.uid !== before.uid || own.gid !== before.gid) await file.chown(before.uid, before.gid);
+    await file.chmod(before.mode & 0o777);
+  } finally {
+    await file.close();
   }
 }
 

@@ -38,12 +38,21 @@ export function checkTarget(rules: TargetRules, caller: Caller, pid: number): Pr
       'cannot be rebuilt yet';
     refuse(facts, doing, 'process without a main thread', why);
   }
+  // Nor has a thread a pidfd.
+  if (facts.threadGroup !== facts.pid) {
+    refuse(facts, doing, 'thread', `it is a thread of process ${facts.threadGroup}: protect that`);
+  }
   const verdict = rules.mayTrace(caller, pid);
   if (!verdict.allowed) {
     throw new ReplicationError(
       'ERR_DENIED',
       `${doing}: user ${caller.uid} may not trace it${verdict.reason ? ` (${verdict.reason})` : ''}`,
-      { advice: 'protect it as its own user or as root' },
+      {
+        advice:
+          caller.uid === 0
+            ? 'it has rights that this root lacks (capabilities, a user namespace); see replpage doctor'
+            : 'protect it as its own user or as root',
+      },
     );
   }
   checkKind(rules, facts, doing);
@@ -61,9 +70,6 @@ function refuse(facts: ProcessFacts, doing: string, kind: string, why: string): 
 function checkKind(rules: TargetRules, facts: ProcessFacts, doing: string): void {
   if (facts.kernelThread) {
     refuse(facts, doing, 'kernel thread', `${facts.name} is a kernel thread`);
-  }
-  if (facts.threadGroup !== facts.pid) {
-    refuse(facts, doing, 'thread', `it is a thread of process ${facts.threadGroup}: protect that`);
   }
   if (facts.executable === rules.keeperPath) {
     refuse(facts, doing, 'replpage', 'it is part of replpage');

@@ -80,7 +80,7 @@ async function scene(t: Test) {
     server.close();
     rmSync(folder, { recursive: true });
   });
-  return { daemon, path, client: new ApiClient(path) };
+  return { daemon, path, server, client: new ApiClient(path) };
 }
 
 /** What a client that is not ours may send. */
@@ -204,6 +204,19 @@ t.test('events come from the past and, followed, as they happen', async (t) => {
   controller.abort();
   await waitFor('the listener to go', () => daemon.listeners.size === 0);
   t.same(seen, [1, 2, 3]);
+});
+
+t.test('who follows events learns that the daemon has ended', async (t) => {
+  const { daemon, client, server, path } = await scene(t);
+  const following = (async () => {
+    for await (const event of client.events({ after: 0, follow: true })) t.fail(event.what);
+  })();
+  const ended = t.rejects(following, { code: 'ERR_NO_DAEMON', message: /a\.sock has ended/ });
+  await waitFor('the listener', () => daemon.listeners.size === 1);
+  server.closeAllConnections();
+  await ended;
+  const nowhere = new ApiClient(join(path, 'socket'));
+  await t.rejects(nowhere.status(), { code: 'ERR_NO_DAEMON', message: /cannot reach .*ENOTDIR/ });
 });
 
 t.test('what is malformed is refused with a reason', async (t) => {

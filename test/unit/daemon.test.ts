@@ -87,11 +87,15 @@ t.test('configuration: flag before variable before default', (t) => {
     [{ spillMax: '2TiB' }, /^--spill-max/],
     [{ freezeDeadline: '0ms' }, /^--freeze-deadline/],
     [{ freezeDeadline: '1h' }, /^--freeze-deadline/],
+    [{ runtimeDir: '' }, /^--runtime-dir: the path is empty/],
+    [{ store: '' }, /^--store: the path is empty/],
     [{ runtimeDir: `/${'x'.repeat(100)}` }, /^--runtime-dir: .* too long/],
   ];
   for (const [flag, message] of out) {
     t.throws(() => readConfig(flag, {}), { code: 'ERR_USAGE', message });
   }
+  const unset = { REPLPAGE_RUNTIME_DIR: '', REPLPAGE_STATE_DIR: '' };
+  t.match(readConfig({}, unset), { runtimeDir: '/run/replpage', stateDir: '/var/lib/replpage' });
   const variable = { REPLPAGE_FREEZE_DEADLINE: 'x' };
   t.throws(() => readConfig({}, variable), { message: /^REPLPAGE_FREEZE_DEADLINE: "x"/ });
   t.throws(() => readConfig({ logLevel: 'loud' }, {}), { code: 'ERR_USAGE', advice: /debug/ });
@@ -355,6 +359,8 @@ t.test('what cannot be a target is refused with its own reason', async (t) => {
   t.throws(check({ keeperPath }), { code: 'ERR_REFUSED', message: /part of replpage/ });
   const thread = readdirSync(`/proc/${process.pid}/task`).map(Number).at(-1) ?? 0;
   t.throws(check({}, thread), { code: 'ERR_REFUSED', message: /is a thread of process/ });
+  const noPidfd = () => ({ allowed: false, reason: 'pidfd_open: No such file or directory' });
+  t.throws(check({ mayTrace: noPidfd }, thread), { message: /is a thread of process/ });
   child.kill('SIGKILL');
 });
 

@@ -1,5 +1,7 @@
 /** What a promotion tells outsiders, with whose rights, and what is found out beforehand. */
 import {
+  chmodSync,
+  chownSync,
   mkdirSync,
   mkdtempSync,
   readFileSync,
@@ -78,9 +80,17 @@ t.test('hooks and pid files have the rights of whoever asked', asRoot, async (t)
 
 t.test('what could not be told later is refused at once', async (t) => {
   const folder = folderOf(t);
+  // As PostgreSQL's postmaster.pid begins.
+  const lockFile = join(folder, 'postmaster.pid');
+  writeFileSync(lockFile, '4711\n1795376619\n5432\n');
+  const binary = join(folder, 'binary');
+  writeFileSync(binary, '47\0 11');
   const bad: [Partial<GroupSpec>, RegExp][] = [
     [{ pidfile: join(folder, 'none', 'web.pid') }, /--pidfile .*folder does not exist/],
     [{ pidfile: folder }, /--pidfile .*no file that can be replaced/],
+    [{ pidfile: '/dev/null' }, /--pidfile .*no file that can be replaced/],
+    [{ pidfile: lockFile }, /--pidfile .*holds more than a pid/],
+    [{ pidfile: binary }, /--pidfile .*holds more than a pid/],
     [{ onPromote: 'if then' }, /--on-promote if then: the shell does not understand/],
     [{ onPromote: '/nowhere/hook now' }, /--on-promote .*no such program/],
   ];
@@ -90,7 +100,38 @@ t.test('what could not be told later is refused at once', async (t) => {
   }
   const onPromote = '/bin/echo "$REPLPAGE_HOST_PID"; cd / && A=1 true';
   await checkOutsiders({ ...spec, pidfile: join(folder, 'web.pid'), onPromote }, quiet);
-  t.same(readdirSync(folder), [], 'and nothing is left behind');
+  writeFileSync(join(folder, 'old.pid'), '4711');
+  await checkOutsiders({ ...spec, pidfile: join(folder, 'old.pid') }, quiet);
+  writeFileSync(join(folder, 'empty.pid'), '');
+  await checkOutsiders({ ...spec, pidfile: join(folder, 'empty.pid') }, quiet);
+  const left = ['binary', 'empty.pid', 'old.pid', 'postmaster.pid'];
+  t.same(readdirSync(folder).sort(), left, 'and nothing is left behind');
+});
+
+t.test('a pid file that has become something else is left as it is', async (t) => {
+  const folder = folderOf(t);
+  const pidfile = join(folder, 'web.pid');
+  writeFileSync(pidfile, '4711\n/var/lib/data\n');
+  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
+  t.match(await announce({ ...spec, pidfile }, told, quiet), [/holds more than a pid/]);
+  t.equal(readFileSync(pidfile, 'utf8'), '4711\n/var/lib/data\n');
+});
+
+t.test('a pid file keeps its mode, and its owner where that is possible', asRoot, async (t) => {
+  const folder = folderOf(t);
+  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
+  const ours = join(folder, 'ours.pid');
+  writeFileSync(ours, '1\n');
+  chownSync(ours, 65534, 65534);
+  chmodSync(ours, 0o600);
+  t.same(await announce({ ...spec, pidfile: ours }, told, quiet), []);
+  t.match(statSync(ours), { uid: 65534, gid: 65534, mode: 0o100600 });
+  t.equal(readFileSync(ours, 'utf8'), '2000\n');
+  chmodSync(folder, 0o777);
+  const theirs = { ...spec, owner: { uid: 65534, gid: 65534, groups: [] }, pidfile: ours };
+  t.same(await announce(theirs, { ...told, hostPid: 2001 }, quiet), []);
+  t.match(statSync(ours), { uid: 65534, mode: 0o100600 });
+  t.equal(readFileSync(ours, 'utf8'), '2001\n');
 });
 
 t.test('a folder is tried with the rights of whoever asked', asRoot, async (t) => {
