@@ -45,6 +45,15 @@ export class Figures {
     this.#add({ name, value, unit, target: `>= ${round(limit)}`, ok: value >= limit });
   }
 
+  /** For a look: there is no target. */
+  shown(name: string, value: number, unit: string): void {
+    this.#add({ name, value, unit, target: 'none', ok: !Number.isNaN(value) });
+  }
+
+  get all(): readonly Figure[] {
+    return this.#figures;
+  }
+
   /** A figure that could not be had counts as missed. */
   failed(name: string, error: unknown): void {
     this.note(`${name} FAILED: ${error instanceof Error ? error.message : String(error)}`);

@@ -1,5 +1,5 @@
 /**
- * `npm run bench -- engine [options]`: prints distributions (lines that begin with #), then one JSON
+ * `npm run bench -- engine|paging [options]`: prints distributions (lines that begin with #), then one JSON
  * object a line per figure, and ends with 1 when a target was missed. Machines are noisy: what is
  * compared is measured in turns, in one run.
  */
@@ -15,16 +15,13 @@ import { measurePause } from './engine/pause.js';
 import { loads, type Load } from './engine/redis-load.js';
 import { measureRestart } from './engine/restart.js';
 import { readSizes, usage, type Sizes } from './engine/sizes.js';
+import { paging, pagingUsage } from './paging/suite.js';
+import type { Measurement, Suite } from './suite.js';
 import { measureThroughput } from './engine/throughput.js';
 import { measureChurn, measureSignals } from './engine/work.js';
 import { Figures } from './figures.js';
 
-interface Measurement {
-  readonly name: string;
-  readonly run: (stage: Stage) => Promise<void>;
-}
-
-function engine(sizes: Sizes, figures: Figures, memory: DaemonMemory): Measurement[] {
+function engineMeasurements(sizes: Sizes, figures: Figures, memory: DaemonMemory): Measurement[] {
   const each = (Object.keys(loads) as Load[]).filter((load) => load.startsWith(sizes.load));
   return [
     { name: 'copy', run: (stage) => measureCopy(stage, sizes, figures) },
@@ -43,6 +40,18 @@ function engine(sizes: Sizes, figures: Figures, memory: DaemonMemory): Measureme
   ];
 }
 
+function engine(options: readonly string[], figures: Figures): Suite {
+  const sizes = readSizes(options);
+  const memory = new DaemonMemory();
+  const afterEach = (): Promise<void> => Promise.resolve(memory.stop());
+  const atTheEnd = (done: readonly string[]): Promise<void> => {
+    if (done.some((name) => ['throughput', 'restart'].includes(name))) memory.report(figures);
+    return Promise.resolve();
+  };
+  const measurements = engineMeasurements(sizes, figures, memory);
+  return { sizes, measurements, afterEach, atTheEnd };
+}
+
 /** Ends what the stage has started when somebody ends the bench. */
 function endAlong(stage: Stage): () => void {
   const end = (): void => {
@@ -54,7 +63,7 @@ function endAlong(stage: Stage): () => void {
   };
 }
 
-async function runOne(measurement: Measurement, figures: Figures, memory: DaemonMemory) {
+async function runOne(measurement: Measurement, figures: Figures, suite: Suite): Promise<void> {
   const stage = await Stage.make(`bench-${measurement.name}`);
   const release = endAlong(stage);
   const start = performance.now();
@@ -65,16 +74,25 @@ async function runOne(measurement: Measurement, figures: Figures, memory: Daemon
     stage.keep();
     figures.note(`its files are in ${stage.folder}`);
   }
-  memory.stop();
+  await suite.afterEach();
   release();
   for (const what of await stage.end()) figures.failed(measurement.name, `left behind: ${what}`);
   figures.note(`${measurement.name} took ${Math.round((performance.now() - start) / 1000)} s`);
 }
 
+async function conditions(): Promise<string> {
+  const kernel = (await readFile('/proc/sys/kernel/osrelease', 'utf8')).trim();
+  const model = cpus()[0]?.model ?? 'unknown processor';
+  const gib = (totalmem() / 2 ** 30).toFixed(1);
+  return `${model}, ${cpus().length} processors, ${gib} GiB, Linux ${kernel}`;
+}
+
 async function main(args: readonly string[]): Promise<number> {
-  const [suite, ...options] = args;
-  if (suite !== 'engine') {
-    console.error(`usage: npm run bench -- engine [options]\n${usage}`);
+  const [name, ...options] = args;
+  const make = name === 'engine' ? engine : name === 'paging' ? paging : undefined;
+  if (make === undefined) {
+    console.error(`usage: npm run bench -- engine|paging [options]\nengine:${usage}`);
+    console.error(`paging:${pagingUsage}`);
     return 2;
   }
   const missing = whyNoEngine();
@@ -82,20 +100,16 @@ async function main(args: readonly string[]): Promise<number> {
     console.error(`bench: ${missing}`);
     return 2;
   }
-  const sizes = readSizes(options);
-  await buildVictims();
   const figures = new Figures();
-  const memory = new DaemonMemory();
-  const kernel = (await readFile('/proc/sys/kernel/osrelease', 'utf8')).trim();
-  const model = cpus()[0]?.model ?? 'unknown processor';
-  const gib = (totalmem() / 2 ** 30).toFixed(1);
-  figures.note(`${model}, ${cpus().length} processors, ${gib} GiB, Linux ${kernel}`);
-  figures.note(JSON.stringify(sizes));
-  const wanted = engine(sizes, figures, memory).filter(
-    ({ name }) => sizes.only.length === 0 || sizes.only.includes(name),
-  );
-  for (const measurement of wanted) await runOne(measurement, figures, memory);
-  if (wanted.some(({ name }) => ['throughput', 'restart'].includes(name))) memory.report(figures);
+  const machine = await conditions();
+  const suite = make(options, figures, machine);
+  await buildVictims();
+  figures.note(machine);
+  figures.note(JSON.stringify(suite.sizes));
+  const { only } = suite.sizes;
+  const wanted = suite.measurements.filter(({ name }) => only.length === 0 || only.includes(name));
+  for (const measurement of wanted) await runOne(measurement, figures, suite);
+  await suite.atTheEnd(wanted.map(({ name }) => name));
   return figures.print() ? 0 : 1;
 }
 

@@ -15,7 +15,10 @@ const valueBytes = 100;
 /** What a key with such a value takes, found by INFO memory. */
 const perKeyBytes = 190;
 
-const keysOf = (sizes: Sizes): number => Math.ceil((sizes.mib * 2 ** 20) / perKeyBytes);
+/** What of the sizes the data set depends on. */
+type DataSet = Pick<Sizes, 'mib'>;
+
+export const keysOf = (sizes: DataSet): number => Math.ceil((sizes.mib * 2 ** 20) / perKeyBytes);
 
 /** As redis-benchmark names them, so that none of its writes makes the data set grow. */
 const fillKeys = `
@@ -30,7 +33,7 @@ async function ask(stage: Stage, server: Server, words: readonly string[]): Prom
 }
 
 /** redis with `mib` of keys in it, all that the load may write. */
-export async function startFilledRedis(stage: Stage, sizes: Sizes): Promise<Server> {
+export async function startFilledRedis(stage: Stage, sizes: DataSet): Promise<Server> {
   const server = await startRedis(stage);
   const answer = await ask(stage, server, [
     ...['EVAL', fillKeys, '0'],

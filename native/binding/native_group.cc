@@ -12,7 +12,8 @@ Napi::Function NativeGroup::define(Napi::Env env) {
       {InstanceMethod<&NativeGroup::start>("start"), InstanceMethod<&NativeGroup::epoch>("epoch"),
        InstanceMethod<&NativeGroup::page>("page"), InstanceMethod<&NativeGroup::inspect>("inspect"),
        InstanceMethod<&NativeGroup::promote>("promote"), InstanceMethod<&NativeGroup::stop>("stop"),
-       InstanceMethod<&NativeGroup::counters>("counters")});
+       InstanceMethod<&NativeGroup::counters>("counters"),
+       InstanceMethod<&NativeGroup::parts>("parts")});
 }
 
 NativeGroup::NativeGroup(const Napi::CallbackInfo& info) : Napi::ObjectWrap<NativeGroup>(info) {
@@ -122,6 +123,10 @@ Napi::Value NativeGroup::stop(const Napi::CallbackInfo& info) {
 
 Napi::Value NativeGroup::counters(const Napi::CallbackInfo& info) {
   return to_object(info.Env(), session_->trace_counters());
+}
+
+Napi::Value NativeGroup::parts(const Napi::CallbackInfo& info) {
+  return to_object(info.Env(), session_->replica_parts());
 }
 
 void NativeGroup::emit(std::function<Napi::Object(Napi::Env)> make_event) {

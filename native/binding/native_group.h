@@ -29,6 +29,7 @@ class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEve
   Napi::Value promote(const Napi::CallbackInfo& info);
   Napi::Value stop(const Napi::CallbackInfo& info);
   Napi::Value counters(const Napi::CallbackInfo& info);
+  Napi::Value parts(const Napi::CallbackInfo& info);
 
   // Runs `work` on the worker thread; what it returns makes the promise's value on the main thread.
   Napi::Value run(Napi::Env env, std::function<MakeValue(GroupSession&)> work);

@@ -172,6 +172,13 @@ Napi::Object to_object(Napi::Env env, const TraceCounters& counters) {
       .done();
 }
 
+Napi::Object to_object(Napi::Env env, const ReplicaParts& parts) {
+  return ObjectBuilder(env)
+      .number("holderPid", static_cast<uint64_t>(parts.holder_pid))
+      .number("stagingBytes", parts.staging_bytes)
+      .done();
+}
+
 const char* name_of(DeathCause cause) {
   switch (cause) {
     case DeathCause::kSigkill:

@@ -14,6 +14,7 @@ Napi::Object to_object(Napi::Env env, const PagingReport& report);
 Napi::Array to_array(Napi::Env env, const std::vector<InspectedMapping>& mappings);
 Napi::Object to_object(Napi::Env env, const PromotionReport& report, const std::string& socket);
 Napi::Object to_object(Napi::Env env, const TraceCounters& counters);
+Napi::Object to_object(Napi::Env env, const ReplicaParts& parts);
 const char* name_of(DeathCause cause);
 
 }  // namespace replpage::binding

@@ -62,6 +62,10 @@ bool ControlServer::obey(Client& client, const std::string& command) {
     handlers_.end();
     return answer(client);
   }
+  if ((command == "refill off" || command == "refill on") && client.is_root) {
+    handlers_.hold_refill(command == "refill off");
+    return answer(client);
+  }
   if (command == "wait") {
     client.waits = true;
     return !ended_ || answer(client);

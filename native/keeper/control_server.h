@@ -24,6 +24,7 @@ class ControlServer {
   struct Handlers {
     std::function<std::string()> status;  // one line of JSON without its end
     std::function<void()> end;
+    std::function<void(bool)> hold_refill;
   };
 
   ControlServer(UniqueFd listener, Handlers handlers);

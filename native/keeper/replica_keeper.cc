@@ -105,7 +105,9 @@ class ReplicaKeeper {
         children_(child_signals()),
         lazy_news_(make_eventfd()),
         control_(std::move(setup.control),
-                 {.status = [this] { return status(); }, .end = [this] { end_group(); }}),
+                 {.status = [this] { return status(); },
+                  .end = [this] { end_group(); },
+                  .hold_refill = [this](bool held) { hold_refill(held); }}),
         standby_(std::make_unique<StandbyReplica>(*staging_)) {}
 
   [[nodiscard]] int link() const { return link_.get(); }
@@ -141,6 +143,7 @@ class ReplicaKeeper {
   void guard_while_lazy();
   void end_guard();
   void end_group();
+  void hold_refill(bool held);
   [[nodiscard]] bool finished() const;
   [[nodiscard]] int linger_ms() const;
   [[nodiscard]] int wait_ms() const;
@@ -172,6 +175,7 @@ class ReplicaKeeper {
   uint64_t ended_ms_ = 0;
   uint64_t awake_until_us_ = 0;
   bool end_requested_ = false;
+  bool refill_held_ = false;
 };
 
 bool ReplicaKeeper::finished() const {
@@ -294,6 +298,7 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
       standby_->replica().promote(std::move(order.input), [&](PromotedReplica& replica) {
         if (!replica.lazy.empty()) {
           faults_ = serve_lazily(replica.lazy, order.sources, standby_->open_store(), lazy_news_);
+          faults_->hold_refill(refill_held_);
         }
       });
   state_ = State::kPromoted;
@@ -397,6 +402,11 @@ void ReplicaKeeper::end_group() {
   } else {
     ::kill(-1, SIGKILL);
   }
+}
+
+void ReplicaKeeper::hold_refill(bool held) {
+  refill_held_ = held;
+  if (faults_) faults_->hold_refill(held);
 }
 
 std::string ReplicaKeeper::status() const {

@@ -3,7 +3,7 @@
  * units are stable; a new key may be added, none is renamed or removed.
  *
  *   GET  /v1/status                      -> StatusReport
- *   GET  /v1/groups/NAME                 -> GroupStatus
+ *   GET  /v1/groups/NAME                 -> GroupStatus, with its RAM measured anew
  *   GET  /v1/groups/NAME/pages           -> InspectedProcess[]
  *   POST /v1/groups                      ProtectRequest -> lines of ProtectLine
  *   POST /v1/groups/NAME/promote | unprotect | detach  -> GroupStatus
@@ -59,6 +59,22 @@ export interface MemoryStatus {
   readonly residentBytes: number;
   readonly coldBytes: number;
   readonly absentBytes: number;
+  /** All that stands by really takes of RAM; null: nothing does, or nobody has asked for it yet. */
+  readonly ram: RamStatus | null;
+}
+
+/** As the kernel counts it: proportional set sizes, in bytes. */
+export interface RamStatus {
+  /** Processes of the replica. */
+  readonly replicaBytes: number;
+  /** Keeper and holder, without the staging memory. */
+  readonly keeperBytes: number;
+  readonly pagerBytes: number;
+  /** Staging memory, which the daemon and the keeper have in common. */
+  readonly stagingBytes: number;
+  /** The daemon's process state table. */
+  readonly indexBytes: number;
+  readonly totalBytes: number;
 }
 
 /** Of a group whose replica may leave part of its memory in the page store. */

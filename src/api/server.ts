@@ -31,7 +31,7 @@ export interface Caller {
 /** What the API can ask for. Each checks for itself what the caller may do. */
 export interface DaemonControl {
   status(caller: Caller): StatusReport;
-  group(caller: Caller, name: string): GroupStatus;
+  group(caller: Caller, name: string): Promise<GroupStatus>;
   /** Gives up, and lets the process go, when `signal` aborts before the first epoch. */
   protect(
     caller: Caller,
@@ -100,7 +100,7 @@ async function answer(
   if (route === 'GET events' && path.length === 1) return sendEvents(control, request);
   if (route === 'POST groups' && path.length === 1) return protect(control, request);
   if (route === 'GET groups' && path.length === 2) {
-    return sendJson(response, 200, control.group(caller, groupName(path[1])));
+    return sendJson(response, 200, await control.group(caller, groupName(path[1])));
   }
   if (route === 'GET groups' && path.length === 3 && path[2] === 'pages') {
     return sendJson(response, 200, await control.pages(caller, groupName(path[1])));

@@ -14,6 +14,7 @@ import type {
   NativeMapping,
   PagingReport,
   PromotionReport,
+  ReplicaParts,
   StartReport,
 } from '../native/group.js';
 import { describeDeath, describeWaitStatus, inWords } from './death.js';
@@ -64,6 +65,7 @@ export interface GroupSnapshot {
   /** Of what was promoted, as its keeper last said; undefined: nothing is missing. */
   readonly refill: KeeperStatus | undefined;
   readonly counters: Record<string, number>;
+  readonly parts: ReplicaParts | undefined;
 }
 
 export class Group {
@@ -187,6 +189,7 @@ export class Group {
       paging: this.#paging,
       refill: this.#refill,
       counters: this.#native?.counters() ?? {},
+      parts: this.#native?.parts(),
     };
   }
 

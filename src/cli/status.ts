@@ -107,6 +107,7 @@ export function groupText(group: GroupStatus): string {
         : copiedText(group.progress),
     ],
     ['ram', ramSettingText(group)],
+    ...ramRows(memory),
     ...pagingRows(group),
     ['tracker', group.tracker ?? '-'],
     ['attach', `${group.attach}; on exit ${group.onExit}; files ${group.files}`],
@@ -126,6 +127,18 @@ export function groupText(group: GroupStatus): string {
 function ramSettingText({ ram, coldAfterMs, paging }: GroupStatus): string {
   if (ram === 'all') return 'all; nothing goes to the page store';
   return `${ram}; cold after ${formatMs(coldAfterMs)}${paging === null ? '' : `: ${paging.why}`}`;
+}
+
+function ramRows({ ram }: GroupStatus['memory']): (readonly [string, string])[] {
+  if (ram === null) return [];
+  const parts = [
+    `replica ${formatBytes(ram.replicaBytes)}`,
+    `keeper ${formatBytes(ram.keeperBytes)}`,
+    `pager ${formatBytes(ram.pagerBytes)}`,
+    `staging ${formatBytes(ram.stagingBytes)}`,
+    `index ${formatBytes(ram.indexBytes)}`,
+  ];
+  return [['takes', `${formatBytes(ram.totalBytes)} of RAM: ${parts.join(', ')}`]];
 }
 
 function pagingRows({ paging, refill }: GroupStatus): (readonly [string, string])[] {

@@ -1,5 +1,5 @@
 /** A group as the API shows it. */
-import type { GroupBrief, GroupStatus } from '../api/schema.js';
+import type { GroupBrief, GroupStatus, RamStatus } from '../api/schema.js';
 import { retriesLeft } from '../capture/group-state.js';
 import type { GroupSnapshot, PagingTurn } from '../capture/group.js';
 import type { GroupSpec } from '../capture/group-spec.js';
@@ -12,6 +12,8 @@ export interface Place {
   /** Of the root as it sees itself; undefined when it is gone. */
   readonly ownPid: number | undefined;
   readonly running: boolean;
+  /** What the replica takes; undefined: nobody has asked. */
+  readonly ram: RamStatus | undefined;
   /** About the process as it is now; those of its start come with the snapshot. */
   readonly warnings: readonly string[];
 }
@@ -36,7 +38,7 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
     epoch: core.epoch,
     lagMs: isKept(snapshot) ? snapshot.lagMs : 0,
     pauseUs: snapshot.pauseUs.summary(),
-    memory: memoryOf(snapshot),
+    memory: memoryOf(snapshot, (isKept(snapshot) ? place.ram : undefined) ?? null),
     ram: spec.ram,
     coldAfterMs: spec.coldAfterMs,
     store: spec.store ?? null,
@@ -117,7 +119,7 @@ function isKept({ core }: GroupSnapshot): boolean {
   return ['protected', 'lagging', 'promoting'].includes(core.phase.kind);
 }
 
-function memoryOf(snapshot: GroupSnapshot): GroupStatus['memory'] {
+function memoryOf(snapshot: GroupSnapshot, ram: RamStatus | null): GroupStatus['memory'] {
   const last = snapshot.lastEpoch;
   if (last === undefined) {
     const copied = snapshot.start?.copiedBytes ?? 0;
@@ -126,6 +128,7 @@ function memoryOf(snapshot: GroupSnapshot): GroupStatus['memory'] {
       residentBytes: isKept(snapshot) ? copied : 0,
       coldBytes: 0,
       absentBytes: 0,
+      ram,
     };
   }
   return {
@@ -133,6 +136,7 @@ function memoryOf(snapshot: GroupSnapshot): GroupStatus['memory'] {
     residentBytes: isKept(snapshot) ? last.residentBytes : 0,
     coldBytes: isKept(snapshot) ? last.coldBytes : (snapshot.refill?.coldPages ?? 0) * pageBytes,
     absentBytes: Math.max(0, last.mappedBytes - last.residentBytes - last.coldBytes),
+    ram,
   };
 }
 

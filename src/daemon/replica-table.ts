@@ -34,6 +34,7 @@ import {
   type ProcessFacts,
 } from './process-facts.js';
 import { parseKeeperName } from './recover.js';
+import { ReplicaRam } from './replica-ram.js';
 import type { GroupRecord } from './state-file.js';
 import { checkTarget, fileRuleWarnings, warningsFor } from './target-check.js';
 
@@ -61,6 +62,7 @@ export class ReplicaTable implements DaemonControl {
     Group,
     { readonly hostPid: number; readonly startTime: string }
   >();
+  readonly #ram = new WeakMap<Group, ReplicaRam>();
   readonly #startedMs: number;
   /** Per name of a group, who was not told of its last promotion, and why. */
   readonly #untold = new Map<string, readonly string[]>();
@@ -132,8 +134,10 @@ export class ReplicaTable implements DaemonControl {
     };
   }
 
-  group(caller: Caller, name: string): GroupStatus {
-    return this.#statusOf(this.#allowed(caller, name));
+  async group(caller: Caller, name: string): Promise<GroupStatus> {
+    const group = this.#allowed(caller, name);
+    await this.#ramOf(group).look(group.snapshot());
+    return this.#statusOf(group);
   }
 
   async protect(
@@ -344,6 +348,7 @@ export class ReplicaTable implements DaemonControl {
     const { keepersDir, storeDir } = config;
     const snapshot = group.snapshot();
     return groupStatus(snapshot, {
+      ram: this.#ram.get(group)?.last(snapshot),
       node,
       keepersDir,
       storeDir,
@@ -351,6 +356,14 @@ export class ReplicaTable implements DaemonControl {
       running,
       warnings,
     });
+  }
+
+  #ramOf(group: Group): ReplicaRam {
+    const known = this.#ram.get(group);
+    if (known !== undefined) return known;
+    const ram = new ReplicaRam();
+    this.#ram.set(group, ram);
+    return ram;
   }
 
   #groupOf(pid: number): string | undefined {

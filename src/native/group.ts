@@ -196,6 +196,14 @@ export interface NativeMapping {
   readonly cells: readonly PageCounts[];
 }
 
+/** What a replica is made of at the moment. */
+export interface ReplicaParts {
+  /** Of the holder, below which the keeper and the replica are; 0: none was started. */
+  readonly holderPid: number;
+  /** Of the staging memory, what takes RAM: the daemon's and the keeper's are the same. */
+  readonly stagingBytes: number;
+}
+
 export interface NativeGroup {
   start(): Promise<StartReport>;
   epoch(): Promise<EpochStats>;
@@ -207,4 +215,5 @@ export interface NativeGroup {
   /** Detaches; the primary, or what was promoted, runs on. A copy under way is cut short. */
   stop(): Promise<void>;
   counters(): Record<string, number>;
+  parts(): ReplicaParts;
 }

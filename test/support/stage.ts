@@ -256,6 +256,11 @@ export class Stage {
     }
   }
 
+  /** As `replpage status NAME` shows it, with what its replica takes of RAM. */
+  groupInFull(name: string): Promise<GroupStatus> {
+    return this.#client.group(name);
+  }
+
   /** Undefined where there is no such group, or no daemon. */
   async group(name: string): Promise<GroupStatus | undefined> {
     const report = await this.status();

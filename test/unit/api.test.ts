@@ -38,11 +38,11 @@ class ScriptedDaemon implements DaemonControl {
       groups: [status],
     };
   }
-  group(_caller: Caller, name: string): GroupStatus {
-    if (name !== 'web') {
-      throw new ReplicationError('ERR_NO_GROUP', `there is no group ${name}`, { advice: 'look' });
-    }
-    return status;
+  group(_caller: Caller, name: string): Promise<GroupStatus> {
+    if (name === 'web') return Promise.resolve(status);
+    return Promise.reject(
+      new ReplicationError('ERR_NO_GROUP', `there is no group ${name}`, { advice: 'look' }),
+    );
   }
   promote = (_caller: Caller, name: string) => this.#act('promote', name);
   unprotect = (_caller: Caller, name: string) => this.#act('unprotect', name);

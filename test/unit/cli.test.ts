@@ -47,7 +47,20 @@ const group: GroupStatus = {
   epoch: 99,
   lagMs: 120,
   pauseUs: { last: 400, p50: 390, p99: 1200, max: 2400 },
-  memory: { primaryBytes: 1024 ** 3, residentBytes: 1024 ** 3, coldBytes: 0, absentBytes: 0 },
+  memory: {
+    primaryBytes: 1024 ** 3,
+    residentBytes: 1024 ** 3,
+    coldBytes: 0,
+    absentBytes: 0,
+    ram: {
+      replicaBytes: 1024 ** 3,
+      keeperBytes: 1024 ** 2,
+      pagerBytes: 0,
+      stagingBytes: 1024 ** 2,
+      indexBytes: 0,
+      totalBytes: 1026 * 1024 ** 2,
+    },
+  },
   ram: 'all',
   coldAfterMs: 30_000,
   store: null,
@@ -86,6 +99,7 @@ t.test('status is a table of groups, and all of one group', (t) => {
   t.match(whole, /state +lagging: a thread is in D state/);
   t.match(whole, /retries +2 of 3 crashes left/);
   t.match(whole, /warning +mind this/);
+  t.match(whole, /takes +1\.0 GiB of RAM: replica 1\.0 GiB, keeper 1\.0 MiB, .*index 0 B/);
   t.match(whole, /process +3456 \(to kill, .*itself.* 12/);
   t.match(whole, /pid file +\/run\/redis\.pid/);
   t.match(table, /^redis is lagging: a thread is in D state$/m);

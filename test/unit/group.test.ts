@@ -55,6 +55,9 @@ class ScriptedNative implements NativeGroup {
   counters(): Record<string, number> {
     return { epochs: this.epochs };
   }
+  parts() {
+    return { holderPid: 0, stagingBytes: 0 };
+  }
 }
 
 function epochStats(epoch: number): EpochStats {

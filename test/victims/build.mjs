@@ -38,8 +38,8 @@ export async function buildVictims(directory) {
     const program = path.join(output, name.slice(0, -2));
     if ((await mtime(program)) > Math.max(newest, await mtime(source))) continue;
     const temporary = `${program}.${process.pid}`;
-    const extra = special[name.slice(0, -2)] ?? ['-pthread'];
-    await run('gcc', [...flags, ...extra, source, '-o', temporary]);
+    const extra = special[name.slice(0, -2)] ?? ['-pthread', '-lm'];
+    await run('gcc', [...flags, source, ...extra, '-o', temporary]);
     await run('mv', [temporary, program]);
   }
   return output;

@@ -93,6 +93,7 @@ void GroupSession::connect(KeeperProcess& keeper) {
           [this](std::string reason) {
             tracer_.post([this, reason] { deaths_.on_keeper_lost(reason); });
           }};
+  holder_pid_ = keeper.holder;
   context_.keeper =
       std::make_unique<KeeperLink>(std::move(keeper.channel), std::move(keeper.pidfd), news);
 }

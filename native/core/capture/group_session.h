@@ -6,6 +6,7 @@
 // primary runs and waits for the keeper. What both touch is in group_context.h.
 #pragma once
 
+#include <atomic>
 #include <memory>
 
 #include "core/capture/death_handler.h"
@@ -55,6 +56,11 @@ class GroupSession final {
 
   [[nodiscard]] TraceCounters trace_counters() { return tracer_.counters(); }
 
+  // What the replica is made of at the moment. Any thread.
+  [[nodiscard]] ReplicaParts replica_parts() const {
+    return {.holder_pid = holder_pid_, .staging_bytes = context_.staging.populated_bytes()};
+  }
+
  private:
   StartReport start_epochs();
   void open_store();
@@ -70,6 +76,7 @@ class GroupSession final {
   TracerThread tracer_{deaths_};
   EpochTaker epochs_{context_, freezer_, tracer_};
   FirstCopy first_copy_{context_, freezer_};
+  std::atomic<pid_t> holder_pid_ = 0;
   std::unique_ptr<ExitWatch> exit_watch_;  // only where nobody is attached between epochs
 };
 

@@ -65,6 +65,12 @@ struct EpochStats {
   uint32_t threads = 0, processes = 0;
 };
 
+// What a replica is made of at the moment.
+struct ReplicaParts {
+  pid_t holder_pid = 0;  // below it are the keeper and the replica; 0: none was started
+  uint64_t staging_bytes = 0;
+};
+
 struct PromotionReport {
   uint64_t epoch = 0;
   pid_t pid = 0, host_pid = 0;

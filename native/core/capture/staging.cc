@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -157,6 +158,13 @@ StagedBytes StagingArea::put_runs() {
   PageRunList list{.runs = std::move(runs_)};
   runs_ = {};
   return put(list);
+}
+
+uint64_t StagingArea::populated_bytes() const {
+  struct stat file {};
+  constexpr uint64_t kBlockBytes = 512;  // stat(2)
+  return ::fstat(memory_fd_.get(), &file) == 0 ? static_cast<uint64_t>(file.st_blocks) * kBlockBytes
+                                               : 0;
 }
 
 void StagingArea::punch_memory(uint64_t start, uint64_t end) {

@@ -71,6 +71,8 @@ class StagingArea : public PageSink {
   [[nodiscard]] uint64_t used_bytes() const { return memory_used_ + spill_used_; }
   [[nodiscard]] uint64_t spilled_bytes() const { return spill_used_; }
   [[nodiscard]] uint64_t memory_bytes() const { return memory_bytes_; }
+  // Of the memory, what takes RAM at present, on both sides together. Any thread.
+  [[nodiscard]] uint64_t populated_bytes() const;
   [[nodiscard]] uint64_t spill_bytes_max() const { return spill_bytes_max_; }
   [[nodiscard]] int memory_fd() const { return memory_fd_.get(); }
   [[nodiscard]] int spill_fd() const { return spill_fd_.get(); }  // -1: none

@@ -3,6 +3,7 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
@@ -15,12 +16,22 @@ namespace {
 constexpr uint64_t kDrainBytes = 256 * 1024;
 // Filled under one hold of the lock; bounds how long a fault waits for the drain (about 10 us).
 constexpr uint64_t kFillBytes = 32 * 1024;
+// While the refill is held: faults alone may have fetched everything.
+constexpr std::chrono::milliseconds kHeldLook{100};
 
 }  // namespace
 
 void FaultServer::wait_released() {
   std::unique_lock lock(mutex_);
   released_.wait(lock, [this] { return stopping_ || released_us_ != 0; });
+}
+
+void FaultServer::hold_refill(bool held) {
+  {
+    const std::lock_guard lock(mutex_);
+    refill_held_ = held;
+  }
+  released_.notify_all();
 }
 
 void FaultServer::drain(DrainRole role) {
@@ -88,6 +99,10 @@ std::optional<FaultServer::Chunk> FaultServer::next_chunk() {
   if (memories_.empty()) {
     if (drained_us_ == 0) drained_us_ = passed_us;
     return std::nullopt;
+  }
+  if (released && refill_held_) {
+    released_.wait_for(lock, kHeldLook, [this] { return stopping_ || !refill_held_; });
+    return Chunk{};
   }
   const auto memory = std::find_if(memories_.begin(), memories_.end(), [&](const auto& one) {
     return released || !one->missing().passing().empty();

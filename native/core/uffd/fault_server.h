@@ -58,6 +58,9 @@ class FaultServer {
   FaultServer(const FaultServer&) = delete;
   FaultServer& operator=(const FaultServer&) = delete;
 
+  // Whether the page store is read only for what is asked for, until further notice.
+  void hold_refill(bool held);
+
   [[nodiscard]] Figures figures() const;
   // Why the source was lost; empty: it was not.
   [[nodiscard]] std::string loss() const;
@@ -142,6 +145,7 @@ class FaultServer {
   std::vector<Wanted> being_read_;
   std::condition_variable wanted_more_, released_;
   std::atomic<bool> stopping_ = false;
+  bool refill_held_ = false;
   std::string loss_;
 
   // Serving thread only: a page just answered, whose neighbours are likely to be wanted next.
