@@ -60,6 +60,12 @@ std::optional<AccessTrackerKind> access_tracker(const Napi::Object& object) {
   throw wrong(object, "accessTracker", "auto, page-walk, idle-bitmap or write-recency");
 }
 
+std::string control_socket_of(const Napi::Object& object, const std::string& name,
+                              uint64_t generation) {
+  return text(object, "runtimeDir") + "/keepers/" + name + "." + std::to_string(generation) +
+         ".sock";
+}
+
 PagingOptions read_paging(const Napi::Object& object) {
   PagingOptions options;
   options.pager_path = text(object, "pagerPath");
@@ -84,8 +90,7 @@ GroupOptions read_group_options(const Napi::Object& object) {
   options.start_time = std::strtoull(text(object, "startTime").c_str(), nullptr, 10);
   options.generation = number(object, "generation");
   options.keeper_path = text(object, "keeperPath");
-  options.control_socket = text(object, "runtimeDir") + "/keepers/" + options.name + "." +
-                           std::to_string(options.generation) + ".sock";
+  options.control_socket = control_socket_of(object, options.name, options.generation);
   options.spill_directory = text(object, "spillDir");
   if (!object.Get("stdio").IsNull()) options.stdio_path = text(object, "stdio");
   options.uid = static_cast<uid_t>(number(object, "uid"));
@@ -112,7 +117,50 @@ PagingOrder read_paging_order(const Napi::Object& object) {
           .evict_pages_max = number(object, "evictPagesMax"),
           .bring_back_age =
               static_cast<uint8_t>(std::min<uint64_t>(number(object, "bringBackAge"), 255)),
-          .bring_back_pages_max = number(object, "bringBackPagesMax")};
+          .bring_back_pages_max = number(object, "bringBackPagesMax"),
+          .sample_now = object.Get("sampleNow").ToBoolean().Value()};
+}
+
+CheckpointRequest read_checkpoint_request(const Napi::Object& object) {
+  return {.store = read_paging(object.Get("store").As<Napi::Object>()),
+          .options = text(object, "options"),
+          .keep = object.Get("keep").ToBoolean().Value()};
+}
+
+CheckpointPlace read_checkpoint_place(const Napi::Object& object) {
+  CheckpointPlace place{
+      .pager_path = text(object, "pagerPath"),
+      .store = text(object, "store"),
+      .name = text(object, "name"),
+      .id = text(object, "id"),
+      .key_path = text(object, "keyPath"),
+      .key_text = text(object, "keyText"),
+      .rights = std::nullopt,
+      .allow_memory_file_systems = object.Get("allowMemoryFileSystems").ToBoolean().Value()};
+  if (object.Get("asOwner").ToBoolean().Value()) {
+    place.rights = CallerRights{.uid = static_cast<uid_t>(number(object, "uid")),
+                                .gid = static_cast<gid_t>(number(object, "gid")),
+                                .groups = group_list(object, "groups")};
+  }
+  return place;
+}
+
+RestoreOptions read_restore_options(const Napi::Object& object) {
+  RestoreOptions options;
+  options.place = read_checkpoint_place(object.Get("place").As<Napi::Object>());
+  options.name = text(object, "name");
+  options.generation = number(object, "generation");
+  options.keeper_path = text(object, "keeperPath");
+  options.control_socket = control_socket_of(object, options.name, options.generation);
+  options.spill_directory = text(object, "spillDir");
+  if (!object.Get("stdio").IsNull()) options.stdio_path = text(object, "stdio");
+  options.uid = static_cast<uid_t>(number(object, "uid"));
+  options.gid = static_cast<gid_t>(number(object, "gid"));
+  options.groups = group_list(object, "groups");
+  options.keep_files = is_word(object, "files", "keep", "refuse");
+  options.staging_bytes_max = number(object, "stagingBytesMax");
+  options.spill_bytes_max = number(object, "spillBytesMax");
+  return options;
 }
 
 }  // namespace replpage::binding

@@ -3,12 +3,19 @@
 
 #include <napi.h>
 
+#include "core/capture/checkpoint_taker.h"
 #include "core/capture/group_types.h"
+#include "core/capture/restore_session.h"
 
 namespace replpage::binding {
 
 // Throws Napi::TypeError naming the member that is missing or of the wrong type.
 GroupOptions read_group_options(const Napi::Object& object);
 PagingOrder read_paging_order(const Napi::Object& object);
+
+// CheckpointRequest, CheckpointPlace and RestoreOptions of src/native/checkpoint.ts.
+CheckpointRequest read_checkpoint_request(const Napi::Object& object);
+CheckpointPlace read_checkpoint_place(const Napi::Object& object);
+RestoreOptions read_restore_options(const Napi::Object& object);
 
 }  // namespace replpage::binding

@@ -4,6 +4,8 @@
 #include "binding/kernel_features.h"
 #include "binding/native_group.h"
 #include "binding/peer.h"
+#include "binding/restore.h"
+#include "binding/store_key.h"
 
 namespace replpage::binding {
 namespace {
@@ -12,6 +14,9 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("NativeGroup", NativeGroup::define(env));
   exports.Set("peerCredentials", Napi::Function::New(env, peer_credentials));
   exports.Set("mayTrace", Napi::Function::New(env, may_trace_process));
+  exports.Set("findCheckpoint", Napi::Function::New(env, find_checkpoint));
+  exports.Set("restoreCheckpoint", Napi::Function::New(env, restore));
+  exports.Set("storeKeyText", Napi::Function::New(env, store_key_text));
   exports.Set("probeKernel", Napi::Function::New(env, probe_kernel));
   return exports;
 }

@@ -11,6 +11,7 @@ Napi::Function NativeGroup::define(Napi::Env env) {
       env, "NativeGroup",
       {InstanceMethod<&NativeGroup::start>("start"), InstanceMethod<&NativeGroup::epoch>("epoch"),
        InstanceMethod<&NativeGroup::page>("page"), InstanceMethod<&NativeGroup::inspect>("inspect"),
+       InstanceMethod<&NativeGroup::checkpoint>("checkpoint"),
        InstanceMethod<&NativeGroup::promote>("promote"), InstanceMethod<&NativeGroup::stop>("stop"),
        InstanceMethod<&NativeGroup::counters>("counters"),
        InstanceMethod<&NativeGroup::parts>("parts")});
@@ -101,6 +102,15 @@ Napi::Value NativeGroup::inspect(const Napi::CallbackInfo& info) {
   const size_t cells = info[0].ToNumber().Uint32Value();
   return run(info.Env(), [cells](GroupSession& session) -> MakeValue {
     return [mappings = session.inspect(cells)](Napi::Env env) { return to_array(env, mappings); };
+  });
+}
+
+Napi::Value NativeGroup::checkpoint(const Napi::CallbackInfo& info) {
+  const auto request = std::make_shared<const CheckpointRequest>(
+      read_checkpoint_request(info[0].As<Napi::Object>()));
+  return run(info.Env(), [request](GroupSession& session) -> MakeValue {
+    return
+        [report = session.checkpoint(*request)](Napi::Env env) { return to_object(env, report); };
   });
 }
 

@@ -26,6 +26,7 @@ class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEve
   Napi::Value epoch(const Napi::CallbackInfo& info);
   Napi::Value page(const Napi::CallbackInfo& info);
   Napi::Value inspect(const Napi::CallbackInfo& info);
+  Napi::Value checkpoint(const Napi::CallbackInfo& info);
   Napi::Value promote(const Napi::CallbackInfo& info);
   Napi::Value stop(const Napi::CallbackInfo& info);
   Napi::Value counters(const Napi::CallbackInfo& info);

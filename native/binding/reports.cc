@@ -1,5 +1,7 @@
 #include "binding/reports.h"
 
+#include <cstdio>
+
 namespace replpage::binding {
 namespace {
 
@@ -25,6 +27,12 @@ class ObjectBuilder {
   Napi::Env env_;
   Napi::Object object_;
 };
+
+std::string hex_of(uint64_t number) {
+  char text[20];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(number));
+  return text;
+}
 
 Napi::Array to_array(Napi::Env env, const std::vector<uint64_t>& values) {
   Napi::Array array = Napi::Array::New(env, values.size());
@@ -157,6 +165,33 @@ Napi::Object to_object(Napi::Env env, const PromotionReport& report, const std::
       .number("deathToRunUs", report.death_to_run_us)
       .number("lazyPages", report.lazy_pages)
       .text("keeperSocket", socket)
+      .done();
+}
+
+Napi::Object to_object(Napi::Env env, const CheckpointReport& report) {
+  return ObjectBuilder(env)
+      .text("id", report.id)
+      .number("epoch", report.epoch)
+      .number("writtenBytes", report.written_bytes)
+      .number("coldBytes", report.cold_bytes)
+      .number("storedBytes", report.stored_bytes)
+      .done();
+}
+
+Napi::Object to_object(Napi::Env env, const std::string& id, const CheckpointManifest& manifest) {
+  return ObjectBuilder(env)
+      .text("id", id)
+      .text("name", manifest.name)
+      .text("groupId", hex_of(manifest.group_id))
+      .number("epoch", manifest.epoch)
+      .number("takenMs", manifest.taken_ms)
+      .number("uid", manifest.uid)
+      .number("gid", manifest.gid)
+      .text("options", manifest.options)
+      .text("bootId", manifest.boot_id)
+      .number("hostPid", static_cast<uint64_t>(manifest.host_pid))
+      .text("startTime", std::to_string(manifest.start_time))
+      .number("coldBytes", manifest.cold_pages * kPageSize)
       .done();
 }
 

@@ -13,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/base/clock.h"
@@ -134,6 +135,7 @@ class ReplicaKeeper {
   void wait_and_handle();
   void follow_tracer();
   void handle(ReceivedMessage message);
+  void show_memory();
   void promote(const PromoteMessage& message);
   void handle_lazy_news();
   void handle_children();
@@ -271,6 +273,8 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
     case MessageType::kDescriptors:
       return standby_->take_descriptors(decode<DescriptorsMessage>(message.body),
                                         std::move(message.descriptors));
+    case MessageType::kLook:
+      return show_memory();
     case MessageType::kStore:
       return standby_->use_store(decode<StoreMessage>(message.body),
                                  std::move(message.descriptors));
@@ -283,6 +287,31 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
     default:
       throw FormatError("the tracer sent a message that is not for keepers");
   }
+}
+
+// As many to a message as one takes.
+void ReplicaKeeper::show_memory() {
+  if (standby_->epoch() == 0) throw FormatError("kLook before the first commit");
+  const ReplicaView view = standby_->replica().view();
+  ViewMessage message;
+  std::vector<int> descriptors;
+  const auto flush_for = [&](size_t more) {
+    if (descriptors.size() + more <= kDescriptorsMax) return;
+    message.last = false;
+    channel_.send(MessageType::kView, std::exchange(message, {}), descriptors);
+    descriptors.clear();
+  };
+  for (const ReplicaView::Process& process : view.processes) {
+    flush_for(2);
+    message.pids.push_back(process.pid);
+    descriptors.insert(descriptors.end(), {process.memory.get(), process.pagemap.get()});
+  }
+  for (const ReplicaView::Object& object : view.objects) {
+    flush_for(1);
+    message.objects.push_back(object.id);
+    descriptors.push_back(object.memfd.get());
+  }
+  channel_.send(MessageType::kView, std::move(message), descriptors);
 }
 
 void ReplicaKeeper::translate_root() {

@@ -19,6 +19,7 @@
 #include "core/channel/channel.h"
 #include "core/channel/pager_messages.h"
 #include "core/store/segment_writer.h"
+#include "pager/checkpoint_files.h"
 #include "pager/idle_worker.h"
 #include "pager/page_source.h"
 
@@ -109,6 +110,16 @@ class PagerServer {
         const auto request = decode<PagerProbeMessage>(message.body);
         return answer(request.ticket, [&] { probe(request); });
       }
+      case PagerMessageType::kCheckpoint: {
+        const auto request = decode<PagerCheckpointMessage>(message.body);
+        return answer(request.ticket, [&] { checkpoint(request); });
+      }
+      case PagerMessageType::kFind:
+        return answer(0, [&] { find(message); });
+      case PagerMessageType::kFetch: {
+        const auto request = decode<PagerFetchMessage>(message.body);
+        return answer(request.ticket, [&] { fetch(request); });
+      }
       default:
         throw FormatError("the pager got a message that is not for it");
     }
@@ -148,19 +159,24 @@ class PagerServer {
   }
 
   void done(PagerMessageType type, uint64_t ticket, bool found = false) {
-    send(type, PagerDoneMessage{.ticket = ticket, .found = found, .usage = usage()});
+    send(type, PagerDoneMessage{
+                   .ticket = ticket, .found = found, .usage = usage(), .id = {}, .bytes = 0});
   }
+
+  void take_key(PagerConfigureMessage& request) {
+    key_.reset();
+    if (request.key.empty()) return;
+    if (request.key.size() != kStoreKeyBytes) throw FormatError("the store's key is not 32 bytes");
+    key_ = StoreKey::from_bytes(std::span<const uint8_t, kStoreKeyBytes>(request.key));
+    ::explicit_bzero(request.key.data(), request.key.size());
+  }
+
+  [[nodiscard]] const StoreKey* key() const { return key_ ? &*key_ : nullptr; }
 
   void configure(ReceivedMessage& message) {
     auto request = decode<PagerConfigureMessage>(message.body);
-    std::optional<StoreKey> key;
-    if (!request.key.empty()) {
-      if (request.key.size() != kStoreKeyBytes)
-        throw FormatError("the store's key is not 32 bytes");
-      key = StoreKey::from_bytes(std::span<const uint8_t, kStoreKeyBytes>(request.key));
-      ::explicit_bzero(request.key.data(), request.key.size());
-    }
     ::explicit_bzero(message.body.data(), message.body.size());
+    take_key(request);
     if (request.as_owner) become(request);
     store_ = {.path = request.store,
               .writing = true,
@@ -171,14 +187,15 @@ class PagerServer {
                           .writer = request.writer,
                           .again = true,  // the random number tells whether it is ours
                           .first_segment = request.first_segment,
-                          .key = key ? &*key : nullptr,
+                          .key = key(),
                           .compress = request.compress,
                           .bytes_max = request.bytes_max};
     if (request.segment_bytes_max != 0) options.segment_bytes_max = request.segment_bytes_max;
     writer_.reset();
     idle_.run([&] { writer_ = std::make_unique<SegmentWriter>(options); });
     const int directory = writer_->directory();
-    send(PagerMessageType::kOpened, PagerDoneMessage{.ticket = 0, .found = false, .usage = usage()},
+    send(PagerMessageType::kOpened,
+         PagerDoneMessage{.ticket = 0, .found = false, .usage = usage(), .id = {}, .bytes = 0},
          {&directory, 1});
   }
 
@@ -264,6 +281,46 @@ class PagerServer {
     done(PagerMessageType::kDone, request.ticket);
   }
 
+  int source(uint32_t number) const {
+    const auto found = sources_.find(number);
+    if (found == sources_.end()) throw FormatError("the pager was not sent what it is to use");
+    return found->second.get();
+  }
+
+  void checkpoint(const PagerCheckpointMessage& request) {
+    (void)writer();
+    WrittenCheckpoint written;
+    const CheckpointOrder order{
+        .store = store_, .message = request, .state = source(request.source), .key = key()};
+    idle_.run([&] { written = make_checkpoint(writer(), order); });
+    send(PagerMessageType::kDone, PagerDoneMessage{.ticket = request.ticket,
+                                                   .found = true,
+                                                   .usage = usage(),
+                                                   .id = written.id,
+                                                   .bytes = written.linked_bytes});
+  }
+
+  void find(ReceivedMessage& message) {
+    auto request = decode<PagerFindMessage>(message.body);
+    ::explicit_bzero(message.body.data(), message.body.size());
+    take_key(request.store);
+    if (request.store.as_owner) become(request.store);
+    const StoreOptions store{.path = request.store.store,
+                             .writing = false,
+                             .allow_memory_file_systems = request.store.allow_memory_file_systems};
+    restored_ = std::make_unique<CheckpointPages>(store, request.store.group, request.id, key());
+    FoundCheckpoint& found = restored_->found();
+    const int directory = found.directory.get();
+    send(PagerMessageType::kFound,
+         PagerFoundMessage{.id = found.id, .manifest = encode(found.manifest)}, {&directory, 1});
+  }
+
+  void fetch(const PagerFetchMessage& request) {
+    if (!restored_) throw FormatError("the pager was asked for pages of no checkpoint");
+    restored_->fetch(request.runs, source(request.source));
+    done(PagerMessageType::kDone, request.ticket);
+  }
+
   void probe(const PagerProbeMessage& request) {
     (void)writer();
     bool found = false;
@@ -281,7 +338,9 @@ class PagerServer {
   IdleWorker idle_;
   StoreOptions store_;
   GenerationName of_;
+  std::optional<StoreKey> key_;
   std::unique_ptr<SegmentWriter> writer_;
+  std::unique_ptr<CheckpointPages> restored_;
   std::map<uint32_t, UniqueFd> sources_;
   std::vector<uint8_t> room_;
 };

@@ -4,13 +4,18 @@ import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { describe, hasCode, isSystemError, ReplicationError } from '../base/errors.js';
 import { fromProblem } from './problem.js';
 import type {
+  CheckpointReport,
   EventRecord,
+  EvictReport,
   GroupStatus,
   InspectedProcess,
   KernelReport,
+  KeyReport,
   ProtectLine,
   ProtectReport,
   ProtectRequest,
+  RestoreReport,
+  RestoreRequest,
   StatusReport,
 } from './schema.js';
 
@@ -43,6 +48,25 @@ export class ApiClient {
   async act(name: string, action: GroupAction): Promise<GroupStatus> {
     const path = `/v1/groups/${encodeURIComponent(name)}/${action}`;
     return (await this.#json('POST', path)) as GroupStatus;
+  }
+
+  async evict(name: string): Promise<EvictReport> {
+    const path = `/v1/groups/${encodeURIComponent(name)}/evict`;
+    return (await this.#json('POST', path)) as EvictReport;
+  }
+
+  async checkpoint(name: string, keep: boolean): Promise<CheckpointReport> {
+    const path = `/v1/groups/${encodeURIComponent(name)}/checkpoint${keep ? '?keep=1' : ''}`;
+    return (await this.#json('POST', path)) as CheckpointReport;
+  }
+
+  async restore(body: RestoreRequest): Promise<RestoreReport> {
+    const response = await this.#send('POST', '/v1/restore', { body });
+    return JSON.parse(await text(response)) as RestoreReport;
+  }
+
+  async key(): Promise<KeyReport> {
+    return (await this.#json('GET', '/v1/key')) as KeyReport;
   }
 
   /** Resolves when the first epoch is committed; aborting lets the process go again. */

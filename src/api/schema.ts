@@ -7,6 +7,10 @@
  *   GET  /v1/groups/NAME/pages           -> InspectedProcess[]
  *   POST /v1/groups                      ProtectRequest -> lines of ProtectLine
  *   POST /v1/groups/NAME/promote | unprotect | detach  -> GroupStatus
+ *   POST /v1/groups/NAME/evict           -> EvictReport
+ *   POST /v1/groups/NAME/checkpoint[?keep=1] -> CheckpointReport
+ *   POST /v1/restore                     RestoreRequest -> RestoreReport
+ *   GET  /v1/key                         -> KeyReport, for root alone
  *   GET  /v1/events?after=N[&follow=1]   -> lines of EventRecord
  *   GET  /v1/kernel                      -> KernelReport
  *
@@ -244,6 +248,57 @@ export interface ProtectReport {
   readonly takenOver: readonly ProtectOption[];
 }
 
+export interface EvictReport {
+  readonly group: GroupStatus;
+  /** That left the replica's RAM for the page store. */
+  readonly evictedBytes: number;
+  readonly ms: number;
+}
+
+export interface CheckpointReport {
+  readonly group: string;
+  /** Of the checkpoint: restore takes it where there are several. */
+  readonly id: string;
+  /** Directory to restore from. */
+  readonly path: string;
+  readonly epoch: number;
+  /** Pages, for this checkpoint. */
+  readonly writtenBytes: number;
+  /** Pages that the store had before. */
+  readonly coldBytes: number;
+  /** On disk, with what it shares with the group. */
+  readonly storedBytes: number;
+  readonly ms: number;
+}
+
+export interface RestoreRequest {
+  /** Absolute path of the page store. */
+  readonly store: string;
+  /** Of the group in it. */
+  readonly from: string;
+  /** Of the group that it becomes; absent is the same. */
+  readonly name?: string | undefined;
+  /** Of the checkpoint; absent is the newest. */
+  readonly id?: string | undefined;
+  /** As KeyReport has it; absent is the daemon's own. For root alone. */
+  readonly key?: string | undefined;
+  readonly files?: 'refuse' | 'keep' | undefined;
+}
+
+export interface RestoreReport {
+  readonly group: GroupStatus;
+  readonly id: string;
+  readonly epoch: number;
+  /** Wall time of the epoch, ISO 8601. */
+  readonly taken: string;
+  readonly ms: number;
+}
+
+/** The key of the daemon's page stores: 64 hexadecimal digits, a minus, 8 of a checksum. */
+export interface KeyReport {
+  readonly key: string;
+}
+
 export type ProtectLine =
   | { readonly type: 'progress'; readonly bytes: number; readonly bytesTotal: number }
   | { readonly type: 'done'; readonly report: ProtectReport }
@@ -358,6 +413,48 @@ export function checkProtectRequest(
     }
   }
   return request as unknown as ProtectRequest;
+}
+
+const restoreFields: {
+  readonly [K in keyof Required<RestoreRequest>]: readonly [Check<RestoreRequest[K]>, string];
+} = {
+  store: [isAbsolutePath, 'an absolute path'],
+  from: [protectFields.name[0] as Check<string>, protectFields.name[1]],
+  name: protectFields.name,
+  id: [
+    (value): value is string =>
+      typeof value === 'string' && /^[0-9a-f]{16}-[1-9][0-9]{0,18}$/.test(value),
+    'of a checkpoint, as replpage checkpoint gives it',
+  ],
+  key: [
+    (value): value is string =>
+      typeof value === 'string' && /^[0-9a-f]{64}-[0-9a-f]{8}$/.test(value),
+    'a key as replpage key export writes it',
+  ],
+  files: protectFields.files,
+};
+
+/** Throws ERR_BAD_REQUEST that names the field. */
+export function checkRestoreRequest(value: unknown): RestoreRequest {
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
+    throw new ReplicationError('ERR_BAD_REQUEST', 'the request is not an object');
+  }
+  const request = value as Record<string, unknown>;
+  for (const field of ['store', 'from']) {
+    if (request[field] === undefined) {
+      throw new ReplicationError('ERR_BAD_REQUEST', `${field} is missing`);
+    }
+  }
+  for (const [key, given] of Object.entries(request)) {
+    if (!Object.hasOwn(restoreFields, key)) {
+      throw new ReplicationError('ERR_BAD_REQUEST', `${key} is not known here`);
+    }
+    const [check, words] = restoreFields[key as keyof RestoreRequest];
+    if (given !== undefined && !check(given)) {
+      throw new ReplicationError('ERR_BAD_REQUEST', `${key} must be ${words}`);
+    }
+  }
+  return request as unknown as RestoreRequest;
 }
 
 export function isGroupStatus(group: GroupStatus | GroupBrief): group is GroupStatus {

@@ -11,13 +11,19 @@ import type { Log } from '../base/log.js';
 import { toProblem } from './problem.js';
 import {
   checkProtectRequest,
+  checkRestoreRequest,
   namePattern,
+  type CheckpointReport,
   type EventRecord,
+  type EvictReport,
   type GroupStatus,
   type InspectedProcess,
   type KernelReport,
+  type KeyReport,
   type ProtectReport,
   type ProtectRequest,
+  type RestoreReport,
+  type RestoreRequest,
   type StatusReport,
 } from './schema.js';
 
@@ -43,6 +49,11 @@ export interface DaemonControl {
   detach(caller: Caller, name: string): Promise<GroupStatus>;
   /** Where the pages of a group's replica are. */
   pages(caller: Caller, name: string): Promise<readonly InspectedProcess[]>;
+  /** Makes a group's replica as cold as it may be. */
+  evict(caller: Caller, name: string): Promise<EvictReport>;
+  checkpoint(caller: Caller, name: string, keep: boolean): Promise<CheckpointReport>;
+  restore(caller: Caller, request: RestoreRequest): Promise<RestoreReport>;
+  key(caller: Caller): KeyReport;
   events(caller: Caller, after: number): readonly EventRecord[];
   onEvent(caller: Caller, listener: (event: EventRecord) => void): () => void;
   kernel(): KernelReport;
@@ -97,8 +108,13 @@ async function answer(
   if (route === 'GET kernel' && path.length === 1) {
     return sendJson(response, 200, control.kernel());
   }
+  if (route === 'GET key' && path.length === 1) return sendJson(response, 200, control.key(caller));
   if (route === 'GET events' && path.length === 1) return sendEvents(control, request);
   if (route === 'POST groups' && path.length === 1) return protect(control, request);
+  if (route === 'POST restore' && path.length === 1) {
+    const body = checkRestoreRequest(await readJson(incoming));
+    return sendJson(response, 200, await control.restore(caller, body));
+  }
   if (route === 'GET groups' && path.length === 2) {
     return sendJson(response, 200, await control.group(caller, groupName(path[1])));
   }
@@ -107,7 +123,7 @@ async function answer(
   }
   if (route === 'POST groups' && path.length === 3) {
     const name = groupName(path[1]);
-    return sendJson(response, 200, await act(control, caller, name, path[2]));
+    return sendJson(response, 200, await act(control, request, name, path[2]));
   }
   throw noRoute(url);
 }
@@ -123,15 +139,19 @@ function parseTarget(target: string): { url: URL; parts: string[] } {
 
 function act(
   control: DaemonControl,
-  caller: Caller,
+  { caller, url }: Request,
   name: string,
   action: string | undefined,
-): Promise<GroupStatus> {
+): Promise<GroupStatus | EvictReport | CheckpointReport> {
   switch (action) {
     case 'promote':
       return control.promote(caller, name);
     case 'unprotect':
       return control.unprotect(caller, name);
+    case 'evict':
+      return control.evict(caller, name);
+    case 'checkpoint':
+      return control.checkpoint(caller, name, url.searchParams.get('keep') === '1');
     case 'detach':
       return control.detach(caller, name);
     default:

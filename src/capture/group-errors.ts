@@ -53,13 +53,14 @@ export function asStartError(error: unknown, pid: number): ReplicationError {
 
 const callOf = (error: unknown): string => (isSystemError(error) ? (error.syscall ?? '') : '');
 
-/** Why there is no map of a replica's pages. */
+/** Why a replica has no pages in the store. */
 export function notPaged(
+  doing: string,
   { name, ram }: { readonly name: string; readonly ram: string },
   state: Phase['kind'],
 ): ReplicationError {
   const why = ram === 'all' ? 'its replica holds everything (--ram all)' : `it is ${state}`;
-  return new ReplicationError('ERR_STATE', `cannot inspect ${name}: ${why}`, {
+  return new ReplicationError('ERR_STATE', `cannot ${doing} ${name}: ${why}`, {
     advice: 'it takes a group that is protected with --ram hot or a share',
   });
 }
@@ -78,4 +79,37 @@ export function overError(
     });
   }
   return new ReplicationError('ERR_ENDED', `cannot ${doing} ${name}: it has ended${why}`);
+}
+
+/** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
+const epochErrorsMax = 3;
+/** How long epochs may fail for what cannot be replicated before protection is given up. */
+const refusedPatienceMs = 3000;
+
+/** Whether epochs that fail mean the end of protection. What cannot be replicated may be held for a moment only, as a descriptor on its way. */
+export const isLost = (error: unknown, errors: number, failingMs: number): boolean =>
+  hasCode(error, 'ERR_REFUSED') ? failingMs >= refusedPatienceMs : errors >= epochErrorsMax;
+
+export function overText(name: string, phase: Phase): string {
+  if (phase.kind === 'removed') return `${name} was unprotected meanwhile; its process runs on`;
+  return `${name} is ${phase.kind}${'reason' in phase ? `: ${phase.reason}` : ''}`;
+}
+
+/** Why there is no checkpoint; an earlier one is what it was. */
+export function asCheckpointError(error: unknown, name: string): ReplicationError {
+  const message = `cannot take a checkpoint of ${name}: ${describe(error)}`;
+  if (hasCode(error, 'ERR_REFUSED')) {
+    return new ReplicationError('ERR_REFUSED', `${message} and restored`, {
+      refusals: refusalsOf(error),
+      advice: 'the replica is as before; what is named is of this machine and this moment',
+    });
+  }
+  if (hasCode(error, 'ERR_STORE')) {
+    return new ReplicationError('ERR_STORE', message, {
+      advice: 'the replica, and an earlier checkpoint, are as before',
+    });
+  }
+  return new ReplicationError('ERR_STATE', message, {
+    advice: 'it takes a group that is protected: see replpage status',
+  });
 }

@@ -38,6 +38,8 @@ export interface GroupSpec extends PaceTargets {
   readonly store: string | undefined;
   /** Of the group's directory in the page store: 16 hexadecimal digits, never used again. */
   readonly storeId: string;
+  /** Of what was restored: the `storeId` that it had first. */
+  readonly origin?: string | undefined;
   readonly stdio: string | null;
   readonly pidfile: string | undefined;
   readonly onPromote: string | undefined;

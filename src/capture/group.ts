@@ -5,21 +5,31 @@
  */
 import { assertNever } from '../base/assert.js';
 import { deferred, type Deferred } from '../base/deferred.js';
-import { describe, hasCode, ReplicationError } from '../base/errors.js';
+import { describe, ReplicationError } from '../base/errors.js';
 import { QuantileWindow } from '../base/quantiles.js';
+import type { NativeCheckpointReport } from '../native/checkpoint.js';
 import type {
   EpochStats,
   NativeGroup,
   NativeGroupEvent,
   NativeMapping,
-  PagingReport,
   PromotionReport,
-  ReplicaParts,
   StartReport,
 } from '../native/group.js';
 import { describeDeath, describeWaitStatus, inWords } from './death.js';
+import { takeCheckpoint } from './checkpoint.js';
+import { Evictions, type Evicted } from './evict-request.js';
+import type { GroupSnapshot, PagingTurn } from './group-snapshot.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
-import { asOwnError, asStartError, notPaged, overError, reasonOf } from './group-errors.js';
+import {
+  asOwnError,
+  asStartError,
+  isLost,
+  notPaged,
+  overError,
+  overText,
+  reasonOf,
+} from './group-errors.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
 import { dismissKeeper, howItEnded } from './former-keeper.js';
 import {
@@ -31,42 +41,16 @@ import {
   type GroupCore,
   type GroupEffect,
   type GroupEvent,
-  type Phase,
 } from './group-state.js';
 import { firstPace, nextPace, type Pace } from './pace-policy.js';
 import { pagingOptions, RefillWatch, StoreNotes, takePagingTurns } from './paging-turns.js';
 
 const pauseSamples = 1024;
-/** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
-const epochErrorsMax = 3;
-/** How long epochs may fail for what cannot be replicated before protection is given up. */
-const refusedPatienceMs = 3000;
 const promotedPollMs = 500;
 /** An epoch that takes longer than this shows as lagging, so that a hung keeper does. */
 const epochOverdueMs = 5000;
 /** Looks at a keeper that has no page left to fetch, before the native side is not waited for. */
 const drainedPollsMax = 10;
-
-export interface PagingTurn extends PagingReport {
-  /** What is done about it, in words. */
-  readonly why: string;
-}
-
-export interface GroupSnapshot {
-  readonly spec: GroupSpec;
-  readonly core: GroupCore;
-  readonly pace: Pace;
-  readonly pauseUs: QuantileWindow;
-  readonly lastEpoch: EpochStats | undefined;
-  readonly start: StartReport | undefined;
-  readonly lagMs: number;
-  /** The last turn; undefined: everything stays in RAM. */
-  readonly paging: PagingTurn | undefined;
-  /** Of what was promoted, as its keeper last said; undefined: nothing is missing. */
-  readonly refill: KeeperStatus | undefined;
-  readonly counters: Record<string, number>;
-  readonly parts: ReplicaParts | undefined;
-}
 
 export class Group {
   readonly spec: GroupSpec;
@@ -82,9 +66,12 @@ export class Group {
   #lastCommitMs = 0;
   #diedMs: number | undefined;
   #paging: PagingTurn | undefined;
+  readonly #evictions = new Evictions();
   #refill: KeeperStatus | undefined;
   /** What was promoted, or a child of it, may still read from the page store. */
   #mayRefill: boolean;
+  /** The group has, or had, a directory in the page store. */
+  #usesStore: boolean;
   /** What the dying process has given, while pages are still cold. */
   #released: { readonly us: number; readonly pages: number } | undefined;
   /** Of the keeper below which the promoted process runs. */
@@ -106,6 +93,7 @@ export class Group {
     this.#core = core;
     this.#pace = firstPace(spec);
     this.#mayRefill = core.phase.kind === 'promoted';
+    this.#usesStore = spec.ram !== 'all';
   }
 
   get core(): GroupCore {
@@ -173,7 +161,21 @@ export class Group {
     if (this.#native && this.#paging && this.#isTakingEpochs(this.#core.generation)) {
       return this.#native.inspect(cells);
     }
-    throw notPaged(this.spec, this.#core.phase.kind);
+    throw notPaged('inspect', this.spec, this.#core.phase.kind);
+  }
+
+  /** Resolves when the replica is as cold as it may be. Throws as inspect() does, and ERR_STORE. */
+  async evict(): Promise<Evicted> {
+    if (this.#paging && this.#isTakingEpochs(this.#core.generation)) return this.#evictions.ask();
+    throw notPaged('evict', this.spec, this.#core.phase.kind);
+  }
+
+  checkpoint(keep: boolean): Promise<NativeCheckpointReport> {
+    const { spec } = this;
+    const native = this.#isTakingEpochs(this.#core.generation) ? this.#native : undefined;
+    this.#usesStore ||= native !== undefined;
+    const phase = this.#core.phase.kind;
+    return takeCheckpoint({ spec, place: this.#host.store, native, phase, keep });
   }
 
   snapshot(): GroupSnapshot {
@@ -202,7 +204,7 @@ export class Group {
     this.#settleWaiters();
     const { kind } = group.phase;
     const over = kind === 'ended' || kind === 'removed';
-    if (over && !this.#mayRefill && this.spec.ram !== 'all') this.#host.forgetStore(this.spec);
+    if (over && !this.#mayRefill && this.#usesStore) this.#host.forgetStore(this.spec);
     this.#paging = undefined;
     const socket = this.#keeperSocket;
     if (kind !== 'ended' || socket === undefined) return;
@@ -271,6 +273,7 @@ export class Group {
         goOn: () => this.#isTakingEpochs(generation),
         report: (paging, why) => (this.#paging = { ...paging, why }),
         signal: this.#closing.signal,
+        evictions: this.#evictions,
       });
     } catch (error) {
       this.#firstStart.reject(asStartError(error, this.#core.hostPid));
@@ -487,13 +490,4 @@ export class Group {
     asked.forEach((one) => one.reject(over));
     this.#firstStart.reject(over);
   }
-}
-
-/** What cannot be replicated may be held for a moment only, as a descriptor on its way. */
-const isLost = (error: unknown, errors: number, failingMs: number): boolean =>
-  hasCode(error, 'ERR_REFUSED') ? failingMs >= refusedPatienceMs : errors >= epochErrorsMax;
-
-function overText(name: string, phase: Phase): string {
-  if (phase.kind === 'removed') return `${name} was unprotected meanwhile; its process runs on`;
-  return `${name} is ${phase.kind}${'reason' in phase ? `: ${phase.reason}` : ''}`;
 }

@@ -8,10 +8,13 @@ import type {
   PagingReport,
 } from '../native/group.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
+import type { Evictions } from './evict-request.js';
 import type { GroupHost, GroupSpec, StorePlace } from './group-spec.js';
 
 /** Short enough that evicting keeps the store busy. */
 const turnMs = 250;
+/** While somebody waits for pages to leave. */
+const evictingTurnMs = 20;
 const nothing: PagingOrder = {
   evictAge: 0,
   evictPagesMax: 0,
@@ -25,7 +28,15 @@ export function pagingOptions(
   place: StorePlace,
   mustOpen: boolean,
 ): NativePagingOptions | null {
-  if (spec.ram === 'all') return null;
+  return spec.ram === 'all' ? null : storeOptions(spec, place, mustOpen);
+}
+
+/** Where the group's directory in a page store is, whether or not it has paging. */
+export function storeOptions(
+  spec: GroupSpec,
+  place: StorePlace,
+  mustOpen: boolean,
+): NativePagingOptions {
   const { directory, bytesMax, ...rest } = place;
   return {
     ...rest,
@@ -44,6 +55,7 @@ export interface TurnShell {
   /** `why`: what is done about it. */
   report(paging: PagingReport, why: string): void;
   readonly signal: AbortSignal;
+  readonly evictions: Evictions;
 }
 
 /** Until the group moves on. Never in the way of an epoch: the native side does one at a time. */
@@ -57,19 +69,23 @@ export async function takePagingTurns(
   if (plan === undefined) return;
   const notes = new StoreNotes(host, spec.name);
   let order = nothing;
+  let waitMs = turnMs;
   while (shell.goOn() && !shell.signal.aborted) {
     try {
       const report = await native.page(order);
       notes.trouble(report.trouble);
       const planned = plan(report);
       shell.report(report, planned.reason);
-      order = planned;
+      const asked = shell.evictions.order(report);
+      order = asked ?? planned;
+      waitMs = asked === undefined ? turnMs : evictingTurnMs;
     } catch (error) {
       // Where the group itself is lost, its epochs tell.
       host.log.warn({ group: spec.name, reason: describe(error) }, 'a turn of paging failed');
     }
-    await host.clock.sleep(turnMs, shell.signal);
+    await host.clock.sleep(waitMs, shell.signal);
   }
+  shell.evictions.fail(`${spec.name} is not kept in step any more`);
 }
 
 /** After so long without an answer a page store counts as hung. */

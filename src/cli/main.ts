@@ -3,13 +3,16 @@
 import { Command, CommanderError } from 'commander';
 import { ReplicationError } from '../base/errors.js';
 import { replpageVersion } from '../base/version.js';
+import { addCheckpoint, addRestore } from './checkpoint.js';
 import { exitCodes, report } from './context.js';
 import { addDaemon } from './daemon.js';
 import { addDemo } from './demo.js';
 import { addDoctor } from './doctor.js';
 import { addEvents } from './events.js';
 import { addDetach, addPromote, addUnprotect } from './group-actions.js';
+import { addEvict } from './evict.js';
 import { addInspect } from './inspect.js';
+import { addKey } from './key.js';
 import { addProtect } from './protect.js';
 import { addStatus } from './status.js';
 
@@ -49,10 +52,14 @@ async function main(): Promise<number> {
     addProtect,
     addStatus,
     addInspect,
+    addEvict,
     addPromote,
     addUnprotect,
     addDetach,
     addEvents,
+    addCheckpoint,
+    addRestore,
+    addKey,
     addDoctor,
     addDemo,
   ];

@@ -1,7 +1,7 @@
 /** A group as the API shows it. */
 import type { GroupBrief, GroupStatus, RamStatus } from '../api/schema.js';
 import { retriesLeft } from '../capture/group-state.js';
-import type { GroupSnapshot, PagingTurn } from '../capture/group.js';
+import type { GroupSnapshot, PagingTurn } from '../capture/group-snapshot.js';
 import type { GroupSpec } from '../capture/group-spec.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
 

@@ -4,7 +4,7 @@
  */
 import { readdir, readFile } from 'node:fs/promises';
 import type { RamStatus } from '../api/schema.js';
-import type { GroupSnapshot } from '../capture/group.js';
+import type { GroupSnapshot } from '../capture/group-snapshot.js';
 
 /** Of the time between two looks, at most one part in so many is spent looking. */
 const shareOfTime = 20;

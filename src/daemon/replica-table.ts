@@ -5,13 +5,18 @@
 import { readdirSync } from 'node:fs';
 import type { Caller, DaemonControl } from '../api/server.js';
 import type {
+  CheckpointReport,
   EventRecord,
+  EvictReport,
   GroupBrief,
   GroupStatus,
   InspectedProcess,
   KernelReport,
+  KeyReport,
   ProtectReport,
   ProtectRequest,
+  RestoreReport,
+  RestoreRequest,
   StatusReport,
 } from '../api/schema.js';
 import { ReplicationError } from '../base/errors.js';
@@ -35,6 +40,8 @@ import {
 } from './process-facts.js';
 import { parseKeeperName } from './recover.js';
 import { ReplicaRam } from './replica-ram.js';
+import { Restorer } from './restorer.js';
+import { exportedKey } from './store-key.js';
 import type { GroupRecord } from './state-file.js';
 import { checkTarget, fileRuleWarnings, warningsFor } from './target-check.js';
 
@@ -64,12 +71,19 @@ export class ReplicaTable implements DaemonControl {
   >();
   readonly #ram = new WeakMap<Group, ReplicaRam>();
   readonly #startedMs: number;
+  readonly #restorer: Restorer;
   /** Per name of a group, who was not told of its last promotion, and why. */
   readonly #untold = new Map<string, readonly string[]>();
 
   constructor(options: TableOptions) {
     this.#options = options;
     this.#startedMs = options.host.clock.nowMs();
+    const { native, host, config } = options;
+    this.#restorer = new Restorer({
+      ...{ native, host, config },
+      running: () => this.groups.filter((group) => this.#runs(group)),
+      add: (group, startTime) => this.add(group, startTime),
+    });
   }
 
   /** Takes in a group that a restarted daemon found. */
@@ -264,6 +278,37 @@ export class ReplicaTable implements DaemonControl {
   async pages(caller: Caller, name: string): Promise<readonly InspectedProcess[]> {
     const group = this.#allowed(caller, name);
     return inspectedProcesses(await group.inspect(cellsShown), name);
+  }
+
+  async evict(caller: Caller, name: string): Promise<EvictReport> {
+    const group = this.#allowed(caller, name);
+    const beganMs = this.#options.host.clock.nowMs();
+    const { evictedBytes } = await group.evict();
+    const ms = Math.round(this.#options.host.clock.nowMs() - beganMs);
+    return { group: this.#statusOf(group), evictedBytes, ms };
+  }
+
+  async checkpoint(caller: Caller, name: string, keep: boolean): Promise<CheckpointReport> {
+    const group = this.#allowed(caller, name);
+    const { clock, store } = this.#options.host;
+    const beganMs = clock.nowMs();
+    const report = await group.checkpoint(keep);
+    const ms = Math.round(clock.nowMs() - beganMs);
+    const path = `${group.spec.store ?? store.directory}/${name}`;
+    this.#options.host.note(name, 'checkpoint taken', `${report.id}, epoch ${report.epoch}`);
+    return { group: name, path, ...report, ms };
+  }
+
+  async restore(caller: Caller, request: RestoreRequest): Promise<RestoreReport> {
+    const { group, ...report } = await this.#restorer.restore(ownerOf(caller), request, (name) =>
+      this.#freeGeneration(name, this.#replaceable(caller, name)),
+    );
+    await this.#options.persisted();
+    return { group: this.#statusOf(group), ...report };
+  }
+
+  key(caller: Caller): KeyReport {
+    return exportedKey(caller, this.#options.config.storeKeyPath, this.#options.native);
   }
 
   async promote(caller: Caller, name: string): Promise<GroupStatus> {

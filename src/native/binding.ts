@@ -5,7 +5,13 @@
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { ReplicationError } from '../base/errors.js';
-import type { NativeGroup, NativeGroupEvent, NativeGroupOptions } from './group.js';
+import type { NativeCheckpointPlace, NativeManifest, NativeRestoreOptions } from './checkpoint.js';
+import type {
+  NativeGroup,
+  NativeGroupEvent,
+  NativeGroupOptions,
+  PromotionReport,
+} from './group.js';
 
 export interface PeerCredentials {
   readonly pid: number;
@@ -27,6 +33,12 @@ export interface NativeAddon {
   peerCredentials(fd: number): PeerCredentials;
   /** The kernel's ptrace rule, applied to the caller instead of to us. */
   mayTrace(caller: PeerCredentials, targetPid: number): TraceVerdict;
+  /** Rejects with ERR_STORE, and where there is no key with ENOENT. */
+  findCheckpoint(place: NativeCheckpointPlace): Promise<NativeManifest>;
+  /** Resolves when it runs; nothing runs when it rejects. */
+  restoreCheckpoint(options: NativeRestoreOptions): Promise<PromotionReport>;
+  /** Of the file of a page store's key, as text. Throws a SystemError (ENOENT: there is none). */
+  storeKeyText(path: string): string;
   /** What this kernel offers, found by trying, never by version. */
   probeKernel(): Record<string, boolean | string | number>;
 }

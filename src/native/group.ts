@@ -5,6 +5,8 @@
  * ERR_REFUSED and a list `refusals`.
  */
 
+import type { NativeCheckpointReport, NativeCheckpointRequest } from './checkpoint.js';
+
 export type AttachMode = 'always' | 'epochs';
 export type OnExit = 'end' | 'promote';
 export type FileRule = 'refuse' | 'keep';
@@ -71,6 +73,8 @@ export interface PagingOrder {
   readonly evictPagesMax: number;
   readonly bringBackAge: number;
   readonly bringBackPagesMax: number;
+  /** Whether or not a sample is due. */
+  readonly sampleNow?: boolean;
 }
 
 export type StoreState = 'opening' | 'ok' | 'full' | 'hung' | 'failing';
@@ -211,6 +215,8 @@ export interface NativeGroup {
   page(order: PagingOrder): Promise<PagingReport>;
   /** Private anonymous mappings in at most so many parts each. */
   inspect(cells: number): Promise<readonly NativeMapping[]>;
+  /** Completes the page store with the last epoch; epochs wait meanwhile. */
+  checkpoint(request: NativeCheckpointRequest): Promise<NativeCheckpointReport>;
   promote(): Promise<PromotionReport>;
   /** Detaches; the primary, or what was promoted, runs on. A copy under way is cut short. */
   stop(): Promise<void>;

@@ -6,7 +6,12 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { ApiClient } from '../../src/api/client.js';
 import { fromProblem, toProblem } from '../../src/api/problem.js';
-import { checkProtectRequest, type GroupStatus, type EventRecord } from '../../src/api/schema.js';
+import {
+  checkProtectRequest,
+  type EventRecord,
+  type GroupStatus,
+  type RestoreRequest,
+} from '../../src/api/schema.js';
 import { createApiServer, type Caller, type DaemonControl } from '../../src/api/server.js';
 import { errorCodes, ReplicationError } from '../../src/base/errors.js';
 
@@ -53,6 +58,19 @@ class ScriptedDaemon implements DaemonControl {
     return () => this.listeners.delete(listener);
   }
   kernel = () => ({ uffdWp: true });
+  evict = async (caller: Caller, name: string) => ({
+    ...{ group: await this.group(caller, name), evictedBytes: 4096, ms: 1 },
+  });
+  key = () => ({ key: 'k' });
+  checkpoint = (_caller: Caller, group: string, keep: boolean) =>
+    Promise.resolve({
+      ...{ group, id: keep ? 'kept' : 'alone', path: '/store/web', epoch: 7 },
+      ...{ writtenBytes: 1, coldBytes: 2, storedBytes: 3, ms: 4 },
+    });
+  restore = async (caller: Caller, { from, id }: RestoreRequest) => ({
+    ...{ group: await this.group(caller, from), id: id ?? 'newest', epoch: 7 },
+    ...{ taken: '2026-01-01T00:00:00.000Z', ms: 5 },
+  });
   pages = (_caller: Caller, name: string) =>
     Promise.resolve([{ pid: 7, command: name, mappings: [] }]);
 

@@ -42,6 +42,9 @@ class ScriptedNative implements NativeGroup {
   inspect(): Promise<never> {
     return Promise.reject(new Error('this group has no paging'));
   }
+  checkpoint(): Promise<never> {
+    return Promise.reject(new Error('this group has no store'));
+  }
   page(): Promise<PagingReport> {
     return Promise.reject(new Error('this group has no paging'));
   }

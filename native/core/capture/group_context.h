@@ -57,6 +57,10 @@ struct GroupContext {
   std::unique_ptr<GroupPaging> paging;  // null: the replica holds everything
   std::unique_ptr<KeeperLink> keeper;
   uint64_t epoch = 0;
+  // Of a group without paging, whose checkpoints have a pager of their own: who it says it is, and
+  // the first number of a segment that is not used yet.
+  uint64_t store_writer = random_writer();
+  uint32_t next_segment = 1;
 };
 
 }  // namespace replpage

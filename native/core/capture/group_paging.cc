@@ -8,6 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
+#include "core/capture/group_store.h"
 
 namespace replpage {
 namespace {
@@ -21,27 +22,6 @@ constexpr uint8_t kHotSamples = 2;
 constexpr uint64_t kTryAgainUs = 10'000'000;
 // Generations before this one that may have left something behind.
 constexpr uint64_t kPast = 8;
-
-PagerOptions pager_options(const GroupOptions& options, std::shared_ptr<const StoreKey> key) {
-  const PagingOptions& paging = *options.paging;
-  PagerOptions result;
-  result.executable = paging.pager_path;
-  result.store = paging.store;
-  result.group = options.name;
-  result.group_id = paging.group_id;
-  result.generation = options.generation;
-  result.key = std::move(key);
-  result.bytes_max = paging.store_bytes_max;
-  result.allow_memory_file_systems = paging.allow_memory_file_systems;
-  result.segment_bytes_max = paging.segment_bytes_max;
-  if (paging.as_owner) result.rights = CallerRights{options.uid, options.gid, options.groups};
-  return result;
-}
-
-std::shared_ptr<const StoreKey> load_key(const std::string& path) {
-  if (path.empty()) return nullptr;
-  return std::make_shared<const StoreKey>(StoreKey::load_or_make(path));
-}
 
 StoreMessage store_message(const GroupOptions& options, const StoreKey* key) {
   StoreMessage message{.key = {},
@@ -57,7 +37,7 @@ StoreMessage store_message(const GroupOptions& options, const StoreKey* key) {
 
 GroupPaging::GroupPaging(const GroupOptions& options)
     : options_(*options.paging),
-      key_(load_key(options_.key_path)),
+      key_(load_store_key(options_.key_path)),
       store_(store_message(options, key_.get())),
       pager_(pager_options(options, key_)),
       pace_(options_.cold_after_us) {}
@@ -167,6 +147,7 @@ std::optional<GroupPaging::StoreForReplica> GroupPaging::store_for_replica() {
 PagingReport GroupPaging::turn(const GroupImage& image, const std::map<int32_t, pid_t>& host_pids,
                                const PagingOrder& order) {
   take_news();
+  if (order.sample_now) next_sample_us_ = 0;
   sample_when_due(image, host_pids);
   evict(host_pids, order);
   bring_back(order);
@@ -444,6 +425,10 @@ void GroupPaging::remove_generation(uint64_t wait_us) {
     }
     ::usleep(1000);
   }
+}
+
+void GroupPaging::take_news_of(const PagerNews& news) {
+  std::visit([this](const auto& one) { take(one); }, news);
 }
 
 std::vector<InspectedMapping> GroupPaging::inspect(const GroupImage& image, size_t cells) const {

@@ -59,6 +59,15 @@ class GroupPaging {
   // answers within `wait_us`.
   void remove_generation(uint64_t wait_us);
 
+  // For a checkpoint: the pager is used beside paging, whose news it is then given; what the
+  // replica has in the store; and segments that were written besides.
+  PagerLink& pager() { return pager_; }
+  void take_news_of(const PagerNews& news);
+  [[nodiscard]] std::vector<PageGroup> cold_pages() const { return table_.cold_pages(UINT64_MAX); }
+  void note_segments(const std::set<uint32_t>& numbers) {
+    segments_.insert(numbers.begin(), numbers.end());
+  }
+
   // The private anonymous mappings of the image in `cells` parts each.
   [[nodiscard]] std::vector<InspectedMapping> inspect(const GroupImage& image, size_t cells) const;
 

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <memory>
 
+#include "core/capture/checkpoint_taker.h"
 #include "core/capture/death_handler.h"
 #include "core/capture/epoch_taker.h"
 #include "core/capture/exit_watch.h"
@@ -42,6 +43,11 @@ class GroupSession final {
   // Where the pages of each mapping are, in at most `cells` parts. Throws SysError (ENOTSUP: the
   // group has no paging).
   std::vector<InspectedMapping> inspect(size_t cells) { return epochs_.inspect(cells); }
+
+  // Completes the page store to a checkpoint of the last epoch; see CheckpointTaker.
+  CheckpointReport checkpoint(const CheckpointRequest& request) {
+    return CheckpointTaker(context_, tracer_, request).take();
+  }
 
   // Planned promotion: last epoch, hand-over, the replica runs, the old primary ends. Throws
   // KeeperLost or SysError; then the primary runs on.

@@ -48,7 +48,7 @@ void KeeperLink::send_empty(MessageType type) {
   send_encoded(type, {}, {});
 }
 
-Bytes KeeperLink::wait_reply(MessageType type) {
+ReceivedMessage KeeperLink::wait_message(MessageType type) {
   std::unique_lock lock(mutex_);
   const bool answered = arrived_.wait_for(lock, std::chrono::milliseconds(answer_ms_),
                                           [this] { return lost_ || !replies_.empty(); });
@@ -61,7 +61,7 @@ Bytes KeeperLink::wait_reply(MessageType type) {
   ReceivedMessage reply = std::move(replies_.front());
   replies_.pop_front();
   if (reply.type != type) throw KeeperLost("keeper answered out of order");
-  return std::move(reply.body);
+  return reply;
 }
 
 void KeeperLink::read_messages() {

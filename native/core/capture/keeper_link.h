@@ -42,7 +42,9 @@ class KeeperLink {
 
   // Waits for the next reply (anything that is no news) and returns its body. Throws KeeperLost,
   // also when the reply is of another type than expected.
-  Bytes wait_reply(MessageType type);
+  Bytes wait_reply(MessageType type) { return wait_message(type).body; }
+  // The same with its descriptors.
+  ReceivedMessage wait_message(MessageType type);
   template <class T>
   T wait_reply_as(MessageType type) {
     return decode<T>(wait_reply(type));

@@ -16,10 +16,17 @@ constexpr const char* kEnded = "the pager ended";
 
 }  // namespace
 
-PagerLink::PagerLink(PagerOptions options) : options_(std::move(options)) {
-  if (::getrandom(&writer_, sizeof writer_, 0) != sizeof writer_) {
+uint64_t random_writer() {
+  uint64_t writer = 0;
+  if (::getrandom(&writer, sizeof writer, 0) != sizeof writer) {
     throw SysError::from_errno("getrandom");
   }
+  return writer;
+}
+
+PagerLink::PagerLink(PagerOptions options) : options_(std::move(options)) {
+  usage_.next_segment = options_.first_segment;
+  writer_ = options_.writer != 0 ? options_.writer : random_writer();
   start();
 }
 
@@ -89,7 +96,7 @@ bool PagerLink::ready() const {
 
 std::optional<uint64_t> PagerLink::submit(uint64_t epoch, std::vector<PagerRun> runs) {
   if (!ready()) return std::nullopt;
-  send_sources(runs);
+  for (const PagerRun& run : runs) send_source(run.source);
   return ask(PagerMessageType::kWrite, PagerWriteMessage{.epoch = epoch, .runs = std::move(runs)});
 }
 
@@ -101,6 +108,14 @@ std::optional<uint64_t> PagerLink::drop_segments(std::vector<uint32_t> segments)
 std::optional<uint64_t> PagerLink::remove_generation(uint64_t generation) {
   if (!open_) return std::nullopt;
   return ask(PagerMessageType::kRemove, PagerRemoveMessage{.generation = generation});
+}
+
+std::optional<uint64_t> PagerLink::checkpoint(Bytes manifest, uint32_t source, bool keep) {
+  if (!open_) return std::nullopt;
+  send_source(source);
+  return ask(
+      PagerMessageType::kCheckpoint,
+      PagerCheckpointMessage{.manifest = std::move(manifest), .source = source, .keep = keep});
 }
 
 std::optional<uint64_t> PagerLink::ask_usage() {
@@ -128,15 +143,10 @@ void PagerLink::queue(PagerMessageType type, T message, int source) {
   packets_.push_back({.type = type, .body = encode(message), .source = source});
 }
 
-void PagerLink::send_sources(const std::vector<PagerRun>& runs) {
-  for (const PagerRun& run : runs) {
-    if (std::find(sent_sources_.begin(), sent_sources_.end(), run.source) != sent_sources_.end()) {
-      continue;
-    }
-    queue(PagerMessageType::kSource, PagerSourceMessage{.source = run.source},
-          static_cast<int>(run.source));
-    sent_sources_.push_back(run.source);
-  }
+void PagerLink::send_source(uint32_t source) {
+  if (std::find(sent_sources_.begin(), sent_sources_.end(), source) != sent_sources_.end()) return;
+  queue(PagerMessageType::kSource, PagerSourceMessage{.source = source}, static_cast<int>(source));
+  sent_sources_.push_back(source);
 }
 
 // Whether a packet of any size is taken without waiting: the kernel says so only when at most a

@@ -29,10 +29,15 @@ struct PagerOptions {
   uint64_t bytes_max = UINT64_MAX;     // of the group in the store
   std::optional<CallerRights> rights;  // it runs with these; none: with ours
   uint32_t segment_bytes_max = 0;      // 0: the usual
+  uint32_t first_segment = 1;          // no number below it is used
+  uint64_t writer = 0;                 // 0: a new one
   // Doubles with every failure; starts anew when something was written.
   uint64_t restart_delay_us = 250'000, restart_delay_max_us = 30'000'000;
   bool allow_memory_file_systems = false;  // for tests
 };
+
+// A number that no other writer has. Throws SysError.
+uint64_t random_writer();
 
 // The store was opened, also again by a pager that was started anew.
 struct PagerOpened {
@@ -68,6 +73,8 @@ class PagerLink {
   // nullopt: the store is not open.
   std::optional<uint64_t> drop_segments(std::vector<uint32_t> segments);
   std::optional<uint64_t> remove_generation(uint64_t generation);
+  // `source` has the state that the manifest tells of.
+  std::optional<uint64_t> checkpoint(Bytes manifest, uint32_t source, bool keep);
   std::optional<uint64_t> ask_usage();
   std::optional<uint64_t> probe(uint64_t nonce, PagerProbe step);
 
@@ -108,7 +115,7 @@ class PagerLink {
   uint64_t ask(PagerMessageType type, T message);
   template <class T>
   void queue(PagerMessageType type, T message, int source = -1);
-  void send_sources(const std::vector<PagerRun>& runs);
+  void send_source(uint32_t source);
   void send_queued();
   bool can_send() const;
   void receive();

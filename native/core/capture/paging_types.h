@@ -31,6 +31,7 @@ struct PagingOrder {
   uint64_t evict_pages_max = 0;  // 0: none
   uint8_t bring_back_age = 0;    // samples, at most
   uint64_t bring_back_pages_max = 0;
+  bool sample_now = false;  // whether or not it is due
 };
 
 enum class StoreState : uint8_t { kOpening, kOk, kFull, kHung, kFailing };

@@ -22,9 +22,9 @@ constexpr size_t kControlBytes = CMSG_SPACE(kDescriptorsMax * sizeof(int));
 bool known_type(MessageType type) {
   const auto number = static_cast<uint16_t>(type);
   return (number >= static_cast<uint16_t>(MessageType::kConfigure) &&
-          number <= static_cast<uint16_t>(MessageType::kStore)) ||
+          number <= static_cast<uint16_t>(MessageType::kLook)) ||
          (number >= static_cast<uint16_t>(MessageType::kReady) &&
-          number <= static_cast<uint16_t>(MessageType::kBuilt));
+          number <= static_cast<uint16_t>(MessageType::kView));
 }
 
 uint32_t header_crc(const MessageHeader& header) {

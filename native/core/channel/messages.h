@@ -34,6 +34,7 @@ enum class MessageType : uint16_t {
   kDying = 10,       // empty: kPromote is next, of the last commit or one epoch later
   kLastState = 11,   // ImageMessage: what kPromote of this epoch will say, ahead of its pages
   kStore = 12,       // StoreMessage + the directory of the generation's segments, before kCold runs
+  kLook = 13,        // empty: show the replica's memory, then kView
   // keeper -> tracer
   kReady = 32,      // ReadyMessage + a pidfd of the keeper
   kPagesDone = 33,  // empty: the chunk's room in the staging area is free again
@@ -42,6 +43,7 @@ enum class MessageType : uint16_t {
   kDrained = 36,    // DrainedMessage: nothing is read from the dying process any more
   kFailed = 37,     // FailedMessage: the replica is lost (before promotion) or promotion failed
   kBuilt = 38,      // empty
+  kView = 39,       // ViewMessage + descriptors as listed there
 };
 
 struct MessageHeader {
@@ -156,6 +158,18 @@ struct LazyRangeList {
   template <class A>
   void visit(A& a) {
     a(ranges);
+  }
+};
+
+// The memory of a replica that stands by: /proc/PID/mem and /proc/PID/pagemap of each of `pids`,
+// then a memfd of each of `objects`. Good until the next kCommit.
+struct ViewMessage {
+  std::vector<int32_t> pids;
+  std::vector<uint32_t> objects;  // SharedObjectImage::id
+  bool last = true;               // false: another one follows
+  template <class A>
+  void visit(A& a) {
+    a(pids, objects, last);
   }
 };
 

@@ -26,11 +26,15 @@ enum class PagerMessageType : uint16_t {
   kRemove = 6,        // PagerRemoveMessage; then kDone or kFailed
   kUsage = 7,         // PagerTicket; then kDone or kFailed
   kProbe = 8,         // PagerProbeMessage; then kDone or kFailed
+  kCheckpoint = 9,    // PagerCheckpointMessage; then kDone or kFailed
+  kFind = 10,         // PagerFindMessage, instead of kConfigure; then kFound or kFailed (ticket 0)
+  kFetch = 11,        // PagerFetchMessage, after kFound; then kDone or kFailed
   // pager -> worker
   kOpened = 32,   // PagerDoneMessage + the directory of the generation
   kWritten = 33,  // PagerWrittenMessage
   kFailed = 34,   // PagerFailedMessage; the pager goes on serving
   kDone = 35,     // PagerDoneMessage
+  kFound = 36,    // PagerFoundMessage + the directory of the checkpoint
 };
 
 // On the wire of a Channel, which knows the keeper's types by number only.
@@ -165,13 +169,65 @@ struct PagerProbeMessage {
   }
 };
 
+// Writes the state behind what is in the segments, and with it makes a checkpoint.
+struct PagerCheckpointMessage {
+  uint64_t ticket = 0;
+  Bytes manifest;       // encoded CheckpointManifest, without `state` and its segments
+  uint32_t source = 0;  // manifest.state_bytes of encoded CheckpointState
+  bool keep = false;    // earlier checkpoints of the group stay
+  template <class A>
+  void visit(A& a) {
+    a(ticket, manifest, source, keep);
+  }
+};
+
+struct PagerFindMessage {
+  PagerConfigureMessage store;  // which group's, and with whose rights; opened for reading
+  std::string id;               // empty: the newest
+  template <class A>
+  void visit(A& a) {
+    a(store, id);
+  }
+};
+
+struct PagerFoundMessage {
+  std::string id;
+  Bytes manifest;  // encoded CheckpointManifest
+  template <class A>
+  void visit(A& a) {
+    a(id, manifest);
+  }
+};
+
+// Pages that follow each other in one record, and where their content goes in the target.
+struct PagerFetchRun {
+  uint64_t location = 0;
+  uint64_t offset = 0;  // bytes
+  uint32_t pages = 0;
+  uint32_t reserved = 0;  // zero
+};
+
+struct PagerFetchMessage {
+  uint64_t ticket = 0;
+  uint32_t source = 0;  // a file to write to
+  std::vector<PagerFetchRun> runs;
+  template <class A>
+  void visit(A& a) {
+    a(ticket, source, runs);
+  }
+};
+inline constexpr size_t kPagerFetchMax = 4096;
+static_assert(sizeof(PagerFetchRun) * kPagerFetchMax + 256 < kMessageBytesMax);
+
 struct PagerDoneMessage {
   uint64_t ticket = 0;
   bool found = false;  // the answer to PagerProbe::kCheck
   PagerUsage usage;
+  std::string id;      // of the checkpoint that was made
+  uint64_t bytes = 0;  // of all segments that it keeps
   template <class A>
   void visit(A& a) {
-    a(ticket, found, usage);
+    a(ticket, found, usage, id, bytes);
   }
 };
 

@@ -1,5 +1,8 @@
 #include "core/restore/replica.h"
 
+#include <fcntl.h>
+
+#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/restore/page_writer.h"
 #include "core/restore/process_tree.h"
@@ -64,6 +67,18 @@ class StubReplica final : public Replica {
   }
 
   uint64_t free_moved() override { return promotion_.free_moved(); }
+
+  ReplicaView view() override {
+    ReplicaView view;
+    for (const StubProcess* process : tree_.processes()) {
+      const std::string folder = "/proc/" + std::to_string(process->pid());
+      view.processes.push_back({.pid = process->pid(),
+                                .memory = open_path(folder + "/mem", O_RDONLY),
+                                .pagemap = open_path(folder + "/pagemap", O_RDONLY)});
+    }
+    view.objects = objects_.view();
+    return view;
+  }
 
   [[nodiscard]] uint64_t resident_bytes() const override {
     uint64_t bytes = 0;

@@ -61,6 +61,20 @@ struct PromotedReplica {
   uint64_t ran_us = 0;  // when all was let run (now_us())
 };
 
+// The memory of a replica that stands by, for whoever copies it.
+struct ReplicaView {
+  struct Process {
+    int32_t pid = 0;
+    UniqueFd memory, pagemap;
+  };
+  struct Object {
+    uint32_t id = 0;
+    UniqueFd memfd;
+  };
+  std::vector<Process> processes;
+  std::vector<Object> objects;
+};
+
 // One process of a replica, as descriptor and state restoring see it.
 class ReplicaProcess {
  public:
@@ -104,6 +118,9 @@ class Replica {
   // moved away, while the group runs. Never stops it. Returns the bytes freed. What waits for locks
   // that the dying process holds is left for another call, after SIGCHLD.
   virtual uint64_t free_moved() = 0;
+
+  // For reading only. Throws SysError.
+  virtual ReplicaView view() = 0;
 
   // Bytes resident in all processes of the replica.
   [[nodiscard]] virtual uint64_t resident_bytes() const = 0;

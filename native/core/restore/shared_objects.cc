@@ -101,6 +101,15 @@ UniqueFd SharedObjects::reopen(const OpenFileImage& file) const {
   return fd;
 }
 
+std::vector<ReplicaView::Object> SharedObjects::view() const {
+  std::vector<ReplicaView::Object> view;
+  for (const auto& [key, object] : objects_) {
+    const std::string link = "/proc/self/fd/" + std::to_string(object.memfd.get());
+    view.push_back({.id = object.image.id, .memfd = open_path(link, O_RDONLY)});
+  }
+  return view;
+}
+
 void SharedObjects::seal() {
   for (const auto& [key, object] : objects_) {
     // MFD_ALLOW_SEALING was not given when F_SEAL_SEAL is set from the start.

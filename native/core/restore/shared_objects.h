@@ -29,6 +29,9 @@ class SharedObjects {
   // and position.
   [[nodiscard]] UniqueFd reopen(const OpenFileImage& file) const;
 
+  // Each object once more, for reading.
+  [[nodiscard]] std::vector<ReplicaView::Object> view() const;
+
   // Adds the seals that the primary's memfds have: nothing can be written through the keeper after.
   void seal();
 

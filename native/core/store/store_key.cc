@@ -62,12 +62,18 @@ uint8_t digit(char c) {
 }  // namespace
 
 StoreKey StoreKey::load_or_make(const std::string& path) {
-  constexpr int kFlags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
-  UniqueFd file(::open(path.c_str(), kFlags));
-  if (!file.valid() && errno == ENOENT) {
-    make_file(path);
-    file.reset(::open(path.c_str(), kFlags));
+  try {
+    return load(path);
+  } catch (const SysError& error) {
+    if (error.error() != ENOENT) throw;
   }
+  make_file(path);
+  return load(path);
+}
+
+StoreKey StoreKey::load(const std::string& path) {
+  constexpr int kFlags = O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
+  const UniqueFd file(::open(path.c_str(), kFlags));
   if (!file.valid()) throw SysError::from_errno("open the key file", on_path(path));
   struct stat status {};
   if (::fstat(file.get(), &status) != 0) throw SysError::from_errno("fstat", on_path(path));

@@ -18,6 +18,8 @@ class StoreKey {
   // Throws SysError naming the path: EACCES when others than its owner may read or write it or it
   // is another user's, EINVAL when it is no regular file or of a wrong length.
   static StoreKey load_or_make(const std::string& path);
+  // The same of a file that must be there.
+  static StoreKey load(const std::string& path);
   static StoreKey random();
   static StoreKey from_bytes(std::span<const uint8_t, kStoreKeyBytes> bytes);
   // Throws FormatError when a digit is wrong or missing.

@@ -1,0 +1,81 @@
+// Takes a checkpoint: what the page store lacks of the last committed epoch is copied from the
+// replica, which stands still between two epochs. The primary runs on; its next epoch waits.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "core/capture/checkpoint_state.h"
+#include "core/capture/group_context.h"
+#include "core/capture/tracer_thread.h"
+#include "core/memory/page_ranges.h"
+
+namespace replpage {
+
+struct CheckpointRequest {
+  PagingOptions store;  // of a group that has no paging
+  std::string options;  // of the group, kept with the checkpoint
+  bool keep = false;    // earlier checkpoints of the group
+};
+
+struct CheckpointReport {
+  std::string id;
+  uint64_t epoch = 0;
+  uint64_t written_bytes = 0;  // of pages, for this checkpoint
+  uint64_t cold_bytes = 0;     // that the store had before
+  uint64_t stored_bytes = 0;   // on disk, with what it shares with the group
+};
+
+// Worker thread, for one checkpoint.
+class CheckpointTaker {
+ public:
+  CheckpointTaker(GroupContext& context, TracerThread& tracer, const CheckpointRequest& request)
+      : context_(context), tracer_(tracer), request_(request) {}
+
+  // Throws StoreError, SysError, RefusedError, CaptureCancelled (the primary is dying), KeeperLost.
+  CheckpointReport take();
+
+ private:
+  struct Source {
+    int32_t pid = 0;  // as in runs
+    UniqueFd memory, pagemap;
+  };
+  struct Wanted {
+    int32_t pid = 0;
+    uint32_t source = 0;
+    PageRange range;
+    bool zeros_count = false;  // what is all zero must be so in the replica, too
+  };
+
+  PagerLink& pager();
+  void take_image();
+  void add_cold_pages();
+  void look();
+  void want_process(const ProcessImage& process, const Source& source, uint32_t number);
+  void want_object(const SharedObjectImage& object, int memfd, uint32_t number);
+  void write_wanted();
+  void write_batch(const std::vector<Wanted>& batch);
+  void check_alive();
+  void leave_generation();
+  PagerDoneMessage seal();
+  template <class Answer, class Ask>
+  Answer ask_and_wait(Ask ask);
+
+  GroupContext& context_;
+  TracerThread& tracer_;
+  const CheckpointRequest& request_;
+  std::unique_ptr<PagerLink> own_pager_;
+  uint32_t next_source_ = 0;
+  std::set<uint32_t> sources_;
+  CheckpointState state_;
+  std::map<int32_t, PageRanges> cold_;  // by pid
+  std::vector<Wanted> wanted_;
+  std::set<uint32_t> segments_, new_segments_;
+  uint64_t cold_pages_ = 0, written_pages_ = 0;
+};
+
+}  // namespace replpage

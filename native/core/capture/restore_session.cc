@@ -1,0 +1,213 @@
+#include "core/capture/restore_session.h"
+
+#include <fcntl.h>
+
+#include <algorithm>
+#include <future>
+
+#include "core/base/clock.h"
+#include "core/base/sys_error.h"
+#include "core/capture/keeper_link.h"
+#include "core/capture/keeper_process.h"
+#include "core/capture/page_stream.h"
+#include "core/capture/staging.h"
+
+namespace replpage {
+namespace {
+
+// What a promoted process may find missing when it touches it.
+bool may_wait(const GroupImage& image, const PageRun& run) {
+  if (run.pid < 0) return false;
+  for (const ProcessImage& process : image.processes) {
+    if (process.pid != run.pid) continue;
+    const auto found = std::upper_bound(
+        process.mappings.begin(), process.mappings.end(), run.address,
+        [](uint64_t address, const MappingImage& mapping) { return address < mapping.end; });
+    return found != process.mappings.end() && found->start <= run.address &&
+           run.address + run.length <= found->end && found->kind == MappingKind::kAnonymous &&
+           (found->flags & (kLocked | kGrowsDown)) == 0;
+  }
+  return false;
+}
+
+class Restore {
+ public:
+  explicit Restore(const RestoreOptions& options)
+      : options_(options),
+        reader_(options.place),
+        staging_({.memory_bytes = options.staging_bytes_max,
+                  .spill_bytes_max = options.spill_bytes_max,
+                  .spill_directory = options.spill_directory}) {}
+
+  PromotionReport run() {
+    const uint64_t began = now_us();
+    check_kernel();
+    state_ = reader_.read_state();
+    adapt_image();
+    split_pages();
+    start_keeper();
+    build();
+    write_pages();
+    commit();
+    const PromotedMessage promoted = promote();
+    return {.epoch = promoted.epoch,
+            .pid = promoted.pid,
+            .host_pid = promoted.host_pid,
+            .exact = false,
+            .decision_to_run_us = promoted.ran_us - began,
+            .death_to_run_us = 0,
+            .lazy_pages = 0};
+  }
+
+ private:
+  void check_kernel() const {
+    const std::string& then = reader_.manifest().kernel;
+    if (then == kernel_name()) return;
+    throw StoreError(StoreFailure::kUnusable, "the checkpoint was taken on another kernel (" +
+                                                  then + "), whose vdso its processes have mapped");
+  }
+
+  // Host pids are of processes that are gone.
+  void adapt_image() {
+    state_.image.generation = options_.generation;
+    for (ProcessImage& process : state_.image.processes) {
+      for (ThreadImage& thread : process.threads) thread.host_tid = 0;
+    }
+  }
+
+  void split_pages() {
+    for (PageRun& run : state_.pages.runs) {
+      if (run.kind == PageRunKind::kCold && may_wait(state_.image, run)) {
+        cold_.runs.push_back(run);
+      } else {
+        eager_.push_back(run);
+      }
+    }
+    state_.pages.runs.clear();
+  }
+
+  void start_keeper() {
+    UniqueFd stdio;
+    if (!options_.stdio_path.empty()) {
+      stdio = open_with_rights(options_.stdio_path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW,
+                               0600, {options_.uid, options_.gid, options_.groups});
+    }
+    KeeperProcess keeper = spawn_keeper({.executable = options_.keeper_path,
+                                         .name = options_.name,
+                                         .generation = options_.generation,
+                                         .primary = 0,
+                                         .control_socket = options_.control_socket,
+                                         .stdio = stdio.get(),
+                                         .stdio_path = options_.stdio_path},
+                                        staging_);
+    const KeeperLink::News news{
+        .promoted = [this](const PromotedMessage& message) { promoted_.set_value(message); },
+        .drained = [](const DrainedMessage&) {},
+        .lost =
+            [this](const std::string& reason) {
+              try {
+                promoted_.set_exception(std::make_exception_ptr(KeeperLost(reason)));
+              } catch (const std::future_error&) {  // it runs already
+              }
+            }};
+    keeper_ =
+        std::make_unique<KeeperLink>(std::move(keeper.channel), std::move(keeper.pidfd), news);
+  }
+
+  void build() {
+    const uint64_t epoch = state_.image.epoch;
+    keeper_->send(MessageType::kBuild, ImageMessage{epoch, staging_.put(state_.image)});
+    keeper_->wait_reply(MessageType::kBuilt);
+    staging_.reset();
+  }
+
+  void write_pages() {
+    PageStream stream(
+        staging_, {.send_pages =
+                       [this](StagedBytes runs) {
+                         keeper_->send(MessageType::kPages, PagesMessage{state_.image.epoch, runs});
+                       },
+                   .wait_pages_done = [this] { keeper_->wait_reply(MessageType::kPagesDone); }});
+    std::vector<PageRun> batch;
+    uint64_t bytes = 0;
+    const auto flush = [&] {
+      if (!batch.empty()) copy(batch, bytes, stream);
+      batch.clear();
+      bytes = 0;
+    };
+    for (const PageRun& run : eager_) {
+      if (run.kind != PageRunKind::kCold) {
+        stream.add(named(run));
+        continue;
+      }
+      if (bytes + run.length > CheckpointReader::kFetchBytesMax) flush();
+      batch.push_back(run);
+      bytes += run.length;
+    }
+    flush();
+    stream.finish();
+  }
+
+  void copy(const std::vector<PageRun>& batch, uint64_t bytes, PageStream& stream) {
+    const std::span<const uint8_t> content = reader_.fetch(batch);
+    const std::span<uint8_t> room = stream.reserve(bytes);
+    std::copy(content.begin(), content.end(), room.begin());
+    uint64_t offset = stream.keep(bytes);
+    for (const PageRun& run : batch) {
+      PageRun data = named(run);
+      data.kind = PageRunKind::kData;
+      data.data_offset = offset;
+      offset += run.length;
+      stream.add(data);
+    }
+  }
+
+  // As the keeper knows it: objects have a number of their own there.
+  static PageRun named(PageRun run) {
+    if (run.pid < 0) {
+      run.object = static_cast<uint32_t>(-run.pid);
+      run.pid = 0;
+    }
+    return run;
+  }
+
+  void commit() {
+    const uint64_t epoch = state_.image.epoch;
+    const CheckpointManifest& manifest = reader_.manifest();
+    StoreMessage store{.key = {reader_.key().bytes().begin(), reader_.key().bytes().end()},
+                       .path = options_.place.store,
+                       .name = options_.place.name,
+                       .group_id = manifest.group_id,
+                       .generation = manifest.generation};
+    const int directory = reader_.directory();
+    keeper_->send(MessageType::kStore, std::move(store), {&directory, 1});
+    keeper_->send(MessageType::kStage, PagesMessage{epoch, staging_.put(cold_)});
+    keeper_->send(MessageType::kCommit, ImageMessage{epoch, staging_.put(state_.image)});
+    (void)keeper_->wait_reply_as<CommittedMessage>(MessageType::kCommitted);
+  }
+
+  PromotedMessage promote() {
+    const PromoteMessage order{.epoch = state_.image.epoch,
+                               .exact = false,
+                               .keep_files = options_.keep_files,
+                               .runs = {},
+                               .lazy = {}};
+    keeper_->send(MessageType::kPromote, order);
+    return promoted_.get_future().get();
+  }
+
+  const RestoreOptions& options_;
+  CheckpointReader reader_;
+  StagingArea staging_;
+  CheckpointState state_;
+  PageRunList cold_;
+  std::vector<PageRun> eager_;
+  std::promise<PromotedMessage> promoted_;
+  std::unique_ptr<KeeperLink> keeper_;  // last: its thread tells of what is above
+};
+
+}  // namespace
+
+PromotionReport restore_checkpoint(const RestoreOptions& options) { return Restore(options).run(); }
+
+}  // namespace replpage
