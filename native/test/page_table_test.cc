@@ -155,7 +155,7 @@ struct Pair {
       if (page.again) ++again[static_cast<size_t>(page.touched)];
       (page.cold ? sums.cold_bytes : sums.resident_bytes) += kPageSize;
       if (is_leaving(page)) sums.pending_bytes += kPageSize;
-      if (page.stored) ++live[PageTable::segment_of(page.location)];
+      if (page.stored) ++live[segment_of(page.location)];
     });
     for (const auto& [pid, process] : model.processes) {
       for (const MappingImage& mapping : process.mappings) {
@@ -175,7 +175,7 @@ struct Pair {
     CHECK(pages_of(table.cold_pages(SIZE_MAX)) == those([](const ModelPage& p) { return p.cold; }));
     const std::vector<uint64_t> segments{1, 3};
     CHECK(pages_of(table.pages_in(segments, SIZE_MAX)) == those([](const ModelPage& p) {
-            const uint64_t segment = PageTable::segment_of(p.location);
+            const uint64_t segment = segment_of(p.location);
             return p.stored && (segment == 1 || segment == 3);
           }));
   }

@@ -199,7 +199,7 @@ void GroupPaging::take(const PagerWrittenMessage& written) {
   std::vector<PageGroup> stored;
   std::map<int32_t, std::vector<PageRange>> durable;
   for (const PagerWrittenRun& run : written.runs) {
-    const uint64_t segment = PageTable::segment_of(run.location);
+    const uint64_t segment = segment_of(run.location);
     segments_.insert(static_cast<uint32_t>(segment));
     cleaner_.note_written(segment, run.pages);
     written_bytes_ += run.pages * kPageSize;

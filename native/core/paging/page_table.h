@@ -18,6 +18,7 @@
 #include "core/memory/page_ranges.h"
 #include "core/memory/page_run.h"
 #include "core/paging/page_blocks.h"
+#include "core/store/store_location.h"
 
 namespace replpage {
 
@@ -58,9 +59,6 @@ class PageTable {
   ~PageTable();
   PageTable(const PageTable&) = delete;
   PageTable& operator=(const PageTable&) = delete;
-
-  // The segment of the page store that a location is in: bits 42-62.
-  static constexpr uint64_t segment_of(uint64_t location) { return location >> 42 & 0x1F'FFFF; }
 
   // Takes in the mappings of a process as of an epoch, before note_runs() of that epoch: pages that
   // are in no private anonymous mapping are forgotten and not noted. Those of locked mappings and
