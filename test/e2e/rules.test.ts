@@ -10,6 +10,7 @@ import { onStage, startVictim } from '../support/on-stage.js';
 import { sendSignal, statusField } from '../support/processes.js';
 import { cliPath, whyNoEngine } from '../support/repository.js';
 import type { Stage } from '../support/stage.js';
+import { Victim } from '../support/victim.js';
 import { waitFor } from '../support/wait-for.js';
 
 const skip = whyNoEngine() ?? false;
@@ -186,6 +187,23 @@ t.test('a damaged list of groups is put aside, and the daemon runs', { skip }, (
     await stage.startDaemon();
     await stage.waitForState('main', ['protected', 'lagging']);
     t.same((await stage.status())?.daemon.warnings, [], 'the new list is whole');
+  }),
+);
+
+t.test('a crash that ends the main thread first is answered like any other', { skip }, (t) =>
+  onStage(t, 'beside', async (stage) => {
+    await stage.startDaemon();
+    const victim = await Victim.start(stage, 'crash_beside', []);
+    if (typeof victim === 'string') return t.comment(victim);
+    let { hostPid, generation } = await stage.protect(victim.pid, 'main', '--files', 'keep');
+    for (let crash = 1; crash <= 2; crash++) {
+      await victim.waitForRounds(20);
+      sendSignal(hostPid, 'SIGUSR1');
+      const group = await stage.waitForPromotion('main', generation);
+      t.equal(group.promotion?.exact, false, `crash ${crash}: it goes on from an epoch`);
+      await victim.waitForRounds(20);
+      ({ hostPid, generation } = group);
+    }
   }),
 );
 

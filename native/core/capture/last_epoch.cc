@@ -3,6 +3,7 @@
 #include <exception>
 
 #include "core/base/sys_error.h"
+#include "core/capture/leaderless_files.h"
 #include "core/image/kernel_reader.h"
 
 namespace replpage {
@@ -135,6 +136,7 @@ HandOver committed_epoch(GroupContext& context) {
       take_matching_files(context, matched);
     } catch (const std::exception&) {  // not to be had: the replica opens them anew
       for (UniqueFd& file : matched) file.reset();
+      take_leaderless_sockets(context, matched);
     }
   }
   send_open_files(context, context.last_image.epoch, matched);
