@@ -45,7 +45,7 @@ void append_state(SegmentWriter& writer, CheckpointManifest& manifest, int state
   }
   writer.sync();
   for (const uint64_t location : manifest.state) {
-    manifest.segments.push_back(static_cast<uint32_t>(segment_of(location)));
+    manifest.segments.push_back(segment_of(location));
   }
   std::sort(manifest.segments.begin(), manifest.segments.end());
   const auto last = std::unique(manifest.segments.begin(), manifest.segments.end());

@@ -14,6 +14,7 @@
 #include "core/capture/group_store.h"
 #include "core/memory/pagemap_entries.h"
 #include "core/store/checkpoint_manifest.h"
+#include "core/store/store_location.h"
 
 namespace replpage {
 namespace {
@@ -124,7 +125,7 @@ void CheckpointTaker::add_cold_pages() {
   if (!context_.paging) return;
   for (const PageGroup& group : context_.paging->cold_pages()) {
     cold_[group.pid].push_back(group.range);
-    segments_.insert(static_cast<uint32_t>(segment_of(group.location)));
+    segments_.insert(segment_of(group.location));
     cold_pages_ += group.range.pages();
     state_.pages.runs.push_back({.pid = group.pid,
                                  .object = 0,
@@ -239,7 +240,7 @@ void CheckpointTaker::write_batch(const std::vector<Wanted>& batch) {
   for (const PagerWrittenRun& run : written.runs) {
     const uint64_t length = run.pages * kPageSize;
     stored[run.pid].push_back({run.address, run.address + length});
-    const auto segment = static_cast<uint32_t>(segment_of(run.location));
+    const auto segment = segment_of(run.location);
     segments_.insert(segment);
     new_segments_.insert(segment);
     written_pages_ += run.pages;
