@@ -31,7 +31,7 @@ import {
   reasonOf,
 } from './group-errors.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
-import { dismissKeeper, howItEnded } from './former-keeper.js';
+import { damageText, dismissKeeper, forgetStoreAfter, howItEnded } from './former-keeper.js';
 import {
   crashDelayMs,
   isFirstStart,
@@ -204,9 +204,11 @@ export class Group {
     this.#settleWaiters();
     const { kind } = group.phase;
     const over = kind === 'ended' || kind === 'removed';
-    if (over && !this.#mayRefill && this.#usesStore) this.#host.forgetStore(this.spec);
-    this.#paging = undefined;
     const socket = this.#keeperSocket;
+    const reader = this.#mayRefill ? socket : undefined;
+    if (over && this.#usesStore)
+      forgetStoreAfter(this.#host, reader, this.spec, this.#closing.signal);
+    this.#paging = undefined;
     if (kind !== 'ended' || socket === undefined) return;
     this.#keeperSocket = undefined;
     void dismissKeeper(this.#host, socket, this.#closing.signal);
@@ -282,7 +284,7 @@ export class Group {
   }
 
   async #startFailed(error: unknown, generation: number): Promise<void> {
-    const reason = reasonOf(error);
+    const reason = reasonOf(error) + damageText(this.#refill?.damagedPages ?? 0);
     if (isFirstStart(this.#core) || this.#host.processAlive(this.#core.hostPid)) {
       return this.#apply({ type: 'startFailed', reason });
     }
@@ -456,8 +458,7 @@ export class Group {
         const missing = status.lazyPages + status.coldPages > 0;
         this.#mayRefill = missing;
         const storeTrouble = watch.trouble(status);
-        // Damaged pages stay so until the process gives them up.
-        const told = missing || status.damagedPages > 0;
+        const told = missing || status.damagedPages > 0; // these stay so
         this.#refill = told ? { ...status, storeTrouble } : undefined;
         notes.trouble(storeTrouble);
         notes.damage(status.damagedPages);
