@@ -12,6 +12,7 @@
 namespace replpage {
 namespace {
 
+constexpr uint64_t kWindowBytes = 512 * 1024;
 constexpr uint64_t kFirstPauseUs = 20'000;
 constexpr uint64_t kLongestPauseUs = 1'000'000;
 // A name that a client of NFS has not heard of may be there all the same, for so long.
@@ -85,6 +86,36 @@ void StoreSource::read(uint64_t position, std::span<uint8_t> buffer) {
     }
     if (!pause(pause_us)) throw SysError("read cold pages", ECANCELED);
   }
+}
+
+// By windows, this one and the next: enough for the device to be busy all the time, and not so much
+// that a fault would have to wait long for its turn.
+void StoreSource::expect(uint64_t position) {
+  const std::optional<StoreLocation> at = StoreLocation::unpack(position);
+  if (!at) return;
+  for (uint64_t number = at->record_offset / kWindowBytes, last = number + 1; number <= last;
+       ++number) {
+    if (!note_expected(uint64_t{at->segment} << 32 | number)) continue;
+    StoreLocation start = *at;
+    start.content_offset = 0;
+    if (number * kWindowBytes >= kSegmentBytesLimit) return;
+    start.record_offset = static_cast<uint32_t>(std::max<uint64_t>(
+        number * kWindowBytes, kRecordAlignment));  // before that is the segment's header
+    try {
+      const Lease reader(*this);
+      reader->expect(start.pack(), kWindowBytes);
+    } catch (const StoreError&) {  // read() finds out
+    }
+  }
+}
+
+// False: it was asked for already.
+bool StoreSource::note_expected(uint64_t window) {
+  const std::lock_guard lock(mutex_);
+  const uint64_t mark = window + 1;  // 0: none
+  if (std::find(expected_.begin(), expected_.end(), mark) != expected_.end()) return false;
+  expected_[expected_next_++ % expected_.size()] = mark;
+  return true;
 }
 
 bool StoreSource::try_read(uint64_t position, std::span<uint8_t> buffer) {

@@ -1,6 +1,7 @@
 // Cold pages, read from the page store.
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -24,6 +25,7 @@ class StoreSource final : public PageSource {
 
   void read(uint64_t position, std::span<uint8_t> buffer) override;
   bool try_read(uint64_t position, std::span<uint8_t> buffer) override;
+  void expect(uint64_t position) override;
   [[nodiscard]] bool waits_for_device() const override { return true; }
   void give_up() override;
   [[nodiscard]] std::string trouble() const override;
@@ -31,6 +33,7 @@ class StoreSource final : public PageSource {
  private:
   class Lease;
   std::unique_ptr<SegmentReader> make_reader() const;
+  bool note_expected(uint64_t window);
   void note_trouble(const std::string& what);
   // False: nobody wants it any more.
   bool pause(uint64_t us);
@@ -44,6 +47,8 @@ class StoreSource final : public PageSource {
   std::condition_variable given_up_changed_;
   bool given_up_ = false;
   std::string trouble_;
+  std::array<uint64_t, 4> expected_{};  // windows of segments that were asked for lately
+  size_t expected_next_ = 0;
   std::vector<std::unique_ptr<SegmentReader>> idle_;  // one for each thread that reads
 };
 

@@ -71,6 +71,14 @@ class SegmentReader::State {
     return found;
   }
 
+  void expect(uint64_t location, uint64_t bytes) {
+    const std::optional<StoreLocation> at = StoreLocation::unpack(location);
+    if (!at) return;
+    const KeptSegment* segment = opened(at->segment, true);
+    (void)::posix_fadvise(segment->file.fd.get(), static_cast<off_t>(at->record_offset),
+                          static_cast<off_t>(bytes), POSIX_FADV_WILLNEED);
+  }
+
  private:
   const KeptRecord* kept(const StoreLocation& at) {
     for (KeptRecord& record : records_) {
@@ -221,6 +229,8 @@ bool SegmentReader::try_read(uint64_t location, std::span<uint8_t> into) {
 RecordView SegmentReader::record(uint64_t location, int32_t pid, uint64_t address) {
   return view_of(*state_->record(location, pid, address, true));
 }
+
+void SegmentReader::expect(uint64_t location, uint64_t bytes) { state_->expect(location, bytes); }
 
 std::optional<RecordView> SegmentReader::try_record(uint64_t location, int32_t pid,
                                                     uint64_t address) {

@@ -55,6 +55,9 @@ class SegmentReader {
   void read(uint64_t location, std::span<uint8_t> into);
   [[nodiscard]] bool try_read(uint64_t location, std::span<uint8_t> into);
 
+  // The file from the record on, `bytes` of it, is going to be read. A hint; may wait for the disk.
+  void expect(uint64_t location, uint64_t bytes);
+
   // The whole record around a location, for reading around a fault.
   RecordView record(uint64_t location, int32_t pid, uint64_t address);
   // nullopt: it would have to wait for the disk.

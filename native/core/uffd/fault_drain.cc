@@ -1,6 +1,8 @@
 // The background of a FaultServer: fetches what nobody has asked for yet.
 #include <pthread.h>
 #include <sched.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,6 +18,8 @@ namespace {
 constexpr uint64_t kDrainBytes = 256 * 1024;
 // Filled under one hold of the lock; bounds how long a fault waits for the drain (about 10 us).
 constexpr uint64_t kFillBytes = 32 * 1024;
+// A tenth of what a thread of the program gets, where processors are short.
+constexpr int kNiceOfRefill = 10;
 // While the refill is held: faults alone may have fetched everything.
 constexpr std::chrono::milliseconds kHeldLook{100};
 
@@ -24,6 +28,11 @@ constexpr std::chrono::milliseconds kHeldLook{100};
 void FaultServer::wait_released() {
   std::unique_lock lock(mutex_);
   released_.wait(lock, [this] { return stopping_ || released_us_ != 0; });
+}
+
+// Nobody waits for what the page store still has: the program goes first, and so do its faults.
+void FaultServer::give_way() {
+  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNiceOfRefill);
 }
 
 void FaultServer::hold_refill(bool held) {
@@ -36,7 +45,10 @@ void FaultServer::hold_refill(bool held) {
 
 void FaultServer::drain(DrainRole role) {
   ::pthread_setname_np(::pthread_self(), "drain");
-  if (role == DrainRole::kStoreOnly) wait_released();
+  if (role == DrainRole::kStoreOnly) {
+    wait_released();
+    give_way();
+  }
   std::vector<uint8_t> buffer(kDrainBytes);
   try {
     while (!stopping_) {
@@ -59,7 +71,9 @@ void FaultServer::drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer) {
   if (!chunk.memory) return rest_a_while();
   const std::span<uint8_t> content = buffer.first(chunk.piece.bytes());
   try {
-    source_of(chunk.piece.from).read(chunk.piece.from.position, content);
+    PageSource& source = source_of(chunk.piece.from);
+    source.expect(chunk.piece.from.position);
+    source.read(chunk.piece.from.position, content);
   } catch (const PageDamaged& error) {
     // What an event holds up comes up again.
     (void)damage(*chunk.memory, chunk.piece, error.what());
@@ -91,6 +105,7 @@ std::optional<FaultServer::Chunk> FaultServer::next_chunk() {
   const uint64_t passed_us = std::max<uint64_t>(1, now_us() - started_us_);
   if (released && released_us_ == 0) {
     released_us_ = passed_us;
+    give_way();
     released_.notify_all();
     lock.unlock();
     if (events_.released) events_.released();

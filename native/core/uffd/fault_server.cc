@@ -17,6 +17,8 @@ namespace {
 constexpr size_t kMessagesPerRead = 16;
 // Of a page that was faulted on, its neighbours in an aligned window of this size follow.
 constexpr uint64_t kAroundBytes = 64 * 1024;
+// As much as a record of the page store has.
+constexpr uint64_t kAlongBytes = 32 * 1024;
 // What is read along with a page that somebody waits for: more than any record of the page store.
 constexpr uint64_t kUnitBytes = 64 * 1024;
 // Where reading may wait for a device: pages that are waited for are read side by side, and the
@@ -217,33 +219,39 @@ void FaultServer::answer_faults(const std::shared_ptr<ServedMemory>& memory) {
   size_t left = 0;
   for (const uint64_t page : faults) {
     if (!memory->uffd().valid()) break;
-    const FillState state = answer(memory, page);
+    // Whoever jumps about gains nothing from neighbours, and would wait for them at the next fault.
+    const uint64_t distance = std::max(page, last_fault_) - std::min(page, last_fault_);
+    const bool follows = distance <= kAroundBytes;
+    const FillState state = answer(memory, page, follows);
     if (state == FillState::kGone) return forget(*memory);
     if (state == FillState::kAgain) {
       faults[left++] = page;
       continue;
     }
     ++faults_;
-    // Whoever jumps about gains nothing from neighbours, and would wait for them at the next fault.
-    const uint64_t distance = std::max(page, last_fault_) - std::min(page, last_fault_);
     last_fault_ = page;
-    if (distance <= kAroundBytes) around_ = Neighbourhood{.memory = memory, .page = page};
+    if (follows) around_ = Neighbourhood{.memory = memory, .page = page};
   }
   faults.resize(left);
   retry_ = retry_ || left != 0;
 }
 
-FillState FaultServer::answer(const std::shared_ptr<ServedMemory>& memory, uint64_t page) {
+// The rest of a record comes along with a page that follows another: it costs less than the fault
+// on the next one would.
+FillState FaultServer::answer(const std::shared_ptr<ServedMemory>& memory, uint64_t page,
+                              bool follows) {
   const std::optional<LazyPiece> piece = memory->missing().at(page);
   if (!piece) return memory->fill_discarded(page);
-  std::array<uint8_t, kPageSize> content;
+  std::array<uint8_t, kAlongBytes> content;
+  const uint64_t length = follows ? std::min(piece->bytes(), kAlongBytes) : kPageSize;
+  const std::span<uint8_t> part(content.data(), length);
   try {
-    if (source_of(piece->from).try_read(piece->from.position, content)) {
-      return memory->fill(page, content);
+    if (source_of(piece->from).try_read(piece->from.position, part)) {
+      return memory->fill(page, part);
     }
   } catch (const PageDamaged&) {  // a reader finds out how much
   }
-  want(memory, page);
+  want(memory, page, follows);
   return FillState::kDone;
 }
 
@@ -285,7 +293,7 @@ void FaultServer::forget(const ServedMemory& memory) {
 // ---- pages that somebody waits for a device for
 
 // The caller holds the lock.
-void FaultServer::want(const std::shared_ptr<ServedMemory>& memory, uint64_t page) {
+void FaultServer::want(const std::shared_ptr<ServedMemory>& memory, uint64_t page, bool follows) {
   const auto same = [&](const Wanted& other) {
     return other.memory == memory && other.piece.start <= page && page < other.piece.end;
   };
@@ -299,7 +307,7 @@ void FaultServer::want(const std::shared_ptr<ServedMemory>& memory, uint64_t pag
   piece.from = piece.from.after(start - piece.start);
   piece.start = start;
   piece.end = std::min(piece.end, start + kUnitBytes);
-  wanted_.push_back({memory, page, piece, memory->events_applied(), now_us()});
+  wanted_.push_back({memory, page, piece, memory->events_applied(), now_us(), follows});
   wanted_more_.notify_one();
 }
 
@@ -311,7 +319,9 @@ void FaultServer::read_wanted() {
     while (const std::optional<Wanted> wanted = next_wanted()) {
       const std::span<uint8_t> content(buffer.data(), wanted->piece.bytes());
       try {
-        source_of(wanted->piece.from).read(wanted->piece.from.position, content);
+        PageSource& source = source_of(wanted->piece.from);
+        if (wanted->follows) source.expect(wanted->piece.from.position);
+        source.read(wanted->piece.from.position, content);
         deliver(*wanted, content);
       } catch (const PageDamaged& error) {
         while (!stopping_ && !damage(*wanted->memory, wanted->piece, error.what())) rest_a_while();
@@ -361,7 +371,7 @@ FillState FaultServer::deliver_once(const Wanted& wanted, std::span<const uint8_
   if (!now) {
     state = memory.fill_discarded(wanted.page);
   } else if (!(now->from == wanted.piece.from.after(offset))) {
-    want(wanted.memory, wanted.page);
+    want(wanted.memory, wanted.page, wanted.follows);
   } else {
     state = memory.fill(wanted.page, content.subspan(offset, kPageSize));
     if (state == FillState::kDone && memory.events_applied() == wanted.events_applied) {

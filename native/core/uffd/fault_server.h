@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "core/base/inheriting_mutex.h"
 #include "core/base/unique_fd.h"
 #include "core/uffd/page_source.h"
 #include "core/uffd/served_memory.h"
@@ -88,6 +89,7 @@ class FaultServer {
     LazyPiece piece;
     uint64_t events_applied = 0;
     uint64_t since_us = 0;
+    bool follows = false;  // the one before it was near: what comes next will be wanted, too
   };
 
   void serve();
@@ -96,11 +98,11 @@ class FaultServer {
   bool wait_for_faults(std::vector<pollfd>& items);
   void read_messages(const std::shared_ptr<ServedMemory>& memory);
   void answer_faults(const std::shared_ptr<ServedMemory>& memory);
-  FillState answer(const std::shared_ptr<ServedMemory>& memory, uint64_t page);
+  FillState answer(const std::shared_ptr<ServedMemory>& memory, uint64_t page, bool follows);
   void read_around();
 
   // The readers.
-  void want(const std::shared_ptr<ServedMemory>& memory, uint64_t page);
+  void want(const std::shared_ptr<ServedMemory>& memory, uint64_t page, bool follows);
   void read_wanted();
   std::optional<Wanted> next_wanted();
   void deliver(const Wanted& wanted, std::span<const uint8_t> content);
@@ -111,6 +113,7 @@ class FaultServer {
   enum class DrainRole : uint8_t { kAll, kStoreOnly };
   void drain(DrainRole role);
   static void rest_a_while();
+  static void give_way();
   void wait_released();
   void start_helpers();
   std::optional<Chunk> next_chunk();
@@ -132,7 +135,7 @@ class FaultServer {
   uint64_t started_us_ = 0;
   UniqueFd wake_;  // eventfd
 
-  mutable std::mutex mutex_;
+  mutable InheritingMutex mutex_;
   std::atomic<int> precedence_ = 0;  // faults wait for the lock
   Memories memories_;
   uint64_t pages_filled_ = 0;  // of memories that are finished
@@ -143,7 +146,7 @@ class FaultServer {
   size_t drains_ = 0;    // threads that drain
   std::deque<Wanted> wanted_;
   std::vector<Wanted> being_read_;
-  std::condition_variable wanted_more_, released_;
+  std::condition_variable_any wanted_more_, released_;
   std::atomic<bool> stopping_ = false;
   bool refill_held_ = false;
   std::string loss_;

@@ -26,6 +26,9 @@ class PageSource {
   // As read(), but false where that would have to wait.
   virtual bool try_read(uint64_t position, std::span<uint8_t> buffer) = 0;
 
+  // What is there, and what comes after it, is going to be read. A hint; may wait for a device.
+  virtual void expect(uint64_t /*position*/) {}
+
   [[nodiscard]] virtual bool waits_for_device() const { return false; }
 
   // Nobody waits for what is being read any more.
