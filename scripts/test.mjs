@@ -55,7 +55,8 @@ function settle(count, status) {
   return known;
 }
 
-function tapSuite(folders, args = [], options = {}) {
+/** `limitMs`: then it and all that it has started are told to end, and soon killed. */
+function tapSuite(folders, args = [], options = {}, limitMs = undefined) {
   const files = folders
     .filter((folder) => existsSync(join(root, folder)))
     .flatMap((folder) =>
@@ -66,7 +67,10 @@ function tapSuite(folders, args = [], options = {}) {
   const scratch = mkdtempSync(join(tmpdir(), 'replpage-test-'));
   try {
     const output = join(scratch, 'out.tap');
-    const { status } = run(bin('tap'), ['run', '-o', output, ...args, ...files], options);
+    const command = [bin('tap'), 'run', '-o', output, ...args, ...files];
+    const limit = [`--kill-after=60`, String(Math.ceil((limitMs ?? 0) / 1000))];
+    const [program, ...rest] = limitMs === undefined ? command : ['timeout', ...limit, ...command];
+    const { status } = run(program, rest, options);
     const text = existsSync(output) ? readFileSync(output, 'utf8') : '';
     return settle(countClosing(text), status);
   } finally {
@@ -88,11 +92,12 @@ function nativeSuite() {
 
 function vm() {
   rmSync(join(root, 'build/vm/findings'), { recursive: true, force: true });
-  const count = tapSuite(['test/vm'], ['--jobs=1', '--timeout=7200']);
+  const count = tapSuite(['test/vm'], ['--jobs=1', '--timeout=36000']);
   run(process.execPath, ['scripts/vm.mjs', 'report']);
   return count;
 }
 
+/** Downloads, images and tests together; a quarter of that on two cores at rest. */
 const vmShortMs = 20 * 60_000;
 
 /** Why virtual machines cannot run here; undefined where they can. Installs what they need. */
@@ -111,22 +116,35 @@ function whyNoVms() {
 
 const unavailableStatus = 69;
 
-/** A part of five minutes, for continuous integration: skipped where virtual machines cannot run. */
+/**
+ * A part of five minutes, for continuous integration: skipped where virtual machines cannot run, and
+ * where they are too slow.
+ */
 function vmShort() {
   const counted = (key, why) => {
     console.log(`# vm-short ${key === 'skipped' ? 'is skipped' : 'failed'}: ${why}`);
     return { passed: 0, failed: 0, skipped: 0, [key]: 1 };
   };
+  const end = Date.now() + vmShortMs;
+  const leftMs = () => Math.max(1, end - Date.now());
+  const tooSlow = () => Date.now() >= end;
+  const slowly = `not done within ${vmShortMs / 60_000} minutes, which says nothing about the tests`;
   const why = whyNoVms();
   if (why !== undefined) return counted('skipped', why);
   for (const kernel of ['6.1', '6.12']) {
-    const made = run(process.execPath, ['scripts/vm.mjs', 'prepare', `--kernel=${kernel}`]);
+    const command = ['scripts/vm.mjs', 'prepare', `--kernel=${kernel}`];
+    const made = run(process.execPath, command, { timeout: leftMs() });
+    if (tooSlow()) return counted('skipped', slowly);
     if (made.status === unavailableStatus)
       return counted('skipped', `packages of kernel ${kernel} cannot be had here`);
     if (made.status !== 0) return counted('failed', `no images for kernel ${kernel}`);
   }
   const env = { ...process.env, REPLPAGE_VM_SHORT: '1' };
-  return tapSuite(['test/vm'], ['--jobs=1', '--timeout=1200'], { env, timeout: vmShortMs });
+  const count = tapSuite(['test/vm'], ['--jobs=1', '--timeout=1200'], { env }, leftMs());
+  if (!tooSlow()) return count;
+  // What was cut off has left its nodes.
+  run(process.execPath, ['scripts/vm.mjs', 'down', '--name=none']);
+  return counted('skipped', slowly);
 }
 
 function lint() {
