@@ -5,6 +5,7 @@
 #include <variant>
 
 #include "binding/kernel_features.h"
+#include "core/access/access_tracker.h"
 #include "core/image/kernel_reader.h"
 #include "core/memory/soft_dirty_tracker.h"
 #include "core/memory/write_protect_uffd.h"
@@ -20,6 +21,11 @@ Napi::Value probe_kernel(const Napi::CallbackInfo& info) {
   features.Set("uffdWp", WriteProtectUffd::supported());
   features.Set("softDirty", SoftDirtyTracker::supported());
   features.Set("kernelReader", KernelReader::instance() != nullptr);
+  for (const AccessSupport& support : access_support()) {
+    if (!support.refusal.empty()) continue;
+    features.Set("accessTracker", name_of(support.kind));
+    break;
+  }
   for (const KernelFeature& feature : probe_kernel_features()) {
     std::visit([&](const auto& value) { features.Set(feature.name, value); }, feature.value);
   }

@@ -1,7 +1,7 @@
 /** What a user is told when a group cannot do what was asked. */
 import { describe, hasCode, isSystemError, refusalsOf, ReplicationError } from '../base/errors.js';
 import { inWords } from './death.js';
-import type { Phase } from './group-state.js';
+import { isOver, type Phase } from './group-state.js';
 
 /** Of what was refused, in the reason of a state; `protect` itself tells all. */
 const refusalsTold = 3;
@@ -56,12 +56,24 @@ const callOf = (error: unknown): string => (isSystemError(error) ? (error.syscal
 /** Why a replica has no pages in the store. */
 export function notPaged(
   doing: string,
-  { name, ram }: { readonly name: string; readonly ram: string },
-  state: Phase['kind'],
+  group: {
+    readonly name: string;
+    readonly ram: string;
+    readonly hostPid: number;
+    readonly phase: Phase;
+  },
 ): ReplicationError {
-  const why = ram === 'all' ? 'its replica holds everything (--ram all)' : `it is ${state}`;
-  return new ReplicationError('ERR_STATE', `cannot ${doing} ${name}: ${why}`, {
-    advice: 'it takes a group that is protected with --ram hot or a share',
+  const { name, ram, hostPid, phase } = group;
+  if (isOver(phase.kind)) return overError(doing, group);
+  const cannot = `cannot ${doing} ${name}`;
+  if (ram !== 'all') {
+    return new ReplicationError('ERR_STATE', `${cannot}: it is ${phase.kind}`, {
+      advice: `wait until replpage status ${name} shows it protected`,
+    });
+  }
+  const message = `${cannot}: its replica holds everything (--ram all)`;
+  return new ReplicationError('ERR_BAD_REQUEST', message, {
+    advice: `replpage unprotect ${name}, then replpage protect ${hostPid} --name ${name} --ram hot`,
   });
 }
 

@@ -156,18 +156,18 @@ export class Group {
     await this.#enqueue(() => this.#stopNative());
   }
 
-  /** Throws ERR_STATE when no replica leaves anything in the page store. */
+  /** Throws ERR_BAD_REQUEST, ERR_STATE, ERR_NO_REPLICA or ERR_ENDED where no replica is paged. */
   async inspect(cells: number): Promise<readonly NativeMapping[]> {
     if (this.#native && this.#paging && this.#isTakingEpochs(this.#core.generation)) {
       return this.#native.inspect(cells);
     }
-    throw notPaged('inspect', this.spec, this.#core.phase.kind);
+    throw notPaged('inspect', { ...this.spec, ...this.#core });
   }
 
   /** Resolves when the replica is as cold as it may be. Throws as inspect() does, and ERR_STORE. */
   async evict(): Promise<Evicted> {
     if (this.#paging && this.#isTakingEpochs(this.#core.generation)) return this.#evictions.ask();
-    throw notPaged('evict', this.spec, this.#core.phase.kind);
+    throw notPaged('evict', { ...this.spec, ...this.#core });
   }
 
   checkpoint(keep: boolean): Promise<NativeCheckpointReport> {

@@ -5,7 +5,7 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import type { Command } from 'commander';
-import type { GroupStatus } from '../api/schema.js';
+import { checkProtectRequest, type GroupStatus } from '../api/schema.js';
 import { systemClock } from '../base/clock.js';
 import { ReplicationError } from '../base/errors.js';
 import {
@@ -102,13 +102,14 @@ async function run(
   if (!(clients >= 1 && clients <= 64 && kills >= 1)) {
     throw new ReplicationError('ERR_USAGE', '--clients is 1 to 64, --kills at least 1');
   }
+  checkProtectRequest({ pid: 1, ram: flags.ram }, (field) => `--${field}`);
   await using stage = await Stage.make();
   const pid = await stage.startRedis();
   tell(`redis-server runs as process ${pid} on port ${stage.port}; filling it`);
   const control = await RedisConnection.connect(stage.port);
-  const fill = await stage.fill(control, bytes);
-  tell(`it holds ${fill.keys} keys, ${formatBytes(fill.bytes)}`);
+  const fill = await stage.fill(control, bytes, signal);
   if (signal.aborted) return undefined;
+  tell(`it holds ${fill.keys} keys, ${formatBytes(fill.bytes)}`);
   await protect(stage, pid, flags.ram, tell);
   const saved = flags.ram === undefined ? undefined : await waitForSaving(stage, signal, tell);
   if (signal.aborted) return undefined;
@@ -169,6 +170,7 @@ async function waitForSaving(
     memory = now;
     if (memory.coldBytes > 0 && systemClock.nowMs() - shrunkMs > settledMs) break;
   }
+  if (signal.aborted) return memory;
   const { primaryBytes, residentBytes, coldBytes } = memory;
   tell(
     `it holds ${formatBytes(residentBytes)} of ${formatBytes(primaryBytes)} in RAM ` +

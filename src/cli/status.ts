@@ -51,9 +51,19 @@ async function look(context: Context, name: string | undefined): Promise<string>
 
 export function statusText(status: StatusReport): string {
   if (status.groups.length === 0) return 'no groups; protect one with: replpage protect <pid>';
-  const head = ['GROUP', 'STATE', 'HOST PID', 'OWN PID', 'EPOCH', 'LAG', 'PAUSE P50', 'RAM'];
+  const head = [
+    'GROUP',
+    'STATE',
+    'HOST PID',
+    'OWN PID',
+    'EPOCH',
+    'LAG',
+    'PAUSE P50',
+    'RAM',
+    'REPLICA',
+  ];
   const rows = status.groups.map((group) => {
-    if (!isGroupStatus(group)) return [group.name, group.state, '-', '-', '-', '-', '-', '-'];
+    if (!isGroupStatus(group)) return [group.name, group.state, '-', '-', '-', '-', '-', '-', '-'];
     return [
       group.name,
       group.state,
@@ -63,6 +73,7 @@ export function statusText(status: StatusReport): string {
       group.lagMs > 0 ? formatMs(group.lagMs) : '-',
       group.pauseUs.p50 > 0 ? formatUs(group.pauseUs.p50) : '-',
       ramText(group),
+      replicaText(group),
     ];
   });
   const reasons = status.groups.flatMap((group) =>
@@ -76,6 +87,15 @@ export function statusText(status: StatusReport): string {
 function ramText({ progress, memory }: GroupStatus): string {
   if (progress !== null && progress.bytesTotal > 0) return copiedText(progress);
   return memory.primaryBytes > 0 ? formatBytes(memory.primaryBytes) : '-';
+}
+
+/** What of it is in RAM, and what is in the page store only. */
+function replicaText({ memory, refill }: GroupStatus): string {
+  const { residentBytes, coldBytes } = memory;
+  if (refill !== null && refill.coldBytes > 0) return `${formatBytes(refill.coldBytes)} to come`;
+  if (residentBytes === 0 && coldBytes === 0) return '-';
+  const cold = coldBytes > 0 ? `, ${formatBytes(coldBytes)} cold` : '';
+  return `${formatBytes(residentBytes)}${cold}`;
 }
 
 /** Of a first copy. */

@@ -62,6 +62,13 @@ const features: Readonly<Record<string, Feature>> = {
     meaning: 'hands descriptors over from the dying process; needed',
     impossible: (value) => value === false,
   },
+  accessTracker: {
+    meaning:
+      'finds which pages were touched, for --ram hot and --ram 30%; write-recency sees writes ' +
+      'alone, so that what is only read counts as cold',
+    asRoot: true,
+    degraded: (value) => value === 'write-recency',
+  },
   pagemapScan: { meaning: 'finds and re-arms written pages in one call' },
   setTid: {
     meaning: 'gives a replica the ids of its primary; needed',
@@ -81,7 +88,7 @@ const features: Readonly<Record<string, Feature>> = {
   btf: { meaning: 'the kernel describes its own structures; see kernelReader' },
   damonInUse: { meaning: 'a kdamond runs that is not ours: its interface is left alone' },
   tcpRepair: { meaning: 'moves established connections to another machine; not needed on one' },
-  idleBitmap: { meaning: 'tells which pages were touched; not needed on one machine' },
+  idleBitmap: { meaning: 'tells which pages were touched, for --ram; see accessTracker' },
   cgroup: { meaning: 'where promoted processes get a group of their own' },
   yamaScope: {
     meaning: 'kernel.yama.ptrace_scope: 3 lets nobody trace',
@@ -127,9 +134,10 @@ export function featureCheck(
   const feature = features[name];
   const meaning = feature?.meaning ?? '';
   const check = { name: `kernel: ${name}`, value, meaning };
-  if (feature?.asRoot === true && !root && value === false) {
+  const ok = feature?.impossible?.(value) === true ? false : null;
+  const less = feature?.degraded?.(value) === true;
+  if (feature?.asRoot === true && !root && (ok === false || less)) {
     return { ...check, ok: null, meaning: `${meaning} (only root can tell)` };
   }
-  const ok = feature?.impossible?.(value) === true ? false : null;
-  return feature?.degraded?.(value) === true ? { ...check, ok, degraded: true } : { ...check, ok };
+  return less ? { ...check, ok, degraded: true } : { ...check, ok };
 }

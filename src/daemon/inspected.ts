@@ -7,12 +7,12 @@ export const cellsShown = 160;
 
 export function inspectedProcesses(
   mappings: readonly NativeMapping[],
-  command: string,
+  names: ReadonlyMap<number, string>,
 ): readonly InspectedProcess[] {
   const pids = [...new Set(mappings.map(({ pid }) => pid))];
   return pids.map((pid) => ({
     pid,
-    command,
+    command: names.get(pid) ?? '',
     mappings: mappings
       .filter((mapping) => mapping.pid === pid)
       .map(({ start, end, kind, path, cells }) => ({ start, end, kind, path, cells })),

@@ -77,7 +77,21 @@ export function newSpec(
     (option) =>
       `${option} of the group before was asked for by user ${before?.owner.uid}, and is not kept`,
   );
-  return { spec, takenOver, warnings };
+  return { spec, takenOver, warnings: [...warnings, ...idleWarnings(spec, request)] };
+}
+
+/** Whoever asks for a store believes that it is used. */
+function idleWarnings({ ram }: GroupSpec, request: ProtectRequest): readonly string[] {
+  if (ram !== 'all') return [];
+  const idle = [
+    ...(request.store === undefined ? [] : ['--store']),
+    ...(request.coldAfterMs === undefined ? [] : ['--cold-after']),
+  ];
+  if (idle.length === 0) return [];
+  return [
+    `${idle.join(' and ')} without effect: the replica keeps everything in RAM (--ram all); ` +
+      `--ram hot or a share such as --ram 30% uses the page store`,
+  ];
 }
 
 function isLost(

@@ -2,7 +2,7 @@
  * What /proc says about a process, read at once: a handful of small files, and only when something
  * is asked about it. proc(5) has the fields.
  */
-import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, statfsSync, statSync } from 'node:fs';
 import { runtimeDirDefault } from '../base/paths.js';
 
 export interface ProcessFacts {
@@ -138,6 +138,49 @@ export function filesWritten(pid: number): readonly string[] {
     }
   }
   return [...found].filter((path) => path.startsWith('/') && !path.startsWith('/memfd:'));
+}
+
+export interface SharedFile {
+  readonly path: string;
+  /** On tmpfs, whose times do not tell when memory that is mapped was written. */
+  readonly inMemory: boolean;
+}
+
+/** f_type of statfs(2): TMPFS_MAGIC and RAMFS_MAGIC. */
+const memoryFileSystems = [0x01021994, 0x858458f6];
+
+/** Files that the process has mapped shared and writable, as PostgreSQL has one in /dev/shm. */
+export function filesShared(pid: number): readonly SharedFile[] {
+  const paths = new Set<string>();
+  for (const line of (readProc(`/proc/${pid}/maps`) ?? '').split('\n')) {
+    const path = /^\S+ .w.s (?:\S+ +){3}(\/.*)$/.exec(line)?.[1];
+    if (path !== undefined && !/^\/(?:memfd:|SYSV|dev\/zero)|\(deleted\)$/.test(path))
+      paths.add(path);
+  }
+  return [...paths].flatMap((path) => {
+    try {
+      if (!statSync(path).isFile()) return [];
+      return [{ path, inMemory: memoryFileSystems.includes(statfsSync(path).type) }];
+    } catch {
+      return [];
+    }
+  });
+}
+
+/** Names of a process and its descendants, by the pid that each has for itself. */
+export function namesInTree(root: number): ReadonlyMap<number, string> {
+  const names = new Map<number, string>();
+  const left = [root];
+  for (let pid = left.pop(); pid !== undefined; pid = left.pop()) {
+    const facts = readProcess(pid);
+    if (facts === undefined || names.has(facts.ownPid)) continue;
+    names.set(facts.ownPid, facts.name);
+    for (const thread of readFolder(`/proc/${pid}/task`)) {
+      const children = readProc(`/proc/${pid}/task/${thread}/children`) ?? '';
+      left.push(...children.split(' ').filter(Boolean).map(Number));
+    }
+  }
+  return names;
 }
 
 function readFolder(path: string): readonly string[] {

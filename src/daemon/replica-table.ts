@@ -32,8 +32,10 @@ import { cellsShown, inspectedProcesses } from './inspected.js';
 import { defaultOutput, newSpec } from './new-spec.js';
 import { checkOutsiders, makeOutputFile } from './outsiders.js';
 import {
+  filesShared,
   filesWritten,
   isAlive,
+  namesInTree,
   readProcess,
   supplementaryGroups,
   type ProcessFacts,
@@ -260,10 +262,12 @@ export class ReplicaTable implements DaemonControl {
       await this.#options.persisted();
       const { copiedBytes, copyUs } = report;
       const status = this.#statusOf(group);
-      const written = group.spec.files === 'refuse' ? filesWritten(status.hostPid) : [];
+      const pid = status.hostPid;
       const warnings = [
         ...status.warnings,
-        ...fileRuleWarnings(written),
+        ...(group.spec.files === 'refuse'
+          ? fileRuleWarnings(filesWritten(pid), filesShared(pid))
+          : []),
         ...this.#options.warnings(),
       ];
       return { group: status, copiedBytes, copyUs, warnings };
@@ -277,7 +281,8 @@ export class ReplicaTable implements DaemonControl {
 
   async pages(caller: Caller, name: string): Promise<readonly InspectedProcess[]> {
     const group = this.#allowed(caller, name);
-    return inspectedProcesses(await group.inspect(cellsShown), name);
+    const mappings = await group.inspect(cellsShown);
+    return inspectedProcesses(mappings, namesInTree(group.core.hostPid));
   }
 
   async evict(caller: Caller, name: string): Promise<EvictReport> {

@@ -13,6 +13,7 @@ import {
   readProcess,
   serviceOf,
   type ProcessFacts,
+  type SharedFile,
 } from './process-facts.js';
 
 export interface TargetRules {
@@ -141,14 +142,34 @@ function checkTracer(rules: TargetRules, facts: ProcessFacts, doing: string): vo
 const filesNamed = 3;
 
 /** About the file rule, which a user learns of too late otherwise. */
-export function fileRuleWarnings(written: readonly string[]): readonly string[] {
-  if (written.length === 0) return [];
-  const more = written.length > filesNamed ? ` and ${written.length - filesNamed} more` : '';
-  return [
-    `it has ${written.slice(0, filesNamed).join(', ')}${more} open for writing: after a crash it ` +
-      `is not promoted when such a file has changed since the last epoch, unless --files keep is ` +
-      `given; after a kill it always is`,
-  ];
+export function fileRuleWarnings(
+  written: readonly string[],
+  shared: readonly SharedFile[] = [],
+): readonly string[] {
+  const onDisk = shared.filter(({ inMemory }) => !inMemory).map(({ path }) => path);
+  const inMemory = shared.filter((file) => file.inMemory).map(({ path }) => path);
+  const named = [...new Set([...written, ...onDisk])];
+  const warnings: string[] = [];
+  if (named.length > 0) {
+    warnings.push(
+      `it has ${someOf(named)} open for writing: after a crash it ` +
+        `is not promoted when such a file has changed since the last epoch, unless --files keep is ` +
+        `given; after a kill it always is`,
+    );
+  }
+  if (inMemory.length > 0) {
+    warnings.push(
+      `it shares memory through ${someOf(inMemory)}, and nobody can tell whether that has changed ` +
+        `since the last epoch: after a crash it is not promoted, unless --files keep is given; ` +
+        `after a kill it always is`,
+    );
+  }
+  return warnings;
+}
+
+function someOf(files: readonly string[]): string {
+  const more = files.length > filesNamed ? ` and ${files.length - filesNamed} more` : '';
+  return `${files.slice(0, filesNamed).join(', ')}${more}`;
 }
 
 /** What the user should know although it can be protected. */

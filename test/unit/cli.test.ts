@@ -92,7 +92,7 @@ t.test('status is a table of groups, and all of one group', (t) => {
   const hidden = { name: 'other', state: 'protected', node: 'n', details: false };
   const table = statusText({ node: 'n', daemon, groups: [group, hidden] });
   t.match(table, /^GROUP +STATE +HOST PID +OWN PID/);
-  t.match(table, /redis +lagging +3456 +12 +99 +120 ms +390 us +1\.0 GiB/);
+  t.match(table, /redis +lagging +3456 +12 +99 +120 ms +390 us +1\.0 GiB +1\.0 GiB$/m);
   t.match(table, /other +protected +- +-/);
   t.match(statusText({ node: 'n', daemon, groups: [] }), /no groups/);
   const whole = groupText(group);
@@ -103,6 +103,9 @@ t.test('status is a table of groups, and all of one group', (t) => {
   t.match(whole, /process +3456 \(to kill, .*itself.* 12/);
   t.match(whole, /pid file +\/run\/redis\.pid/);
   t.match(table, /^redis is lagging: a thread is in D state$/m);
+  const memory = { ...group.memory, residentBytes: 3 * 1024 ** 2, coldBytes: 7 * 1024 ** 2 };
+  const paged = statusText({ node: 'n', daemon, groups: [{ ...group, memory }] });
+  t.match(paged, /1\.0 GiB +3\.0 MiB, 7\.0 MiB cold$/m);
   const copying = { ...group, progress: { bytes: 1024, bytesTotal: 4096 } };
   t.match(statusText({ node: 'n', daemon, groups: [copying] }), /1\.0 KiB of 4\.0 KiB copied/);
   t.equal(
@@ -169,6 +172,7 @@ t.test('the command line: exit status, stdout and stderr', built, (t) => {
     [['protect', '1', '--epoch', '100'], 64, /^$/, /--epoch: "100" is not understood/],
     [['protect', '1', '--overhead', '5'], 64, /^$/, /such as 5%/],
     [['protect', '1', '--to', 'node'], 64, /^$/, /unknown option/],
+    [['demo', '--ram', '300%'], 64, /^$/, /--ram must be all, hot, or a share/],
     [['demo', '--size', 'huge'], 64, /^$/, /--size: "huge" is not understood/],
   ];
   for (const [args, status, stdout, stderr] of cases) {

@@ -23,7 +23,13 @@ import { readConfig, type DaemonFlags } from '../../src/daemon/config.js';
 import { replaceFile } from '../../src/daemon/durable-file.js';
 import { EventRing } from '../../src/daemon/event-ring.js';
 import { takeLock } from '../../src/daemon/lock.js';
-import { ancestry, readProcess, serviceOf } from '../../src/daemon/process-facts.js';
+import {
+  ancestry,
+  filesShared,
+  namesInTree,
+  readProcess,
+  serviceOf,
+} from '../../src/daemon/process-facts.js';
 import { parseKeeperName, recover } from '../../src/daemon/recover.js';
 import {
   readState,
@@ -32,7 +38,12 @@ import {
   type GroupRecord,
 } from '../../src/daemon/state-file.js';
 import { StateStore } from '../../src/daemon/state-store.js';
-import { checkTarget, warningsFor, type TargetRules } from '../../src/daemon/target-check.js';
+import {
+  checkTarget,
+  fileRuleWarnings,
+  warningsFor,
+  type TargetRules,
+} from '../../src/daemon/target-check.js';
 import { askKeeper, parseKeeperStatus, type KeeperStatus } from '../../src/native/keeper-status.js';
 
 const me = { pid: process.pid, uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
@@ -328,6 +339,46 @@ t.test('what /proc says about a process is read right', (t) => {
   t.same(ancestry(process.pid).slice(0, 2), [process.pid, process.ppid]);
   t.equal(ancestry(process.pid).at(-1), 1);
   t.end();
+});
+
+t.test('a process tree is named, each by its own pid', async (t) => {
+  const child = spawn('sleep', ['60'], { stdio: 'ignore' });
+  t.teardown(() => child.kill('SIGKILL'));
+  await once(child, 'spawn');
+  const names = namesInTree(process.pid);
+  t.equal(names.get(child.pid ?? 0), 'sleep');
+  t.equal(names.get(process.pid), readProcess(process.pid)?.name);
+  t.same([...namesInTree(2 ** 22 + 1)], []);
+});
+
+t.test('files that are shared as memory are told apart by their file system', async (t) => {
+  const folder = folderOf(t);
+  const paths = [join(folder, 'on-disk'), `/dev/shm/replpage-test-${process.pid}`];
+  t.teardown(() => paths.forEach((path) => rmSync(path, { force: true })));
+  const program =
+    'import mmap, sys, time\n' +
+    'maps = []\n' +
+    'for path in sys.argv[1:]:\n' +
+    '  file = open(path, "w+b"); file.truncate(4096); maps.append(mmap.mmap(file.fileno(), 4096))\n' +
+    'print("ready", flush=True); time.sleep(60)\n';
+  const child = spawn('python3', ['-c', program, ...paths]);
+  t.teardown(() => child.kill('SIGKILL'));
+  await once(child.stdout, 'data');
+  const shared = filesShared(child.pid ?? 0);
+  t.same(shared.map(({ path }) => path).sort(), [...paths].sort());
+  t.match(
+    shared.find(({ path }) => path === paths[1]),
+    { inMemory: true },
+  );
+  const [onDisk, inMemory] = fileRuleWarnings(
+    ['/log'],
+    [
+      { path: '/data', inMemory: false },
+      { path: '/dev/shm/x', inMemory: true },
+    ],
+  );
+  t.match(onDisk, /^it has \/log, \/data open for writing/);
+  t.match(inMemory, /^it shares memory through \/dev\/shm\/x, .*--files keep/);
 });
 
 t.test('what cannot be a target is refused with its own reason', async (t) => {

@@ -68,3 +68,14 @@ t.test("files and hooks keep their owner, or are not another user's", (t) => {
   t.same(own.takenOver, ['retries']);
   t.end();
 });
+
+t.test('who asks for a page store that is not used is told', (t) => {
+  const warned = (request: object) =>
+    newSpec('a', { pid: 1, ...request }, { caller: owner, logDir: '/log' }).warnings;
+  t.match(warned({ store: '/mnt', coldAfterMs: 5000 }), [
+    /^--store and --cold-after without effect/,
+  ]);
+  t.same(warned({ store: '/mnt', ram: 'hot' }), []);
+  t.same(warned({}), []);
+  t.end();
+});

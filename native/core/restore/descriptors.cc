@@ -133,8 +133,8 @@ void check_files_unchanged(const GroupImage& image) {
   }
   for (const MappedFileImage& file : image.mapped_files) {
     if (!file.times_tell) {
-      throw SysError("tell whether memory shared through a file has changed since the epoch",
-                     ESTALE, on_path(file.path));
+      throw SysError("memory shared through a file may have changed since the epoch, in", ESTALE,
+                     on_path(file.path));
     }
     check_file(file.path, file.identity, S_IFREG);
   }

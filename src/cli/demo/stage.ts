@@ -69,13 +69,13 @@ export class Stage {
     });
   }
 
-  /** Fills redis until its own count says `bytes`; its values say which key they belong to. */
-  async fill(connection: RedisConnection, bytes: number): Promise<Fill> {
+  /** Fills redis until its own count says `bytes`, or `signal` ends it; its values say which key they belong to. */
+  async fill(connection: RedisConnection, bytes: number, signal: AbortSignal): Promise<Fill> {
     const batch = 100_000;
     let keys = 0;
     for (;;) {
       const used = await usedMemory(connection);
-      if (used >= bytes) return { keys, bytes: used };
+      if (used >= bytes || signal.aborted) return { keys, bytes: used };
       const perKey = keys === 0 ? valueBytes + 100 : used / keys;
       keys += Math.max(1, Math.min(batch, Math.ceil((bytes - used) / perKey)));
       // Creates what is not there yet only.
