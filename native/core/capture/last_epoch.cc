@@ -1,10 +1,14 @@
 #include "core/capture/last_epoch.h"
 
 #include <exception>
+#include <map>
+#include <span>
+#include <utility>
 
 #include "core/base/sys_error.h"
 #include "core/capture/leaderless_files.h"
 #include "core/image/kernel_reader.h"
+#include "core/memory/page_ranges.h"
 
 namespace replpage {
 namespace {
@@ -33,13 +37,28 @@ std::vector<UniqueFd> send_state(GroupContext& context, GroupImage& image) {
   return open_files;
 }
 
-// The pages written since the last epoch: few are copied, many are read lazily.
-std::vector<LazyRange> take_last_pages(GroupContext& context, const GroupImage& image) {
+// Each page once, ascending for each process.
+std::vector<LazyRange> united(std::span<const LazyRange> one, std::span<const LazyRange> other) {
+  std::map<int32_t, PageRanges> by_pid;
+  for (const auto& ranges : {one, other}) {
+    for (const LazyRange& range : ranges) by_pid[range.pid].push_back({range.start, range.end});
+  }
   std::vector<LazyRange> lazy;
-  if (context.runs.data_pages() > kLastPagesCopiedMax) lazy = context.runs.as_lazy(image);
-  const auto dense = context.capture->copy_last(image, context.runs, kLastPagesCopiedMax);
-  lazy.insert(lazy.end(), dense.begin(), dense.end());
+  for (auto& [pid, ranges] : by_pid) {
+    for (const PageRange& range : normal_ranges(std::move(ranges))) {
+      lazy.push_back({pid, range.start, range.end});
+    }
+  }
   return lazy;
+}
+
+// The pages written since the last epoch: few are copied, many are read lazily. What was staged for
+// an epoch that was under way may be both.
+std::vector<LazyRange> take_last_pages(GroupContext& context, const GroupImage& image) {
+  std::vector<LazyRange> staged;
+  if (context.runs.data_pages() > kLastPagesCopiedMax) staged = context.runs.as_lazy(image);
+  const auto dense = context.capture->copy_last(image, context.runs, kLastPagesCopiedMax);
+  return united(staged, dense);
 }
 
 const OpenFileImage* file_at(const GroupImage& image, size_t table, int fd, uint32_t& position) {

@@ -11,6 +11,7 @@
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
 #include "core/base/urgency.h"
+#include "core/memory/page_ranges.h"
 #include "core/restore/process_state.h"
 
 namespace replpage {
@@ -137,7 +138,8 @@ void Promotion::prepare_lazy(const PromoteInput& input, PromotedReplica& promote
     LazyRanges& cold = process->memory().cold();
     if (!cold.empty()) by_pid.try_emplace(process->pid());
   }
-  for (auto& [pid, ranges] : by_pid) {
+  for (auto& [pid, told] : by_pid) {
+    PageRanges ranges = normal_ranges(std::move(told));
     StubProcess* process = tree_.find(pid);
     if (process == nullptr) throw SysError("serve memory later", ESRCH, on_pid(pid));
     LazyMemory lazy(*process);
