@@ -115,7 +115,7 @@ const coreLayers: Readonly<Record<string, readonly string[]>> = {
   ...Object.fromEntries(middle.map((part) => [part, ['base', ...middle]])),
   restore: ['base', ...middle],
   access: ['base', 'memory', 'image'],
-  paging: ['base', 'memory', 'image', 'access'],
+  paging: ['base', 'memory', 'image', 'access', 'store'],
   capture: ['base', ...middle, 'access', 'paging'],
 };
 
