@@ -101,6 +101,23 @@ for (const ram of ['hot', 'all']) {
   );
 }
 
+t.test('processes that share memory are restored', { skip }, (t) =>
+  onStage(t, 'checkpoint-family', async (stage) => {
+    await stage.startDaemon();
+    const victim = await startVictim(stage, 'family');
+    await stage.protect(victim.pid, group);
+    await victim.waitForRounds(20);
+    const { path: taken } = await stage.json<CheckpointReport>('checkpoint', group);
+    await loseEverything(stage, victim.pid);
+    await stage.startDaemon();
+    await stage.json<RestoreReport>('restore', taken, '--files', 'keep');
+    const { hostPid } = await stage.waitForState(group, ['protected'], 60_000);
+    await victim.waitForRounds(20);
+    await stage.command('unprotect', group);
+    process.kill(hostPid, 'SIGKILL');
+  }),
+);
+
 t.test('an interrupted checkpoint leaves the earlier one', { skip }, (t) =>
   onStage(t, 'checkpoint', async (stage) => {
     await stage.startDaemon();

@@ -27,8 +27,7 @@ bool has_pages(const CheckpointState& state, const PageRun& run) {
   if (run.pid < 0) {
     const auto& objects = state.image.shared_objects;
     return std::any_of(objects.begin(), objects.end(), [&](const SharedObjectImage& object) {
-      return static_cast<int64_t>(object.id) == -static_cast<int64_t>(run.pid) &&
-             end <= page_ceil(object.size);
+      return object.id == object_of_pid(run.pid) && end <= page_ceil(object.size);
     });
   }
   return std::any_of(

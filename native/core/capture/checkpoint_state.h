@@ -8,8 +8,12 @@
 
 namespace replpage {
 
-// Runs: of processes, and with a pid below zero of the shared object -pid; kCold with a location in
-// the segments of the checkpoint, and kZero.
+// Runs of a shared object have a pid below zero in a checkpoint: objects are numbered from 0 on.
+constexpr int32_t pid_of_object(uint32_t id) { return -static_cast<int32_t>(id) - 1; }
+constexpr uint32_t object_of_pid(int32_t pid) { return static_cast<uint32_t>(-(pid + 1)); }
+
+// Runs of processes and of shared objects; kCold with a location in the segments of the checkpoint,
+// and kZero.
 struct CheckpointState {
   GroupImage image;
   PageRunList pages;

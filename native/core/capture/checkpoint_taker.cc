@@ -193,7 +193,7 @@ void CheckpointTaker::want_object(const SharedObjectImage& object, int memfd, ui
     const off_t hole = ::lseek(memfd, data, SEEK_HOLE);
     at = hole < 0 ? size : hole;
     wanted_.push_back(
-        {.pid = -static_cast<int32_t>(object.id),
+        {.pid = pid_of_object(object.id),
          .source = number,
          .range = {page_floor(static_cast<uint64_t>(data)),
                    std::min(page_ceil(static_cast<uint64_t>(at)), static_cast<uint64_t>(size))}});

@@ -165,7 +165,7 @@ class Restore {
   // As the keeper knows it: objects have a number of their own there.
   static PageRun named(PageRun run) {
     if (run.pid < 0) {
-      run.object = static_cast<uint32_t>(-run.pid);
+      run.object = object_of_pid(run.pid);
       run.pid = 0;
     }
     return run;
@@ -193,7 +193,7 @@ class Restore {
                                .runs = {},
                                .lazy = {}};
     keeper_->send(MessageType::kPromote, order);
-    return promoted_.get_future().get();
+    return promoted_.get_future().get();  // the link gives up a keeper that does not answer
   }
 
   const RestoreOptions& options_;
