@@ -38,7 +38,7 @@
       'type': 'static_library',
       'sources': ['<!@(node scripts/native-sources.mjs native/core)'],
       # Inside what is linked: it runs where only the C and C++ libraries are installed.
-      'link_settings': {'libraries': ['-l:libcrypto.a', '-l:liblz4.a']},
+      'link_settings': {'libraries': ['-l:libssl.a', '-l:libcrypto.a', '-l:liblz4.a']},
     },
   ],
   'conditions': [
@@ -50,8 +50,9 @@
           '<!(node -p "require(\'node-addon-api\').targets"):node_addon_api_except',
         ],
         'defines': ['NAPI_VERSION=9', 'NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS'],
-        # Node.js has a libcrypto of its own, with the same names.
-        'ldflags': ['-Wl,--exclude-libs,libcrypto.a:liblz4.a'],
+        # Node.js has a libcrypto of its own, with the same names, and templates of the C++ library
+        # made by another compiler: ours are not to be replaced by them.
+        'ldflags': ['-Wl,--exclude-libs,libssl.a:libcrypto.a:liblz4.a', '-Wl,-Bsymbolic-functions'],
         'sources': ['<!@(node scripts/native-sources.mjs native/binding)'],
       }],
     }],

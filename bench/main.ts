@@ -1,5 +1,5 @@
 /**
- * `npm run bench -- engine|paging [options]`: prints distributions (lines that begin with #), then one JSON
+ * `npm run bench -- engine|paging|peers [options]`: prints distributions (lines that begin with #), then one JSON
  * object a line per figure, and ends with 1 when a target was missed. Machines are noisy: what is
  * compared is measured in turns, in one run.
  */
@@ -16,6 +16,7 @@ import { loads, type Load } from './engine/redis-load.js';
 import { measureRestart } from './engine/restart.js';
 import { readSizes, usage, type Sizes } from './engine/sizes.js';
 import { paging, pagingUsage } from './paging/suite.js';
+import { peers, peersUsage } from './peers/suite.js';
 import type { Measurement, Suite } from './suite.js';
 import { measureThroughput } from './engine/throughput.js';
 import { measureChurn, measureSignals } from './engine/work.js';
@@ -89,10 +90,15 @@ async function conditions(): Promise<string> {
 
 async function main(args: readonly string[]): Promise<number> {
   const [name, ...options] = args;
-  const make = name === 'engine' ? engine : name === 'paging' ? paging : undefined;
+  const suites = new Map([
+    ['engine', engine],
+    ['paging', paging],
+    ['peers', peers],
+  ]);
+  const make = suites.get(name ?? '');
   if (make === undefined) {
-    console.error(`usage: npm run bench -- engine|paging [options]\nengine:${usage}`);
-    console.error(`paging:${pagingUsage}`);
+    console.error(`usage: npm run bench -- engine|paging|peers [options]\nengine:${usage}`);
+    console.error(`paging:${pagingUsage}\npeers:${peersUsage}`);
     return 2;
   }
   const missing = whyNoEngine();

@@ -84,7 +84,7 @@ function nativeSuite() {
   const { status, stdout } = run(program, [], {
     stdio: ['ignore', 'pipe', 'inherit'],
     encoding: 'utf8',
-    timeout: 300_000,
+    timeout: 600_000,
   });
   process.stdout.write(stdout ?? '');
   return settle(countTap(stdout ?? ''), status);
@@ -160,9 +160,9 @@ const suites = {
   lint,
   types: () => check(bin('tsc'), ['--noEmit']),
   native: nativeSuite,
-  unit: () => tapSuite(['test/unit', 'test/tidy']),
+  unit: () => tapSuite(['test/unit', 'test/sim', 'test/tidy']),
   // These own ports, namespaces and whole processes: one file at a time.
-  e2e: () => tapSuite(['test/e2e'], ['--jobs=1', '--timeout=600']),
+  e2e: () => tapSuite(['test/e2e', 'test/cluster'], ['--jobs=1', '--timeout=600']),
   // Virtual machines: each test has as many as the machine can run at a time.
   vm,
   'vm-short': vmShort,

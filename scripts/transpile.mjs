@@ -1,13 +1,14 @@
 // TypeScript to JavaScript, file by file and without looking at types, for programs that are not part
 // of dist/: what runs inside the virtual machines, and the tool that starts them.
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
-import { renameSync, writeFileSync } from 'node:fs';
+import { renameSync, utimesSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
-const changed = (path) => (existsSync(path) ? statSync(path).mtimeMs : 0);
+/** In whole milliseconds: utimes keeps no more. */
+const changed = (path) => (existsSync(path) ? Math.floor(statSync(path).mtimeMs) : 0);
 
 const sourcesIn = (folder) =>
   readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
@@ -16,12 +17,13 @@ const sourcesIn = (folder) =>
 
 /**
  * Writes `out`/FOLDER/NAME.js for each FOLDER/NAME.ts that has changed, and removes what has no
- * source any more. Folders are relative to the repository's top; `out` is absolute.
+ * source any more. Folders are relative to the repository's top; `out` is absolute. A file written has
+ * the time of its source, so that one made from another source, older or newer, is not taken for it.
  */
 export async function transpile(folders, out) {
   const sources = folders.flatMap(sourcesIn);
   const target = (source) => join(out, source.replace(/\.ts$/, '.js'));
-  const stale = sources.filter((each) => changed(target(each)) < changed(join(root, each)));
+  const stale = sources.filter((each) => changed(target(each)) !== changed(join(root, each)));
   const compiler = stale.length > 0 ? (await import('typescript')).default : undefined;
   for (const source of stale) {
     const { outputText } = compiler.transpileModule(readFileSync(join(root, source), 'utf8'), {
@@ -30,7 +32,9 @@ export async function transpile(folders, out) {
     mkdirSync(dirname(target(source)), { recursive: true });
     // Renamed into place: two tools may do this at once.
     const temporary = `${target(source)}.${process.pid}`;
+    const { mtime } = statSync(join(root, source));
     writeFileSync(temporary, outputText);
+    utimesSync(temporary, mtime, mtime);
     renameSync(temporary, target(source));
   }
   const wanted = new Set(sources.map(target));

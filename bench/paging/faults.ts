@@ -1,5 +1,6 @@
 /** What a page from the store costs whoever waits for it, and how fast all of them come back. */
 import { once } from 'node:events';
+import { closeSync, openSync, readSync } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { createConnection } from 'node:net';
 import { askKeeper } from '../../src/native/keeper-status.js';
@@ -21,6 +22,8 @@ const perOctave = 16;
 /** What was there already costs less. */
 const faultUsMin = 3;
 const refillRounds = 3;
+const plainReads = 500;
+const pageBytes = 4096;
 
 interface Quantiles {
   readonly p50: number;
@@ -66,6 +69,26 @@ async function plainRead(stage: Stage, files: readonly string[]): Promise<number
   const us = (performance.now() - start) * 1000;
   if (status !== 0) throw new Error('dd cannot read the store');
   return sizes.reduce((sum, size) => sum + size, 0) / us;
+}
+
+/** What the disk itself takes for a page anywhere in the store: the least that a fault can cost. */
+async function plainPageUs(stage: Stage, files: readonly string[]): Promise<number> {
+  await dropCache(stage, files);
+  const buffer = Buffer.alloc(pageBytes);
+  const each = Math.ceil(plainReads / Math.max(1, files.length));
+  const samples: number[] = [];
+  for (const file of files) {
+    const pages = Math.floor((await stat(file)).size / pageBytes);
+    const fd = openSync(file, 'r');
+    for (let i = 0; i < each && pages > 0; i++) {
+      const at = Math.floor(Math.random() * pages) * pageBytes;
+      const start = performance.now();
+      readSync(fd, buffer, 0, pageBytes, at);
+      samples.push((performance.now() - start) * 1000);
+    }
+    closeSync(fd);
+  }
+  return median(samples.filter((us) => us >= faultUsMin));
 }
 
 async function tellKeeper(socketPath: string, words: string): Promise<void> {
@@ -123,19 +146,21 @@ async function measureFaults(
   return { alone, beside, perPageUs };
 }
 
+/** The last round is from the page cache: what the processors can do, whatever the disk. */
 async function refillSpeed(stage: Stage, figures: Figures, store: string): Promise<number> {
   const plain: number[] = [];
   const refill: number[] = [];
-  for (let round = 1; round <= refillRounds; round++) {
+  for (let round = 1; round <= refillRounds + 1; round++) {
+    const cached = round > refillRounds;
     await settle(stage, name, 0.97 * (1 - share / 100));
     const files = await segmentsOf(store);
-    plain.push(await plainRead(stage, files));
+    const plainMbs = await plainRead(stage, files);
     const before = (await stage.groupInFull(name)).memory.coldBytes;
     const bytes = (await Promise.all(files.map(async (file) => (await stat(file)).size))).reduce(
       (sum, size) => sum + size,
       0,
     );
-    const { keeper } = await kill(stage, 'on', false, store);
+    const { keeper } = await kill(stage, 'on', cached, store);
     const status = await waitFor(
       async () => {
         await letRun(20);
@@ -145,10 +170,16 @@ async function refillSpeed(stage: Stage, figures: Figures, store: string): Promi
       60_000,
       'it is not refilled',
     );
-    refill.push(bytes / status.refillUs);
+    const refillMbs = bytes / status.refillUs;
+    if (cached) figures.shown('refill, cached', refillMbs, 'MB/s of the store');
+    else {
+      plain.push(plainMbs);
+      refill.push(refillMbs);
+    }
     figures.note(
       `refill of ${mebibytes(before).toFixed(0)} MiB, ${mebibytes(bytes).toFixed(0)} MiB in the ` +
-        `store, took ${Math.round(status.refillUs / 1000)} ms; dd ${Math.round(plain.at(-1) ?? 0)} MB/s`,
+        `store, took ${Math.round(status.refillUs / 1000)} ms${cached ? ', cached' : ''}; ` +
+        `dd ${Math.round(plainMbs)} MB/s`,
     );
     await stage.waitForState(name, ['protected', 'lagging'], 60_000);
   }
@@ -164,10 +195,16 @@ export async function measureStore(stage: Stage, sizes: Sizes, figures: Figures)
     const ratio = await refillSpeed(stage, figures, store);
     for (const cached of [true, false]) {
       const from = cached ? 'cached' : 'from the disk';
+      await settle(stage, name, 0.97 * (1 - share / 100));
+      const plainUs = cached ? 0 : await plainPageUs(stage, await segmentsOf(store));
       const { alone, beside, perPageUs } = await measureFaults(
         ...([stage, figures, program, store, cached] as const),
       );
       figures.atMost(`fault, ${from}, p50`, alone.p50, 'us', 60);
+      if (!cached) {
+        figures.shown('read of 4 KiB from the disk by pread(2), p50', plainUs, 'us');
+        figures.shown('fault, from the disk, p50, of that', alone.p50 / plainUs, 'times');
+      }
       figures.atMost(`page of a sweep, ${from}`, perPageUs, 'us', 10);
       figures.atMost(`fault during refill, ${from}, p99`, beside.p99, 'us', 2 * alone.p99);
       await stage.waitForState(name, ['protected', 'lagging'], 60_000);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/peer/remote_keeper.h"
+
 namespace replpage::binding {
 namespace {
 
@@ -60,10 +62,32 @@ std::optional<AccessTrackerKind> access_tracker(const Napi::Object& object) {
   throw wrong(object, "accessTracker", "auto, page-walk, idle-bitmap or write-recency");
 }
 
-std::string control_socket_of(const Napi::Object& object, const std::string& name,
-                              uint64_t generation) {
-  return text(object, "runtimeDir") + "/keepers/" + name + "." + std::to_string(generation) +
-         ".sock";
+// What protecting a group and bringing one back have in common.
+void read_replica(const Napi::Object& object, ReplicaOptions& options) {
+  options.name = text(object, "name");
+  options.generation = number(object, "generation");
+  options.keeper_path = text(object, "keeperPath");
+  options.control_socket = text(object, "runtimeDir") + "/keepers/" + options.name + "." +
+                           std::to_string(options.generation) + ".sock";
+  options.spill_directory = text(object, "spillDir");
+  if (!object.Get("stdio").IsNull()) options.stdio_path = text(object, "stdio");
+  options.uid = static_cast<uid_t>(number(object, "uid"));
+  options.gid = static_cast<gid_t>(number(object, "gid"));
+  options.groups = group_list(object, "groups");
+  options.keep_files = is_word(object, "files", "keep", "refuse");
+  options.staging_bytes_max = number(object, "stagingBytesMax");
+  options.spill_bytes_max = number(object, "spillBytesMax");
+}
+
+std::shared_ptr<ReplicaPlace> read_place(const Napi::Object& object, const ReplicaOptions& group) {
+  return std::make_shared<RemoteKeeper>(
+      RemotePlace{.host = text(object, "host"),
+                  .port = static_cast<uint16_t>(number(object, "port")),
+                  .node = text(object, "node"),
+                  .token = text(object, "token"),
+                  .group = group.name,
+                  .generation = group.generation,
+                  .credentials = read_credentials(object.Get("credentials").As<Napi::Object>())});
 }
 
 PagingOptions read_paging(const Napi::Object& object) {
@@ -83,31 +107,36 @@ PagingOptions read_paging(const Napi::Object& object) {
 
 }  // namespace
 
+NodeCredentials read_credentials(const Napi::Object& object) {
+  return {.cluster = text(object, "cluster"),
+          .certificate = text(object, "certificate"),
+          .private_key = text(object, "privateKey"),
+          .ca = text(object, "ca")};
+}
+
+StandbyOptions read_standby_options(const Napi::Object& object) {
+  StandbyOptions options;
+  read_replica(object, options);
+  return options;
+}
+
 GroupOptions read_group_options(const Napi::Object& object) {
   GroupOptions options;
-  options.name = text(object, "name");
+  read_replica(object, options);
   options.pid = static_cast<pid_t>(number(object, "pid"));
   options.start_time = std::strtoull(text(object, "startTime").c_str(), nullptr, 10);
-  options.generation = number(object, "generation");
-  options.keeper_path = text(object, "keeperPath");
-  options.control_socket = control_socket_of(object, options.name, options.generation);
-  options.spill_directory = text(object, "spillDir");
-  if (!object.Get("stdio").IsNull()) options.stdio_path = text(object, "stdio");
-  options.uid = static_cast<uid_t>(number(object, "uid"));
-  options.gid = static_cast<gid_t>(number(object, "gid"));
-  options.groups = group_list(object, "groups");
   options.attach_always = is_word(object, "attach", "always", "epochs");
   options.promote_on_exit = is_word(object, "onExit", "promote", "end");
-  options.keep_files = is_word(object, "files", "keep", "refuse");
   options.retries_left = static_cast<int>(number(object, "retriesLeft"));
   options.crash_delay_us = number(object, "crashDelayMs") * 1000;
   options.freeze_deadline_us = number(object, "freezeDeadlineUs");
   options.max_pause_us = number(object, "maxPauseUs");
-  options.staging_bytes_max = number(object, "stagingBytesMax");
-  options.spill_bytes_max = number(object, "spillBytesMax");
   options.tracker = tracker(object);
   if (!object.Get("paging").IsNull()) {
     options.paging = read_paging(object.Get("paging").As<Napi::Object>());
+  }
+  if (!object.Get("place").IsNull()) {
+    options.place = read_place(object.Get("place").As<Napi::Object>(), options);
   }
   return options;
 }
@@ -147,19 +176,8 @@ CheckpointPlace read_checkpoint_place(const Napi::Object& object) {
 
 RestoreOptions read_restore_options(const Napi::Object& object) {
   RestoreOptions options;
+  read_replica(object, options);
   options.place = read_checkpoint_place(object.Get("place").As<Napi::Object>());
-  options.name = text(object, "name");
-  options.generation = number(object, "generation");
-  options.keeper_path = text(object, "keeperPath");
-  options.control_socket = control_socket_of(object, options.name, options.generation);
-  options.spill_directory = text(object, "spillDir");
-  if (!object.Get("stdio").IsNull()) options.stdio_path = text(object, "stdio");
-  options.uid = static_cast<uid_t>(number(object, "uid"));
-  options.gid = static_cast<gid_t>(number(object, "gid"));
-  options.groups = group_list(object, "groups");
-  options.keep_files = is_word(object, "files", "keep", "refuse");
-  options.staging_bytes_max = number(object, "stagingBytesMax");
-  options.spill_bytes_max = number(object, "spillBytesMax");
   return options;
 }
 

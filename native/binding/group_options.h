@@ -6,6 +6,7 @@
 #include "core/capture/checkpoint_taker.h"
 #include "core/capture/group_types.h"
 #include "core/capture/restore_session.h"
+#include "core/peer/standby_session.h"
 
 namespace replpage::binding {
 
@@ -17,5 +18,9 @@ PagingOrder read_paging_order(const Napi::Object& object);
 CheckpointRequest read_checkpoint_request(const Napi::Object& object);
 CheckpointPlace read_checkpoint_place(const Napi::Object& object);
 RestoreOptions read_restore_options(const Napi::Object& object);
+
+// NodeCredentials and ExpectedReplica of src/native/standby.ts.
+NodeCredentials read_credentials(const Napi::Object& object);
+StandbyOptions read_standby_options(const Napi::Object& object);
 
 }  // namespace replpage::binding

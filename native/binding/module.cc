@@ -3,8 +3,11 @@
 
 #include "binding/kernel_features.h"
 #include "binding/native_group.h"
+#include "binding/native_standby.h"
 #include "binding/peer.h"
+#include "binding/requirements.h"
 #include "binding/restore.h"
+#include "binding/service_address.h"
 #include "binding/store_key.h"
 
 namespace replpage::binding {
@@ -12,10 +15,15 @@ namespace {
 
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   exports.Set("NativeGroup", NativeGroup::define(env));
+  exports.Set("ServiceAddress", NativeServiceAddress::define(env));
+  exports.Set("NativeStandby", NativeStandby::define(env));
   exports.Set("peerCredentials", Napi::Function::New(env, peer_credentials));
   exports.Set("mayTrace", Napi::Function::New(env, may_trace_process));
   exports.Set("findCheckpoint", Napi::Function::New(env, find_checkpoint));
+  exports.Set("removeCheckpoints", Napi::Function::New(env, remove_found));
   exports.Set("restoreCheckpoint", Napi::Function::New(env, restore));
+  exports.Set("gatherRequirements", Napi::Function::New(env, gather));
+  exports.Set("checkRequirements", Napi::Function::New(env, check));
   exports.Set("storeKeyText", Napi::Function::New(env, store_key_text));
   exports.Set("probeKernel", Napi::Function::New(env, probe_kernel));
   return exports;

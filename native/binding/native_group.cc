@@ -39,6 +39,7 @@ NativeGroup::NativeGroup(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Nati
 NativeGroup::~NativeGroup() {
   if (worker_.joinable() && !at_exit_.IsEmpty()) at_exit_.Remove(Env());
   shut_down();
+  *self_ = nullptr;
 }
 
 void NativeGroup::end_with_program(NativeGroup* group) { group->shut_down(); }
@@ -115,6 +116,7 @@ Napi::Value NativeGroup::checkpoint(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value NativeGroup::promote(const Napi::CallbackInfo& info) {
+  session_->hurry();
   return run(info.Env(), [this](GroupSession& session) -> MakeValue {
     return [this, report = session.promote()](Napi::Env env) {
       return to_object(env, report, control_socket_);
@@ -126,8 +128,7 @@ Napi::Value NativeGroup::stop(const Napi::CallbackInfo& info) {
   // A copy that takes long must not be waited for.
   session_->interrupt();
   return run(info.Env(), [](GroupSession& session) -> MakeValue {
-    session.stop();
-    return [](Napi::Env env) { return env.Undefined(); };
+    return [loss = session.stop()](Napi::Env env) { return Napi::String::New(env, loss); };
   });
 }
 
@@ -141,9 +142,10 @@ Napi::Value NativeGroup::parts(const Napi::CallbackInfo& info) {
 
 void NativeGroup::emit(std::function<Napi::Object(Napi::Env)> make_event) {
   to_main_.NonBlockingCall(
-      [this, make_event = std::move(make_event)](Napi::Env env, Napi::Function) {
+      [self = self_, make_event = std::move(make_event)](Napi::Env env, Napi::Function) {
+        if (*self == nullptr) return;
         const Napi::HandleScope scope(env);
-        listener_.Call({make_event(env)});
+        (*self)->listener_.Call({make_event(env)});
       });
 }
 
@@ -169,8 +171,8 @@ void NativeGroup::on_died(DeathCause cause, int signal, int status) {
 }
 
 void NativeGroup::on_promoted(const PromotionReport& report) {
-  emit([this, report](Napi::Env env) {
-    Napi::Object event = to_object(env, report, control_socket_);
+  emit([socket = control_socket_, report](Napi::Env env) {
+    Napi::Object event = to_object(env, report, socket);
     event.Set("type", "promoted");
     return event;
   });

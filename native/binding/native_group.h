@@ -49,6 +49,8 @@ class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEve
   std::string control_socket_;
   Napi::ThreadSafeFunction to_main_;
   Napi::FunctionReference listener_;
+  // Null once the object is gone: events may still be on their way to the main thread then.
+  const std::shared_ptr<NativeGroup*> self_ = std::make_shared<NativeGroup*>(this);
   JobQueue jobs_;
   std::unique_ptr<GroupSession> session_;
   std::thread worker_;

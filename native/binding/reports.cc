@@ -164,6 +164,7 @@ Napi::Object to_object(Napi::Env env, const PromotionReport& report, const std::
       .number("decisionToRunUs", report.decision_to_run_us)
       .number("deathToRunUs", report.death_to_run_us)
       .number("lazyPages", report.lazy_pages)
+      .text("whyNotExact", report.why_not_exact)
       .text("keeperSocket", socket)
       .done();
 }

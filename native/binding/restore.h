@@ -8,6 +8,9 @@ namespace replpage::binding {
 // findCheckpoint(place) -> Promise of what its manifest says.
 Napi::Value find_checkpoint(const Napi::CallbackInfo& info);
 
+// removeCheckpoints(place) -> Promise of {ids, freedBytes}.
+Napi::Value remove_found(const Napi::CallbackInfo& info);
+
 // restoreCheckpoint(options) -> Promise of a PromotionReport.
 Napi::Value restore(const Napi::CallbackInfo& info);
 

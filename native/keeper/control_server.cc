@@ -4,7 +4,6 @@
 
 #include <array>
 #include <cerrno>
-#include <cstdio>
 #include <exception>
 
 namespace replpage {
@@ -93,23 +92,6 @@ void ControlServer::announce_end() {
   for (const auto& [fd, client] : clients_) {
     if (client.waits) (void)answer(client);
   }
-}
-
-std::string json_string(const std::string& text) {
-  std::string json = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') {
-      json += '\\';
-      json += c;
-    } else if (static_cast<unsigned char>(c) < 0x20) {
-      char escape[8];
-      std::snprintf(escape, sizeof escape, "\\u%04x", static_cast<unsigned>(c));
-      json += escape;
-    } else {
-      json += c;
-    }
-  }
-  return json + "\"";
 }
 
 }  // namespace replpage

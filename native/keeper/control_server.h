@@ -59,7 +59,4 @@ class ControlServer {
   bool end_seen_ = false;
 };
 
-// `text` as a JSON string with its quotes.
-std::string json_string(const std::string& text);
-
 }  // namespace replpage

@@ -24,6 +24,7 @@
 #include "keeper/holder_link.h"
 #include "keeper/keeper_setup.h"
 #include "keeper/namespaces.h"
+#include "keeper/oom_score.h"
 #include "keeper/replica_keeper.h"
 
 namespace replpage {
@@ -44,13 +45,6 @@ void become_daemon() {
   ::umask(0077);
   if (::chdir("/") != 0) throw SysError::from_errno("chdir", on_path("/"));
   (void)::prctl(PR_SET_NAME, "replpage-holder");
-}
-
-// Killing the holder first would take away what keeps cold pages from being read as zeros. Where
-// the right is missing (CAP_SYS_RESOURCE), `replpage doctor` says so, once for the machine.
-void avoid_oom_killer() {
-  UniqueFd fd(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
-  if (fd.valid()) (void)!::write(fd.get(), "-1000", 5);
 }
 
 // A group's open files pass through the keeper. Raising the limit needs no more than the rights we
@@ -185,7 +179,7 @@ int hold(Channel& channel) {
                         std::to_string(setup.configuration.generation) + "." +
                         std::to_string(::getpid()),
                     notes);
-  avoid_oom_killer();
+  set_oom_score("-1000");  // without it nothing keeps cold pages from being read as zeros
   allow_many_descriptors();
   setup.control = listen_on(control);
   setup.channel.reset(::fcntl(channel.fd(), F_DUPFD_CLOEXEC, 0));

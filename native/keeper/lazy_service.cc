@@ -48,7 +48,7 @@ std::unique_ptr<FaultServer> serve_lazily(std::vector<LazyProcess>& processes,
     if (!store && !process.cold.empty()) {
       throw SysError("serve cold pages without a page store", ENODEV, on_pid(process.pid));
     }
-    served.push_back({.uffd = Uffd(std::move(process.uffd)),
+    served.push_back({.uffd = std::move(process.uffd),
                       .missing = {std::move(passing), std::move(process.cold)}});
   }
   FaultServer::Sources all;

@@ -17,13 +17,17 @@
 #include <vector>
 
 #include "core/base/clock.h"
+#include "core/base/proc_stat.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/base/urgency.h"
+#include "core/restore/wait_limit.h"
 #include "keeper/control_server.h"
 #include "keeper/holder_link.h"
+#include "keeper/keeper_status.h"
 #include "keeper/lazy_service.h"
 #include "keeper/namespaces.h"
+#include "keeper/oom_score.h"
 #include "keeper/standby_replica.h"
 #include "keeper/table_guard.h"
 
@@ -37,37 +41,10 @@ constexpr uint64_t kEndedSeenLingerMs = 500;
 // A processor that sleeps takes some 50 us to wake up, so for so long the order that was announced
 // is waited for awake.
 constexpr uint64_t kOrderAwaitedUs = 3000;
-
-void set_oom_score(const char* value) {
-  UniqueFd fd(::open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC));
-  if (fd.valid()) (void)::write(fd.get(), value, std::char_traits<char>::length(value));
-}
-
-// Without CAP_SYS_RESOURCE the score may be brought back to what it was, but not below.
-void protect_from_oom_killer() {
-  set_oom_score("0");
-  set_oom_score("-1000");
-}
-
-bool is_zombie(pid_t pid) {
-  const auto stat = read_proc("/proc/" + std::to_string(pid) + "/stat");
-  const size_t name_end = stat ? stat->rfind(')') : std::string::npos;
-  return name_end == std::string::npos || name_end + 2 >= stat->size() ||
-         (*stat)[name_end + 2] == 'Z' || (*stat)[name_end + 2] == 'X';
-}
-
-// All processes' resident bytes but the caller's own, from /proc/PID/statm.
-uint64_t resident_of_others() {
-  uint64_t pages = 0;
-  for (const int pid : numeric_entries("/proc").value_or(std::vector<int>{})) {
-    const auto statm =
-        pid == ::getpid() ? std::nullopt : read_proc("/proc/" + std::to_string(pid) + "/statm");
-    if (!statm) continue;
-    const size_t blank = statm->find(' ');
-    if (blank != std::string::npos) pages += std::strtoull(statm->c_str() + blank, nullptr, 10);
-  }
-  return pages * kPageSize;
-}
+// Between two messages to a tracer that waits until nothing is missing.
+constexpr uint64_t kProgressMs = 1000;
+// For one message of the tracer, which gives us up a little later, without knowing why.
+constexpr uint64_t kWorkUsMax = 45'000'000;
 
 UniqueFd child_signals() {
   sigset_t mask;
@@ -109,7 +86,7 @@ class ReplicaKeeper {
                  {.status = [this] { return status(); },
                   .end = [this] { end_group(); },
                   .hold_refill = [this](bool held) { hold_refill(held); }}),
-        standby_(std::make_unique<StandbyReplica>(*staging_)) {}
+        standby_(std::make_unique<StandbyReplica>(*staging_, configuration_.clocks.machine)) {}
 
   [[nodiscard]] int link() const { return link_.get(); }
   void see_primary(UniqueFd proc) { standby_->replica().see_primary(std::move(proc)); }
@@ -138,6 +115,7 @@ class ReplicaKeeper {
   void show_memory();
   void promote(const PromoteMessage& message);
   void handle_lazy_news();
+  void tell_progress();
   void handle_children();
   void free_moved();
   void check_standby();
@@ -150,6 +128,7 @@ class ReplicaKeeper {
   [[nodiscard]] int linger_ms() const;
   [[nodiscard]] int wait_ms() const;
   [[nodiscard]] bool order_is_near() const;
+  [[nodiscard]] bool is_draining() const;
   [[nodiscard]] std::string status() const;
   void translate_root();
   template <class T>
@@ -173,6 +152,7 @@ class ReplicaKeeper {
   int root_status_ = 0;
   bool tracer_gone_ = false;
   bool released_told_ = false;
+  uint64_t progress_told_ms_ = 0;
   std::string loss_;  // why the group was killed, when we did it
   uint64_t ended_ms_ = 0;
   uint64_t awake_until_us_ = 0;
@@ -198,7 +178,12 @@ bool ReplicaKeeper::order_is_near() const {
 // For poll(2).
 int ReplicaKeeper::wait_ms() const {
   if (state_ == State::kEnded) return linger_ms();
+  if (is_draining()) return static_cast<int>(kProgressMs);
   return order_is_near() ? 0 : -1;
+}
+
+bool ReplicaKeeper::is_draining() const {
+  return state_ == State::kPromoted && faults_ && !released_told_;
 }
 
 void ReplicaKeeper::wait_and_handle() {
@@ -218,6 +203,14 @@ void ReplicaKeeper::wait_and_handle() {
   if (items[1].revents != 0) handle_lazy_news();
   if (items[0].revents != 0) handle_children();
   control_.handle(items);
+  tell_progress();
+}
+
+void ReplicaKeeper::tell_progress() {
+  const uint64_t now = now_us() / 1000;
+  if (!is_draining() || now - progress_told_ms_ < kProgressMs) return;
+  progress_told_ms_ = now;
+  tell(MessageType::kDraining, DrainingMessage{.pages = faults_->figures().pages_filled});
 }
 
 void ReplicaKeeper::follow_tracer() {
@@ -246,6 +239,7 @@ void ReplicaKeeper::tell(MessageType type, T message) {
 }
 
 void ReplicaKeeper::handle(ReceivedMessage message) {
+  const WaitLimit limit(kWorkUsMax);
   switch (message.type) {
     case MessageType::kBuild: {
       const RunsAsOthers leisurely(urgent_);
@@ -278,6 +272,9 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
     case MessageType::kStore:
       return standby_->use_store(decode<StoreMessage>(message.body),
                                  std::move(message.descriptors));
+    case MessageType::kFiles:
+      return tell(MessageType::kFilesReady,
+                  FilesReadyMessage{standby_->take_files(decode<FilesMessage>(message.body))});
     case MessageType::kLastState:
       return standby_->take_last_state(decode<ImageMessage>(message.body));
     case MessageType::kPromote:
@@ -331,6 +328,7 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
         }
       });
   state_ = State::kPromoted;
+  progress_told_ms_ = now_us() / 1000;
   root_ = promoted.root;
   tell(MessageType::kPromoted, PromotedMessage{.epoch = message.epoch,
                                                .promote_us = now_us() - started,
@@ -387,6 +385,7 @@ void ReplicaKeeper::handle_children() {
 // Also ends the tasks that waited for locks of the dying process.
 void ReplicaKeeper::free_moved() {
   if (state_ != State::kPromoted) return;
+  const WaitLimit limit(kWorkUsMax);
   try {
     standby_->replica().free_moved();
   } catch (const SysError&) {  // costs memory, nothing else
@@ -398,7 +397,8 @@ void ReplicaKeeper::check_standby() {
   const GroupImage* image = standby_->image();
   if (image == nullptr) return;
   for (const ProcessImage& process : image->processes) {
-    if (is_zombie(process.pid)) throw SysError("keep the replica", ESRCH, on_pid(process.pid));
+    if (is_dead(process.pid, process.pid))
+      throw SysError("keep the replica", ESRCH, on_pid(process.pid));
   }
 }
 
@@ -439,25 +439,21 @@ void ReplicaKeeper::hold_refill(bool held) {
 }
 
 std::string ReplicaKeeper::status() const {
-  const char* state = state_ == State::kStandby    ? "standby"
-                      : state_ == State::kPromoted ? "promoted"
-                                                   : "ended";
-  const FaultServer::Figures lazy = faults_ ? faults_->figures() : last_figures_;
-  return "{\"state\":" + json_string(state) + ",\"name\":" + json_string(configuration_.name) +
-         ",\"pid\":" + std::to_string(root_) + ",\"hostPid\":" + std::to_string(root_host_pid_) +
-         ",\"epoch\":" + std::to_string(standby_->epoch()) +
-         ",\"generation\":" + std::to_string(configuration_.generation) +
-         ",\"lazyPages\":" + std::to_string(lazy.passing_left) + ",\"coldPages\":" +
-         std::to_string(faults_ ? lazy.stored_left : standby_->replica().cold_bytes() / kPageSize) +
-         ",\"filledPages\":" + std::to_string(lazy.pages_filled) +
-         ",\"damagedPages\":" + std::to_string(lazy.pages_damaged) +
-         ",\"waitingFaults\":" + std::to_string(lazy.waiting) +
-         ",\"waitingUs\":" + std::to_string(lazy.waiting_us) +
-         ",\"refillUs\":" + std::to_string(lazy.drained_us) +
-         ",\"storeTrouble\":" + json_string(lazy.trouble) +
-         ",\"residentBytes\":" + std::to_string(resident_of_others()) +
-         ",\"exited\":" + (root_exited_ ? "true" : "false") +
-         ",\"status\":" + std::to_string(root_status_) + ",\"reason\":" + json_string(loss_) + "}";
+  const FaultServer::Figures faults = faults_ ? faults_->figures() : last_figures_;
+  return to_json(
+      {.state = state_ == State::kStandby    ? "standby"
+                : state_ == State::kPromoted ? "promoted"
+                                             : "ended",
+       .name = configuration_.name,
+       .pid = root_,
+       .host_pid = root_host_pid_,
+       .epoch = standby_->epoch(),
+       .generation = configuration_.generation,
+       .cold_pages = faults_ ? faults.stored_left : standby_->replica().cold_bytes() / kPageSize,
+       .faults = faults,
+       .exited = root_exited_,
+       .status = root_status_,
+       .reason = loss_});
 }
 
 // The holder's ignored signals must not become the replica's.
@@ -477,6 +473,9 @@ int run_keeper(KeeperSetup setup) noexcept {
     enter_namespaces(setup.primary.get(), setup.namespaces);
     setup.primary.reset();
     set_oom_score("1000");
+    const PrimaryClocks& clocks = setup.configuration.clocks;
+    const ClockOffsets ahead = clocks.machine + clocks.inside;
+    if (!ahead.none()) set_clocks_of_children(ahead);
     keeper = std::make_unique<ReplicaKeeper>(std::move(setup));
     keeper->see_primary(std::move(proc));
   } catch (const std::exception& error) {

@@ -1,6 +1,8 @@
 #include "keeper/standby_replica.h"
 
 #include <algorithm>
+#include <ctime>
+#include <limits>
 #include <utility>
 
 #include "core/base/clock.h"
@@ -10,20 +12,60 @@
 #include "keeper/store_source.h"
 
 namespace replpage {
+namespace {
 
-StandbyReplica::StandbyReplica(StagingReader& staging)
-    : staging_(staging), replica_(Replica::create()) {}
+constexpr int64_t kSecond = 1'000'000'000;
+// How long a promotion may wait until no clock of the program steps back.
+constexpr int64_t kClockLagNsMax = kSecond;
+
+// How far the program's clocks would step back if it ran now. Below zero: they leap.
+int64_t clock_lag_ns(const GroupImage& image) {
+  int64_t lag = std::numeric_limits<int64_t>::min();
+  for (const ProcessImage& process : image.processes) {
+    lag = std::max(lag, static_cast<int64_t>(process.captured_ns - now_ns()));
+  }
+  return lag;
+}
+
+}  // namespace
+
+StandbyReplica::StandbyReplica(StagingReader& staging, const ClockOffsets& machine)
+    : staging_(staging), machine_(machine), replica_(Replica::create()) {}
 
 GroupImage StandbyReplica::read_image(const StagedBytes& where, uint64_t epoch) {
   GroupImage image = staging_.read<GroupImage>(where);
   if (image.epoch != epoch) throw FormatError("image is of another epoch than its message");
   check_group_image(image);
+  files_.adapt(image);
+  for (ProcessImage& process : image.processes) {
+    process.captured_ns -= static_cast<uint64_t>(machine_.monotonic_ns);  // by our clock
+  }
   return image;
+}
+
+// Clocks of two machines drift apart, and those of a time namespace are set once and for all.
+void StandbyReplica::check_clock() const {
+  const int64_t behind = clock_lag_ns(*image_);
+  if (behind <= kClockLagNsMax) return;
+  throw SysError("keep the replica's clock, which is " + std::to_string(behind / 1'000'000) +
+                     " ms behind its primary's",
+                 ETIME);
+}
+
+void StandbyReplica::await_clock() const {
+  const int64_t behind = std::min(clock_lag_ns(*image_), kClockLagNsMax);
+  if (behind <= 0) return;
+  const timespec time{.tv_sec = behind / kSecond, .tv_nsec = behind % kSecond};
+  ::clock_nanosleep(CLOCK_MONOTONIC, 0, &time, nullptr);
 }
 
 void StandbyReplica::reshape(GroupImage image) {
   replica_->shape(image);
   image_ = std::move(image);
+}
+
+std::vector<std::string> StandbyReplica::take_files(const FilesMessage& message) {
+  return files_.take(message);
 }
 
 void StandbyReplica::build(const ImageMessage& message) {
@@ -63,6 +105,7 @@ CommittedMessage StandbyReplica::commit(const ImageMessage& message) {
   }
   if (committed_ && message.epoch <= epoch_) throw FormatError("epochs go backwards");
   reshape(read_image(message.image, message.epoch));
+  check_clock();
   write_staged();
   epoch_ = message.epoch;
   committed_ = true;
@@ -137,6 +180,7 @@ void StandbyReplica::bring_to(const PromoteMessage& message) {
 
 PromotionOrder StandbyReplica::prepare(const PromoteMessage& message) {
   bring_to(message);
+  await_clock();
   PromotionOrder order;
   order.input.image = &*image_;
   order.input.exact = message.exact;

@@ -11,6 +11,7 @@
 #include "core/image/group_image.h"
 #include "core/restore/replica.h"
 #include "core/uffd/page_source.h"
+#include "keeper/peer_files.h"
 #include "keeper/staging_reader.h"
 
 namespace replpage {
@@ -23,8 +24,11 @@ struct PromotionOrder {
 
 class StandbyReplica {
  public:
-  explicit StandbyReplica(StagingReader& staging);
+  // `machine`: how far the clocks of the primary's machine are ahead of ours.
+  StandbyReplica(StagingReader& staging, const ClockOffsets& machine);
 
+  // Before build(). Returns what was made for it, see FilesReadyMessage.
+  std::vector<std::string> take_files(const FilesMessage& message);
   // These throw FormatError (damage, wrong order) and SysError; the replica is lost then.
   void build(const ImageMessage& message);
   void apply_pages(const PagesMessage& message);
@@ -51,6 +55,9 @@ class StandbyReplica {
  private:
   GroupImage read_image(const StagedBytes& where, uint64_t epoch);
   void reshape(GroupImage image);
+  // Throws SysError when the replica's clock is behind by more than can be waited for.
+  void check_clock() const;
+  void await_clock() const;
   void bring_to(const PromoteMessage& message);
   // Drops what was handed over for another epoch.
   void keep_handed_of(uint64_t epoch);
@@ -58,6 +65,8 @@ class StandbyReplica {
   void write_staged();
 
   StagingReader& staging_;
+  const ClockOffsets machine_;
+  PeerFiles files_;
   std::unique_ptr<Replica> replica_;
   std::optional<GroupImage> image_;
   uint64_t epoch_ = 0;  // last committed

@@ -13,6 +13,9 @@ namespace replpage {
 namespace {
 
 constexpr uint64_t kWindowBytes = 512 * 1024;
+// What is read and not wanted costs less than another read.
+constexpr uint64_t kGapBytesMax = 64 * 1024;
+constexpr uint64_t kRunBytesMax = 512 * 1024;
 constexpr uint64_t kFirstPauseUs = 20'000;
 constexpr uint64_t kLongestPauseUs = 1'000'000;
 // A name that a client of NFS has not heard of may be there all the same, for so long.
@@ -22,6 +25,10 @@ StoreKey key_of(const StoreMessage& store) {
   if (store.key.empty()) return StoreKey::random();
   if (store.key.size() != kStoreKeyBytes) throw FormatError("key of the page store");
   return StoreKey::from_bytes(std::span<const uint8_t, kStoreKeyBytes>(store.key));
+}
+
+uint64_t window_of(const StoreLocation& at) {
+  return uint64_t{at.segment} << 32 | at.record_offset / kWindowBytes;
 }
 
 }  // namespace
@@ -88,16 +95,45 @@ void StoreSource::read(uint64_t position, std::span<uint8_t> buffer) {
   }
 }
 
+// By runs that one read can fetch.
+bool StoreSource::read_many(std::span<const PagesWanted> wanted) {
+  try {
+    const Lease reader(*this);
+    std::vector<PagesAt> run;
+    std::optional<StoreLocation> first, last;
+    for (const PagesWanted& pages : wanted) {
+      const std::optional<StoreLocation> at = StoreLocation::unpack(pages.position);
+      if (!at) return false;
+      const bool goes_on = first && at->segment == first->segment &&
+                           at->record_offset >= last->record_offset &&
+                           at->record_offset - last->record_offset <= kGapBytesMax &&
+                           at->record_offset - first->record_offset <= kRunBytesMax;
+      if (!goes_on) {
+        if (!reader->read_run(run)) return false;
+        run.clear();
+        first = at;
+      }
+      last = at;
+      run.push_back({.location = pages.position, .into = pages.into});
+    }
+    if (!reader->read_run(run)) return false;
+    note_trouble("");
+    return true;
+  } catch (const StoreError&) {
+    return false;  // read() finds out
+  }
+}
+
 // By windows, this one and the next: enough for the device to be busy all the time, and not so much
 // that a fault would have to wait long for its turn.
 void StoreSource::expect(uint64_t position) {
   const std::optional<StoreLocation> at = StoreLocation::unpack(position);
   if (!at) return;
-  for (uint64_t number = at->record_offset / kWindowBytes, last = number + 1; number <= last;
-       ++number) {
-    if (!note_expected(uint64_t{at->segment} << 32 | number)) continue;
+  for (uint64_t window = window_of(*at), last = window + 1; window <= last; ++window) {
+    if (!note_expected(window)) continue;
     StoreLocation start = *at;
     start.content_offset = 0;
+    const uint64_t number = static_cast<uint32_t>(window);
     if (number * kWindowBytes >= kSegmentBytesLimit) return;
     start.record_offset = static_cast<uint32_t>(std::max<uint64_t>(
         number * kWindowBytes, kRecordAlignment));  // before that is the segment's header
@@ -109,12 +145,23 @@ void StoreSource::expect(uint64_t position) {
   }
 }
 
+bool StoreSource::may_expect(uint64_t position) {
+  const std::optional<StoreLocation> at = StoreLocation::unpack(position);
+  const std::lock_guard lock(mutex_);
+  return at && !is_expected(window_of(*at) + 1);
+}
+
+// The caller holds the lock.
+bool StoreSource::is_expected(uint64_t window) const {
+  const uint64_t mark = window + 1;  // 0: none
+  return std::find(expected_.begin(), expected_.end(), mark) != expected_.end();
+}
+
 // False: it was asked for already.
 bool StoreSource::note_expected(uint64_t window) {
   const std::lock_guard lock(mutex_);
-  const uint64_t mark = window + 1;  // 0: none
-  if (std::find(expected_.begin(), expected_.end(), mark) != expected_.end()) return false;
-  expected_[expected_next_++ % expected_.size()] = mark;
+  if (is_expected(window)) return false;
+  expected_[expected_next_++ % expected_.size()] = window + 1;
   return true;
 }
 

@@ -25,7 +25,9 @@ class StoreSource final : public PageSource {
 
   void read(uint64_t position, std::span<uint8_t> buffer) override;
   bool try_read(uint64_t position, std::span<uint8_t> buffer) override;
+  bool read_many(std::span<const PagesWanted> wanted) override;
   void expect(uint64_t position) override;
+  [[nodiscard]] bool may_expect(uint64_t position) override;
   [[nodiscard]] bool waits_for_device() const override { return true; }
   void give_up() override;
   [[nodiscard]] std::string trouble() const override;
@@ -33,6 +35,7 @@ class StoreSource final : public PageSource {
  private:
   class Lease;
   std::unique_ptr<SegmentReader> make_reader() const;
+  bool is_expected(uint64_t window) const;
   bool note_expected(uint64_t window);
   void note_trouble(const std::string& what);
   // False: nobody wants it any more.
@@ -47,7 +50,7 @@ class StoreSource final : public PageSource {
   std::condition_variable given_up_changed_;
   bool given_up_ = false;
   std::string trouble_;
-  std::array<uint64_t, 4> expected_{};  // windows of segments that were asked for lately
+  std::array<uint64_t, 16> expected_{};  // windows of segments that were asked for lately
   size_t expected_next_ = 0;
   std::vector<std::unique_ptr<SegmentReader>> idle_;  // one for each thread that reads
 };

@@ -69,6 +69,7 @@ WrittenCheckpoint make_checkpoint(SegmentWriter& writer, const CheckpointOrder& 
   if (!order.message.keep) {
     remove_other_checkpoints(store.get(), options.path, manifest.name, written.id);
   }
+  writer.count_checkpoints();
   return written;
 }
 

@@ -116,6 +116,8 @@ class PagerServer {
       }
       case PagerMessageType::kFind:
         return answer(0, [&] { find(message); });
+      case PagerMessageType::kRemoveFound:
+        return answer(0, [&] { remove_checkpoints_of(message); });
       case PagerMessageType::kFetch: {
         const auto request = decode<PagerFetchMessage>(message.body);
         return answer(request.ticket, [&] { fetch(request); });
@@ -313,6 +315,21 @@ class PagerServer {
     const int directory = found.directory.get();
     send(PagerMessageType::kFound,
          PagerFoundMessage{.id = found.id, .manifest = encode(found.manifest)}, {&directory, 1});
+  }
+
+  void remove_checkpoints_of(ReceivedMessage& message) {
+    const auto request = decode<PagerFindMessage>(message.body);
+    if (request.store.as_owner) become(request.store);
+    const StoreOptions store{.path = request.store.store,
+                             .writing = true,
+                             .allow_memory_file_systems = request.store.allow_memory_file_systems};
+    const UniqueFd opened = open_store(store);
+    const RemovedCheckpoints removed =
+        remove_checkpoints(opened.get(), store.path, request.store.group, request.id);
+    PagerDoneMessage answer;
+    for (const std::string& id : removed.ids) answer.id += (answer.id.empty() ? "" : " ") + id;
+    answer.bytes = removed.freed_bytes;
+    send(PagerMessageType::kDone, std::move(answer));
   }
 
   void fetch(const PagerFetchMessage& request) {

@@ -148,7 +148,7 @@ TEST(channel_refuses_wrong_fields_under_a_right_checksum) {
   CHECK(!resealed([](MessageHeader& h) { h.version = 2; }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.type = static_cast<MessageType>(0); }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.type = static_cast<MessageType>(20); }).empty());
-  CHECK(!resealed([](MessageHeader& h) { h.type = static_cast<MessageType>(40); }).empty());
+  CHECK(!resealed([](MessageHeader& h) { h.type = static_cast<MessageType>(42); }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.body_bytes += 1; }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.body_crc += 1; }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.reserved = 1; }).empty());
@@ -249,6 +249,39 @@ TEST(staging_keeps_memory_for_the_frozen_part) {
     refused = true;
   }
   CHECK(refused);
+}
+
+// A death waits for what the worker writes to the disk: for one piece at most, and then for none.
+TEST(staging_makes_nobody_in_a_hurry_wait_for_the_disk) {
+  int asked = 0;
+  StagingArea staging({.memory_bytes = 16 << 20,
+                       .spill_bytes_max = 16 << 20,
+                       .spill_directory = "/tmp",
+                       .check_wanted = [&asked] {
+                         if (++asked == 5) throw std::runtime_error("not wanted");
+                       }});
+  const Bytes large(6 << 20, 7);
+  CHECK_EQUAL(staging.put_encoded(large).offset, 0u);
+  CHECK_EQUAL(asked, 0);
+  bool thrown = false;
+  try {
+    staging.put_encoded(large);
+  } catch (const std::runtime_error&) {
+    thrown = true;
+  }
+  CHECK(thrown && asked == 5);
+  struct stat file {};
+  CHECK(::fstat(staging.spill_fd(), &file) == 0);
+  CHECK_EQUAL(static_cast<uint64_t>(file.st_size), 4 * kSpillPieceBytes);
+  staging.hurry();
+  CHECK(staging.put_encoded(large).offset < 16u << 20);
+  CHECK(staging.put_encoded(large).offset >= 16u << 20);  // all of the memory is in use
+  CHECK_EQUAL(asked, 5);
+  staging.reset();
+  asked = 10;
+  CHECK_EQUAL(staging.put_encoded(large).offset, 0u);
+  CHECK(staging.put_encoded(large).offset >= 16u << 20);
+  CHECK(asked > 10);
 }
 
 // Answers one kPages as a keeper would, after looking at the pages.

@@ -80,6 +80,66 @@ TEST(checkpoint_newest_whole_one_is_found) {
   CHECK(failure_of([&] { (void)place.find(first.id); }) == StoreFailure::kGone);
 }
 
+TEST(checkpoint_in_use_is_not_removed) {
+  Place place;
+  append_record(place.writer, 7, 0x10000, test_pages(1, 3, true));
+  place.writer.sync();
+  const WrittenCheckpoint first = place.checkpoint(1);
+  const WrittenCheckpoint second = place.checkpoint(2);
+  const auto remove = [&](const std::string& id) {
+    return remove_checkpoints(place.store.get(), place.folder, place.options.of.group, id);
+  };
+  {
+    FoundCheckpoint found = place.find(first.id);
+    // As a keeper has it: the same open directory.
+    const UniqueFd keeper(::fcntl(found.directory.get(), F_DUPFD_CLOEXEC, 0));
+    found.directory.reset();
+    CHECK(failure_of([&] { (void)remove(""); }) == StoreFailure::kUnusable);
+    CHECK(std::filesystem::exists(place.path_of(second.id) + "/manifest"));
+    CHECK_EQUAL(remove(second.id).ids.size(), 1u);
+    CHECK(failure_of([&] { (void)remove(first.id); }) == StoreFailure::kUnusable);
+    const WrittenCheckpoint third = place.checkpoint(3);
+    remove_other_checkpoints(place.store.get(), place.folder, place.options.of.group, third.id);
+    CHECK(std::filesystem::exists(place.path_of(first.id) + "/manifest"));
+  }
+  const RemovedCheckpoints removed = remove("");
+  CHECK_EQUAL(removed.ids.size(), 2u);
+  CHECK_EQUAL(removed.freed_bytes, 0u);  // the generation has it still
+  CHECK(failure_of([&] { (void)place.find(); }) == StoreFailure::kGone);
+  CHECK(failure_of([&] { (void)remove(""); }) == StoreFailure::kGone);
+}
+
+TEST(checkpoint_counts_in_the_limit_of_its_group) {
+  Place place;
+  place.options.bytes_max = 64 * 1024;
+  place.options.compress = false;
+  place.options.again = true;
+  SegmentWriter writer(place.options);
+  const auto append = [&] {
+    append_record(writer, 7, 0x10000, test_pages(1, 8, true));
+    writer.sync();
+  };
+  append();
+  const uint64_t one = writer.bytes_on_disk();
+  place.checkpoint(1);
+  place.checkpoint(2);
+  writer.count_checkpoints();
+  CHECK_EQUAL(writer.bytes_on_disk(), one);  // nothing is kept by them alone
+  writer.drop_segment(1);
+  CHECK_EQUAL(writer.bytes_on_disk(), one);
+  CHECK(failure_of([&] {
+          append();
+          append();
+        }) == StoreFailure::kFull);
+  const uint64_t before = writer.bytes_on_disk();
+  const RemovedCheckpoints removed =
+      remove_checkpoints(place.store.get(), place.folder, place.options.of.group, "");
+  CHECK_EQUAL(removed.ids.size(), 2u);
+  CHECK_EQUAL(removed.freed_bytes, one);
+  append();  // finds out by itself
+  CHECK(writer.bytes_on_disk() <= before);
+}
+
 TEST(checkpoint_that_fails_leaves_the_earlier_one) {
   Place place;
   append_record(place.writer, 7, 0x10000, test_pages(1, 1, true));

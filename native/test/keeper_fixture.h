@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/capture/group_capture.h"
@@ -50,15 +51,17 @@ inline std::string control_path() {
   return "/tmp/replpage-keeper-test." + std::to_string(::getpid()) + "." + std::to_string(keepers);
 }
 
-inline KeeperProcess spawn(const StagingArea& staging, uint64_t generation = 1) {
+inline KeeperProcess spawn(const StagingArea& staging, uint64_t generation = 1,
+                           const PrimaryClocks& clocks = {}) {
   ++keepers;
   return spawn_keeper({.executable = keeper_path(),
                        .name = "keeper-test-" + std::to_string(::getpid()),
                        .generation = generation,
-                       .primary = ::getpid(),
+                       .primary = clocks.machine.none() ? ::getpid() : 0,
                        .control_socket = control_path(),
                        .stdio = -1,
-                       .stdio_path = {}},
+                       .stdio_path = {},
+                       .clocks = clocks},
                       staging);
 }
 
@@ -108,6 +111,8 @@ inline constexpr uint64_t kBase = 0x210000000000;
 struct Board {
   std::atomic<uint64_t> rounds, wrong, buses;
   std::atomic<int> pid, end;
+  std::atomic<int64_t> clock_ns, leap_ns;        // last reading, and largest step between two
+  std::atomic<int64_t> deadline_ns, timer_ns;    // when a timer was to ring, and when it did
   std::atomic<uint64_t> bus_pages[kPages / 64];  // a bit for each page that raised SIGBUS
 };
 inline constexpr size_t kBoardBytes = 2 * kPageSize;
@@ -117,6 +122,31 @@ inline uint64_t value_at(uint64_t page) { return (page + 1) * 0x9E3779B97F4A7C15
 
 inline sigjmp_buf bus_met;
 
+inline constexpr int64_t kTimerNs = 3'000'000'000;
+
+inline Board* timer_board = nullptr;
+
+inline void set_timer(Board* board) {
+  timer_board = board;
+  ::signal(SIGRTMIN, [](int) { timer_board->timer_ns = static_cast<int64_t>(now_ns()); });
+  sigevent event{};
+  event.sigev_notify = SIGEV_SIGNAL;
+  event.sigev_signo = SIGRTMIN;
+  timer_t timer{};
+  ::timer_create(CLOCK_MONOTONIC, &event, &timer);
+  board->deadline_ns = static_cast<int64_t>(now_ns()) + kTimerNs;
+  const itimerspec value{{0, 0},
+                         {board->deadline_ns / 1'000'000'000, board->deadline_ns % 1'000'000'000}};
+  ::timer_settime(timer, TIMER_ABSTIME, &value, nullptr);
+}
+
+inline void look_at_clock(Board* board) {
+  const auto now = static_cast<int64_t>(now_ns());
+  const int64_t step = now - board->clock_ns.exchange(now);
+  if (step < 0) ++board->wrong;
+  if (step > board->leap_ns) board->leap_ns = step;
+}
+
 // Runs in the victim and in every replica of it.
 [[noreturn]] inline void victim_body(Board* board) {
   auto* memory = static_cast<volatile uint64_t*>(
@@ -125,6 +155,8 @@ inline sigjmp_buf bus_met;
   constexpr uint64_t kWords = kPageSize / sizeof(uint64_t);
   for (uint64_t page = 0; page < kPages; ++page) memory[page * kWords] = value_at(page);
   ::signal(SIGBUS, [](int) { ::siglongjmp(bus_met, 1); });
+  board->clock_ns = static_cast<int64_t>(now_ns());
+  set_timer(board);
   static volatile uint64_t state = 1;
   static volatile uint64_t page = 0;
   if (::sigsetjmp(bus_met, 1) != 0) {
@@ -135,7 +167,10 @@ inline sigjmp_buf bus_met;
     state = state * 6364136223846793005ull + 1442695040888963407ull;
     page = (state >> 33) % kPages;
     if (memory[page * kWords] != value_at(page)) ++board->wrong;
-    if (++board->rounds % 64 == 0) board->pid = ::getpid();
+    if (++board->rounds % 64 == 0) {
+      board->pid = ::getpid();
+      look_at_clock(board);
+    }
     if (board->end != 0) ::_exit(board->end);
   }
 }
@@ -149,10 +184,12 @@ inline Board* map_board(const std::string& path) {
 
 inline constexpr const char* kVictimName = "keeper-test-victim";
 
-class Victim : private TraceObserver {
+// A victim that runs by itself, and where its replicas tell how they fare.
+class Program {
  public:
-  Victim() : tree_(*this), capture_(tree_, std::nullopt, {}, cancelled_) {
-    path_ = "/tmp/replpage-keeper-board." + std::to_string(::getpid());
+  // `executable`: this program, or a copy of it.
+  explicit Program(const std::string& executable = "/proc/self/exe")
+      : path_("/tmp/replpage-keeper-board." + std::to_string(::getpid())) {
     const UniqueFd file = open_path(path_, O_RDWR | O_CREAT | O_TRUNC, 0600);
     CHECK(::ftruncate(file.get(), kBoardBytes) == 0);
     board_ = map_board(path_);
@@ -160,11 +197,41 @@ class Victim : private TraceObserver {
     if (pid_ == 0) {
       ::syscall(SYS_close_range, 0, ~0u, 0);
       ::open("/dev/null", O_RDWR);
-      ::execl("/proc/self/exe", kVictimName, path_.c_str(), nullptr);
+      ::execl(executable.c_str(), kVictimName, path_.c_str(), nullptr);
       ::_exit(127);
     }
-    CHECK(within(10'000, [this] { return board_->rounds > 0; }));
-    tree_.seize(pid_, true);
+    CHECK(runs());
+  }
+  ~Program() {
+    board_->end = 1;
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+    ::munmap(board_, kBoardBytes);
+    ::unlink(path_.c_str());
+  }
+  Program(const Program&) = delete;
+  Program& operator=(const Program&) = delete;
+
+  Board& board() { return *board_; }
+  [[nodiscard]] pid_t pid() const { return pid_; }
+  [[nodiscard]] uint64_t wrong() const { return board_->wrong; }
+  // Whether it, or a replica of it, goes on.
+  [[nodiscard]] bool runs() const {
+    const uint64_t before = board_->rounds;
+    return within(10'000, [&] { return board_->rounds > before; });
+  }
+
+ private:
+  std::string path_;
+  Board* board_ = nullptr;
+  pid_t pid_ = 0;
+};
+
+class Victim : private TraceObserver {
+ public:
+  explicit Victim(const std::string& executable = "/proc/self/exe")
+      : program_(executable), tree_(*this), capture_(tree_, std::nullopt, {}, cancelled_) {
+    tree_.seize(pid(), true);
     FreezeResult frozen;
     for (int tries = 0; tries < 20 && !frozen.frozen; ++tries) frozen = tree_.freeze(500'000);
     CHECK(frozen.frozen);
@@ -180,20 +247,17 @@ class Victim : private TraceObserver {
     capture_.admit_new();
   }
   ~Victim() override {
-    ::kill(pid_, SIGKILL);
+    ::kill(pid(), SIGKILL);
     tree_.detach();
-    ::waitpid(pid_, nullptr, 0);
-    ::munmap(board_, kBoardBytes);
-    ::unlink(path_.c_str());
   }
 
-  Board& board() { return *board_; }
+  Board& board() { return program_.board(); }
   GroupImage& image() { return image_; }
   GroupCapture& capture() { return capture_; }
-  [[nodiscard]] pid_t pid() const { return pid_; }
+  [[nodiscard]] pid_t pid() const { return program_.pid(); }
   [[nodiscard]] int32_t group_pid() const { return image_.processes[0].pid; }
   [[nodiscard]] UniqueFd memory() const {
-    return open_path("/proc/" + std::to_string(pid_) + "/mem", O_RDONLY);
+    return open_path("/proc/" + std::to_string(pid()) + "/mem", O_RDONLY);
   }
 
  private:
@@ -205,9 +269,7 @@ class Victim : private TraceObserver {
   }
   void on_process_gone(pid_t /*pid*/, int /*wait_status*/) override {}
 
-  std::string path_;
-  Board* board_ = nullptr;
-  pid_t pid_ = 0;
+  Program program_;
   const std::atomic<bool> cancelled_ = false;
   TraceTree tree_;
   GroupCapture capture_;
@@ -225,8 +287,15 @@ struct Copy : PageSink {
   PageRunList runs;
 };
 
-inline ReceivedMessage answer_of(Channel& channel, MessageType type) {
+// The next message that is more than news of the drain, which come with the time.
+inline std::optional<ReceivedMessage> next_of(Channel& channel) {
   std::optional<ReceivedMessage> message = channel.receive(kAnswerMs);
+  while (message && message->type == MessageType::kDraining) message = channel.receive(kAnswerMs);
+  return message;
+}
+
+inline ReceivedMessage answer_of(Channel& channel, MessageType type) {
+  std::optional<ReceivedMessage> message = next_of(channel);
   CHECK(message.has_value());
   if (message->type == MessageType::kFailed) {
     testing::note("keeper: " + decode<FailedMessage>(message->body).reason);
@@ -257,16 +326,16 @@ class Stage {
     answer_of(channel, MessageType::kCommitted);
   }
   // Everything lazy from `memory`; invalid: nothing is.
-  void send_promotion(Channel& channel, const UniqueFd& memory) const {
+  void send_promotion(Channel& channel, const UniqueFd& memory, uint64_t epoch = 1) const {
     const bool lazy = memory.valid();
     if (lazy) {
       const int fd = memory.get();
       channel.send(
           MessageType::kDescriptors,
-          DescriptorsMessage{.epoch = 1, .positions = {}, .memory_pids = {victim_.group_pid()}},
+          DescriptorsMessage{.epoch = epoch, .positions = {}, .memory_pids = {victim_.group_pid()}},
           {&fd, 1});
     }
-    channel.send(MessageType::kPromote, PromoteMessage{.epoch = 1,
+    channel.send(MessageType::kPromote, PromoteMessage{.epoch = epoch,
                                                        .exact = true,
                                                        .keep_files = true,
                                                        .runs = {},
@@ -275,14 +344,19 @@ class Stage {
 
   // Of an epoch that then is not promoted.
   void send_state_of_next_epoch(Channel& channel) {
-    GroupImage next = victim_.image();
-    next.epoch = 2;
-    channel.send(MessageType::kLastState, ImageMessage{2, staging_.put(next)});
+    channel.send(MessageType::kLastState, ImageMessage{2, image_of(2)});
     const UniqueFd file = victim_.memory();
     const int fd = file.get();
     channel.send(MessageType::kDescriptors,
                  DescriptorsMessage{.epoch = 2, .positions = {1'000'000}, .memory_pids = {}},
                  {&fd, 1});
+  }
+
+  // The same state, of another epoch.
+  StagedBytes image_of(uint64_t epoch) {
+    GroupImage next = victim_.image();
+    next.epoch = epoch;
+    return staging_.put(next);
   }
 
   StagingArea& staging() { return staging_; }

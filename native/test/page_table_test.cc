@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/base/clock.h"
+#include "core/paging/pages_to_run.h"
 #include "test/test.h"
 
 namespace replpage {
@@ -336,6 +337,44 @@ TEST(page_table_saturates_ages) {
   table.note_runs({&run, 1});
   for (int i = 0; i < 300; ++i) table.grow_older(1);
   CHECK_EQUAL(table.resident_ages()[kOldest], 10u);
+}
+
+TEST(page_table_keeps_what_a_thread_begins_with) {
+  const PageRange range{kGib, kGib + 100 * kPageSize};
+  const auto page = [](uint64_t number) { return kGib + number * kPageSize; };
+  ProcessImage process;
+  process.mappings = {anonymous(range.start, range.end)};
+  process.threads.resize(2);
+  process.threads[0].registers.rsp = page(10) + 64;  // the red zone is on the page before
+  process.threads[0].rseq = {.pointer = page(20) + 8, .size = 32, .signature = 0, .flags = 0};
+  process.threads[1].registers.rsp = UINT64_MAX;
+  process.threads[1].robust_list = page(31) - 8;
+  process.threads[1].robust_list_size = 24;
+  process.threads[1].clear_child_tid = page(40);
+  const PageRanges kept = pages_to_run(process);
+  CHECK(
+      (kept ==
+       PageRanges{
+           {page(9), page(11)}, {page(20), page(21)}, {page(30), page(32)}, {page(40), page(41)}}));
+
+  PageTable table;
+  table.fit(1, process.mappings, kept);
+  const PageRun all = run_of(1, PageRunKind::kData, kGib, 100);
+  table.note_runs({&all, 1});
+  uint64_t candidates = 0;
+  for (const PageGroup& group : table.oldest(0, 1000)) candidates += group.range.pages();
+  CHECK_EQUAL(candidates, 94u);
+  // One that is cold when a thread comes to need it is to be brought back, and what a thread has
+  // left may go.
+  const PageRun cold = run_of(1, kCold, page(50), 1, 7ull << 42);
+  table.note_runs({&cold, 1});
+  process.threads[0].registers.rsp = page(50) + 2048;
+  table.fit(1, process.mappings, pages_to_run(process));
+  const auto back = table.take_touched_again(kOldest, 1000);
+  CHECK(back.size() == 1 && (back[0].range == PageRange{page(50), page(51)}));
+  candidates = 0;
+  for (const PageGroup& group : table.oldest(0, 1000)) candidates += group.range.pages();
+  CHECK_EQUAL(candidates, 95u);
 }
 
 TEST(page_table_describes_mappings_in_cells) {

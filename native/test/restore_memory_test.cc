@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/base/clock.h"
+#include "core/base/procfs.h"
 #include "test/followed.h"
 #include "test/map_text.h"
 
@@ -125,6 +126,31 @@ void promote_after_steps(uint64_t steps) {
   CHECK_EQUAL(maps_of_text(keeper.maps(image.processes[0].pid)), maps_of_image(image.processes[0]));
 }
 
+// A keeper that serves what is missing in a replica from the victim itself.
+struct ServingKeeper {
+  explicit ServingKeeper(pid_t pid)
+      : memory(open_path("/proc/" + std::to_string(pid) + "/mem", O_RDONLY)),
+        keeper(std::map<int32_t, int>{{pid, memory.get()}}) {}
+  UniqueFd memory;
+  TestKeeper keeper;
+};
+
+// Makes pages cold by their address.
+template <class IsCold>
+void make_cold(MemoryStaging& staging, IsCold is_cold) {
+  std::vector<PageRun> runs;
+  for (const PageRun& run : staging.runs) {
+    for (uint64_t offset = 0; offset < run.length; offset += kPageSize) {
+      PageRun& page = runs.emplace_back(run);
+      page.address = run.address + offset;
+      page.length = kPageSize;
+      page.data_offset += offset;
+      if (is_cold(page.address)) page.kind = PageRunKind::kCold;
+    }
+  }
+  staging.runs = std::move(runs);
+}
+
 }  // namespace
 
 TEST(replica_follows_changes_of_an_address_space) {
@@ -190,10 +216,8 @@ TEST(lazy_memory_is_served_and_the_old_content_freed) {
   });
   followed->take_epoch();
   const pid_t pid = followed->victim.pid();
-  const UniqueFd memory =
-      UniqueFd(::open(("/proc/" + std::to_string(pid) + "/mem").c_str(), O_RDONLY));
-  const std::map<int32_t, int> sources{{pid, memory.get()}};
-  TestKeeper keeper(sources);
+  ServingKeeper serving(pid);
+  TestKeeper& keeper = serving.keeper;
   keeper.apply(followed->image, followed->staging);
   followed->victim.go_on();
   report->values[0] = 2;
@@ -245,25 +269,13 @@ TEST(cold_pages_stay_missing_where_huge_pages_are_asked_for) {
   });
   followed->take_epoch();
   const pid_t pid = followed->victim.pid();
-  const UniqueFd memory =
-      UniqueFd(::open(("/proc/" + std::to_string(pid) + "/mem").c_str(), O_RDONLY));
-  const std::map<int32_t, int> sources{{pid, memory.get()}};
-  TestKeeper keeper(sources);
+  ServingKeeper serving(pid);
+  TestKeeper& keeper = serving.keeper;
   // Of the array all pages are cold but one in each huge page's worth.
   const uint64_t start = report->values[1];
-  std::vector<PageRun> runs;
-  for (const PageRun& run : std::exchange(followed->staging.runs, {})) {
-    for (uint64_t at = run.address; at < run.address + run.length; at += kPageSize) {
-      PageRun page = run;
-      page.address = at;
-      page.length = kPageSize;
-      page.data_offset += at - run.address;
-      const bool cold = at >= start && at < start + kBytes && at % kHuge != 5 * kPageSize;
-      if (cold) page.kind = PageRunKind::kCold;
-      runs.push_back(page);
-    }
-  }
-  followed->staging.runs = std::move(runs);
+  make_cold(followed->staging, [&](uint64_t at) {
+    return at >= start && at < start + kBytes && at % kHuge != 5 * kPageSize;
+  });
   keeper.apply(followed->image, followed->staging);
   GroupImage image = followed->image;
   const uint64_t before = report->rounds;
@@ -271,6 +283,68 @@ TEST(cold_pages_stay_missing_where_huge_pages_are_asked_for) {
   CHECK(wait_for([&] { return report->rounds > before + 2; }, 20'000));
   CHECK_EQUAL(report->errors.load(), 0u);
   CHECK(keeper.free_moved().served_pages >= (kBytes - kBytes / kHuge * kPageSize) / kPageSize);
+}
+
+// Memory of which some is cold when it grows, becomes read-only, and is written.
+TEST(cold_memory_that_changes_stays_one_mapping) {
+  ReportFile report;
+  constexpr uint64_t kPart = 1 << 20, kWhole = 3 * kPart;
+  auto followed = std::make_unique<Followed>([&](const std::function<void()>& ready) {
+    Report* mine = report.map();
+    uint64_t* words = new_memory(kWhole, PROT_NONE);
+    mine->values[1] = reinterpret_cast<uint64_t>(words);
+    ::mprotect(words, kPart, PROT_READ | PROT_WRITE);
+    fill(words, kPart / 8, 1);
+    ready();
+    uint64_t filled = kPart / 8, seed = 1;
+    for (uint64_t step = 0;;) {
+      if (mine->values[0] > step) {
+        step = mine->values[0];
+        if (step == 1) {  // what is new is filled in part
+          ::mprotect(words, 2 * kPart, PROT_READ | PROT_WRITE);
+          filled = (2 * kPart - 16 * kPageSize) / 8;
+          fill(words, filled, seed = 2);
+        } else if (step == 2) {
+          fill(words, filled, seed = 3);
+          ::mprotect(words, 2 * kPart, PROT_READ);
+        } else {
+          auto* moved = static_cast<uint64_t*>(::mremap(words, 2 * kPart, kWhole, MREMAP_MAYMOVE));
+          if (moved == MAP_FAILED) ::_exit(9);
+          words = moved;
+        }
+        mine->values[2] = step;
+      }
+      if (!is_filled(words, filled, seed)) ++mine->errors;
+      ++mine->rounds;
+      ::usleep(1000);
+    }
+  });
+  const pid_t pid = followed->victim.pid();
+  ServingKeeper serving(pid);
+  TestKeeper& keeper = serving.keeper;
+  const uint64_t start = report->values[1];
+  for (uint64_t step = 0; step <= 2; ++step) {
+    report->values[0] = step;
+    const uint64_t rounds = report->rounds;
+    CHECK(wait_for([&] { return report->values[2] == step && report->rounds > rounds + 1; }));
+    followed->take_epoch();
+    // Others each time, so that much of what gets written is cold; nothing when it has just grown.
+    make_cold(followed->staging, [&](uint64_t at) {
+      const bool inside = at >= start && at < start + (step == 0 ? 1 : 2) * kPart;
+      return inside && step != 1 && at / kPageSize % 3 == step;
+    });
+    keeper.apply(followed->image, followed->staging);
+    if (step < 2) followed->victim.go_on();
+  }
+  GroupImage image = followed->image;
+  const uint64_t before = report->rounds;
+  keeper.promote(image);
+  CHECK(wait_for([&] { return report->rounds > before + 2; }, 20'000));
+  CHECK_EQUAL(maps_of_text(keeper.maps(pid)), maps_of_image(image.processes[0]));
+  report->values[0] = 3;
+  CHECK(wait_for([&] { return report->values[2] == 3; }));
+  CHECK(wait_for([&] { return report->rounds > before + 5; }));
+  CHECK_EQUAL(report->errors.load(), 0u);
 }
 
 }  // namespace replpage::testing

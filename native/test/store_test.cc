@@ -30,6 +30,60 @@ TEST(store_location_packs_and_adds_pages) {
   CHECK(!StoreLocation::unpack(packed + 1));
 }
 
+// What a refill does: many records with one read, of which some are wanted in part.
+TEST(store_reads_runs_of_records_at_once) {
+  const std::string folder = test_folder();
+  std::vector<TestRecord> records;
+  {
+    SegmentWriter writer(writer_options(folder));
+    for (uint64_t i = 0; i < 40; ++i) {
+      const uint64_t address = 0x100000 + i * kRecordPagesMax * kPageSize;
+      records.push_back(append_record(writer, 7, address, test_pages(i, 1 + i % 8, i % 2 == 0)));
+    }
+    writer.sync();
+  }
+  SegmentReader reader = make_reader(folder, &test_key());
+  std::vector<std::vector<uint8_t>> got, expected;
+  std::vector<PagesAt> wanted;
+  const auto want = [&](const TestRecord& record, uint64_t first, uint64_t pages) {
+    const auto from = record.content.begin() + static_cast<ptrdiff_t>(first * kPageSize);
+    expected.emplace_back(from, from + static_cast<ptrdiff_t>(pages * kPageSize));
+    got.emplace_back(pages * kPageSize);
+    wanted.push_back({.location = pages_further(record.location, first), .into = got.back()});
+  };
+  for (uint64_t i = 0; i < records.size(); ++i) {
+    const uint64_t pages = records[i].content.size() / kPageSize;
+    if (i % 5 == 4) continue;  // not wanted: it lies between
+    if (i % 3 != 2 || pages < 3) {
+      want(records[i], 0, pages);
+    } else {
+      want(records[i], 0, 1);
+      want(records[i], 2, pages - 2);
+    }
+  }
+  CHECK(reader.read_run(wanted));
+  CHECK(got == expected);
+  CHECK(reader.read_run({}));
+
+  // Nothing but the whole of what was asked for counts.
+  std::vector<uint8_t> pages(9 * kPageSize);
+  const auto one = [&](uint64_t location, uint64_t count) {
+    const PagesAt at{.location = location, .into = std::span(pages).first(count * kPageSize)};
+    return reader.read_run({&at, 1});
+  };
+  CHECK(one(records[7].location, 8));
+  CHECK(!one(records[7].location, 9));
+  CHECK(!one(pages_further(records[7].location, 1), 8));
+  CHECK(!one(records[7].location + (1ull << 22), 8));  // no record begins there
+  CHECK(!one(1, 1));
+  const std::string path = segment_path(folder, 1);
+  std::vector<uint8_t> bytes = read_file(path);
+  const size_t middle = StoreLocation::unpack(records[20].location)->record_offset + 100;
+  bytes[middle] ^= 4;
+  write_file(path, bytes);
+  CHECK(!reader.read_run(wanted));
+}
+
 TEST(store_key_derivation_is_that_of_the_standard) {
   // RFC 5869, test case 1, its first 32 bytes.
   const std::vector<uint8_t> key(22, 0x0B);

@@ -85,25 +85,19 @@ class VectorPages : public StagedPages {
 };
 
 // Serves missing pages of one process, one page a fault.
-void serve(const UniqueFd& uffd, int source, std::atomic<uint64_t>& served) {
+void serve(const Uffd& uffd, int source, std::atomic<uint64_t>& served) {
   std::array<uint8_t, kPageSize> page{};
   for (;;) {
-    pollfd poll_fd{uffd.get(), POLLIN, 0};
+    pollfd poll_fd{uffd.fd(), POLLIN, 0};
     if (::poll(&poll_fd, 1, -1) < 0 || (poll_fd.revents & (POLLERR | POLLHUP)) != 0) return;
     uffd_msg message{};
-    if (::read(uffd.get(), &message, sizeof message) != sizeof message) continue;
-    if (message.event != UFFD_EVENT_PAGEFAULT) continue;
+    if (uffd.read({&message, 1}) != 1 || message.event != UFFD_EVENT_PAGEFAULT) continue;
     const uint64_t address = page_floor(message.arg.pagefault.address);
     if (::pread(source, page.data(), page.size(), static_cast<off_t>(address)) !=
         static_cast<ssize_t>(page.size())) {
       page.fill(0xEE);
     }
-    uffdio_copy copy{.dst = address,
-                     .src = reinterpret_cast<uint64_t>(page.data()),
-                     .len = page.size(),
-                     .mode = 0,
-                     .copy = 0};
-    ::ioctl(uffd.get(), UFFDIO_COPY, &copy);
+    (void)uffd.copy(address, page);
     ++served;
   }
 }

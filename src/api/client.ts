@@ -2,6 +2,16 @@
 import { statSync } from 'node:fs';
 import { request as httpRequest, type IncomingMessage } from 'node:http';
 import { describe, hasCode, isSystemError, ReplicationError } from '../base/errors.js';
+import type {
+  InitReport,
+  InitRequest,
+  JoinClusterRequest,
+  JoinReport,
+  KeyImportReport,
+  NodesReport,
+  TokenReport,
+  TokenRequest,
+} from './cluster-schema.js';
 import { fromProblem } from './problem.js';
 import type {
   CheckpointReport,
@@ -11,9 +21,12 @@ import type {
   InspectedProcess,
   KernelReport,
   KeyReport,
+  PromoteRequest,
   ProtectLine,
   ProtectReport,
   ProtectRequest,
+  RemovalReport,
+  RemovalRequest,
   RestoreReport,
   RestoreRequest,
   StatusReport,
@@ -50,6 +63,12 @@ export class ApiClient {
     return (await this.#json('POST', path)) as GroupStatus;
   }
 
+  async promote(name: string, { to, force }: PromoteRequest): Promise<GroupStatus> {
+    const query = new URLSearchParams({ ...(to && { to }), ...(force && { force: '1' }) });
+    const path = `/v1/groups/${encodeURIComponent(name)}/promote?${query.toString()}`;
+    return (await this.#json('POST', path)) as GroupStatus;
+  }
+
   async evict(name: string): Promise<EvictReport> {
     const path = `/v1/groups/${encodeURIComponent(name)}/evict`;
     return (await this.#json('POST', path)) as EvictReport;
@@ -60,9 +79,37 @@ export class ApiClient {
     return (await this.#json('POST', path)) as CheckpointReport;
   }
 
+  async removeCheckpoints(body: RemovalRequest): Promise<RemovalReport> {
+    return (await this.#json('POST', '/v1/checkpoints/remove', body)) as RemovalReport;
+  }
+
   async restore(body: RestoreRequest): Promise<RestoreReport> {
-    const response = await this.#send('POST', '/v1/restore', { body });
-    return JSON.parse(await text(response)) as RestoreReport;
+    return (await this.#json('POST', '/v1/restore', body)) as RestoreReport;
+  }
+
+  async initCluster(body: InitRequest): Promise<InitReport> {
+    return (await this.#json('POST', '/v1/cluster/init', body)) as InitReport;
+  }
+
+  async joinCluster(body: JoinClusterRequest): Promise<JoinReport> {
+    return (await this.#json('POST', '/v1/cluster/join', body)) as JoinReport;
+  }
+
+  async token(body: TokenRequest): Promise<TokenReport> {
+    return (await this.#json('POST', '/v1/cluster/token', body)) as TokenReport;
+  }
+
+  async nodes(): Promise<NodesReport> {
+    return (await this.#json('GET', '/v1/nodes')) as NodesReport;
+  }
+
+  async removeNode(name: string): Promise<NodesReport> {
+    const path = `/v1/nodes/${encodeURIComponent(name)}/remove`;
+    return (await this.#json('POST', path)) as NodesReport;
+  }
+
+  async importKey(key: string): Promise<KeyImportReport> {
+    return (await this.#json('POST', '/v1/key', { key })) as KeyImportReport;
   }
 
   async key(): Promise<KeyReport> {
@@ -100,8 +147,8 @@ export class ApiClient {
     });
   }
 
-  async #json(method: string, path: string): Promise<unknown> {
-    const response = await this.#send(method, path, {});
+  async #json(method: string, path: string, body?: unknown): Promise<unknown> {
+    const response = await this.#send(method, path, { body });
     return JSON.parse(await text(response));
   }
 

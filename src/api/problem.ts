@@ -31,6 +31,10 @@ const statusOf: Readonly<Record<ErrorCode, number>> = {
   ERR_FOLDER: 500,
   ERR_INTERRUPTED: 503,
   ERR_TIMEOUT: 504,
+  ERR_NO_CLUSTER: 409,
+  ERR_IN_CLUSTER: 409,
+  ERR_JOIN: 409,
+  ERR_NO_NODE: 404,
 };
 
 export function toProblem(error: unknown): Problem {

@@ -6,9 +6,11 @@
  *   GET  /v1/groups/NAME                 -> GroupStatus, with its RAM measured anew
  *   GET  /v1/groups/NAME/pages           -> InspectedProcess[]
  *   POST /v1/groups                      ProtectRequest -> lines of ProtectLine
- *   POST /v1/groups/NAME/promote | unprotect | detach  -> GroupStatus
+ *   POST /v1/groups/NAME/unprotect | detach  -> GroupStatus
+ *   POST /v1/groups/NAME/promote[?to=NODE][&force=1] -> GroupStatus
  *   POST /v1/groups/NAME/evict           -> EvictReport
  *   POST /v1/groups/NAME/checkpoint[?keep=1] -> CheckpointReport
+ *   POST /v1/checkpoints/remove RemovalRequest -> RemovalReport
  *   POST /v1/restore                     RestoreRequest -> RestoreReport
  *   GET  /v1/key                         -> KeyReport, for root alone
  *   GET  /v1/events?after=N[&follow=1]   -> lines of EventRecord
@@ -16,8 +18,18 @@
  *
  * Errors are application/problem+json (RFC 9457) with a `code` of base/errors.ts.
  */
-import { ReplicationError, type Refusal } from '../base/errors.js';
+import type { Refusal } from '../base/errors.js';
 import type { QuantileSummary } from '../base/quantiles.js';
+import {
+  checkFields,
+  isAbsolutePath,
+  isBetween,
+  isInteger,
+  isOneOf,
+  isText,
+  type Check,
+  type Fields,
+} from './checks.js';
 
 export interface ProtectRequest {
   readonly pid: number;
@@ -39,6 +51,11 @@ export interface ProtectRequest {
   readonly stdio?: string | null | undefined;
   readonly pidfile?: string | undefined;
   readonly onPromote?: string | undefined;
+  readonly onFence?: string | undefined;
+  /** Service address: ADDRESS/PREFIX@INTERFACE. */
+  readonly vip?: string | undefined;
+  /** Node of the cluster that keeps the replica; absent or "self": this one. */
+  readonly to?: string | undefined;
 }
 
 /** What holds where a request to protect does not say; `stdio` is then a file in the log folder. */
@@ -122,6 +139,33 @@ export interface ReplicaStatus {
   readonly keeperSocket: string;
 }
 
+export interface VipStatus {
+  /** ADDRESS/PREFIX@INTERFACE. */
+  readonly address: string;
+  /** On its interface, put there by this daemon. */
+  readonly here: boolean;
+  /** It was there before the group, and stays after it. */
+  readonly wasThere: boolean;
+  /** Why it is not there. */
+  readonly trouble: string | null;
+}
+
+/** A replica that this node keeps for another one. */
+export interface StandbyStatus {
+  readonly name: string;
+  /** Where the primary runs, or ran. */
+  readonly node: string;
+  /** building, standby, cut off (from the primary's node), promoting. */
+  readonly state: string;
+  readonly generation: number;
+  /** 0: none is committed yet, and there is nothing to promote. */
+  readonly epoch: number;
+  /** Since its last epoch was committed. */
+  readonly lagMs: number;
+  readonly residentBytes: number;
+  readonly reason: string | null;
+}
+
 export interface PromotionStatus {
   readonly epoch: number;
   readonly pid: number;
@@ -132,6 +176,8 @@ export interface PromotionStatus {
   readonly decisionToRunUs: number;
   readonly deathToRunUs: number;
   readonly lazyPages: number;
+  /** Why something of a process that was killed is lost; null: nothing is, or it crashed. */
+  readonly whyNotExact: string | null;
 }
 
 /** What anyone on the socket may see of a group. */
@@ -194,6 +240,10 @@ export interface GroupStatus extends GroupBrief {
   readonly stdio: string | null;
   readonly pidfile: string | null;
   readonly onPromote: string | null;
+  readonly onFence: string | null;
+  readonly vip: VipStatus | null;
+  /** Node that keeps the replica; null: this one. */
+  readonly to: string | null;
   readonly promotion: PromotionStatus | null;
   readonly warnings: readonly string[];
   readonly counters: Readonly<Record<string, number>>;
@@ -237,6 +287,8 @@ export interface StatusReport {
     readonly warnings: readonly string[];
   };
   readonly groups: readonly (GroupStatus | GroupBrief)[];
+  /** Kept for other nodes; absent: there are none. */
+  readonly standbys?: readonly StandbyStatus[];
 }
 
 export interface ProtectReport {
@@ -269,6 +321,22 @@ export interface CheckpointReport {
   /** On disk, with what it shares with the group. */
   readonly storedBytes: number;
   readonly ms: number;
+}
+
+export interface RemovalRequest {
+  /** Absolute path of the page store; absent is that of the group, or the daemon's. */
+  readonly store?: string | undefined;
+  /** Of the group in it. */
+  readonly from: string;
+  /** Of the checkpoint; absent is all of that name. */
+  readonly id?: string | undefined;
+}
+
+export interface RemovalReport {
+  readonly path: string;
+  readonly ids: readonly string[];
+  /** On disk, that nothing else uses. */
+  readonly freedBytes: number;
 }
 
 export interface RestoreRequest {
@@ -328,37 +396,23 @@ export interface Problem {
 /** A group's name is part of file names and cgroup paths. */
 export const namePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/;
 
+/** The native side looks closer. */
+const vipPattern = /^[0-9A-Fa-f:.]{2,45}\/[0-9]{1,3}@[^\s/:@]{1,15}$/;
 const ramPattern = /^(all|hot|[1-9][0-9]?%)$/;
-const pathLengthMax = 4096;
 const commandLengthMax = 8192;
 
-type Check<T> = (value: unknown) => value is T;
-const isText =
-  (lengthMax: number): Check<string> =>
-  (value): value is string =>
-    typeof value === 'string' &&
-    value.length > 0 &&
-    value.length <= lengthMax &&
-    !value.includes('\0');
-const isBetween =
-  (low: number, high: number): Check<number> =>
-  (value): value is number =>
-    typeof value === 'number' && value >= low && value <= high;
-const isInteger =
-  (low: number, high: number): Check<number> =>
-  (value): value is number =>
-    isBetween(low, high)(value) && Number.isInteger(value);
-const isOneOf =
-  <T extends string>(...allowed: readonly T[]): Check<T> =>
-  (value): value is T =>
-    allowed.some((one) => one === value);
-const isAbsolutePath: Check<string> = (value): value is string =>
-  isText(pathLengthMax)(value) && value.startsWith('/');
+const hookField: Fields<{ hook: string }>['hook'] = [
+  isText(commandLengthMax),
+  `a command of up to ${commandLengthMax} characters without a zero byte`,
+];
 
-/** Every key that a ProtectRequest may have, what it must be, and the words for that. */
-const protectFields: {
-  readonly [K in keyof Required<ProtectRequest>]: readonly [Check<ProtectRequest[K]>, string];
-} = {
+/** Where a promotion is to happen, and whether what speaks against it counts. */
+export interface PromoteRequest {
+  readonly to: string | undefined;
+  readonly force: boolean;
+}
+
+const protectFields: Fields<ProtectRequest> = {
   // More than any kernel gives: whether there is one is another question.
   pid: [isInteger(1, 2 ** 31 - 1), 'a process id'],
   name: [
@@ -384,40 +438,27 @@ const protectFields: {
     'an absolute path, or null',
   ],
   pidfile: [isAbsolutePath, 'an absolute path'],
-  onPromote: [
-    isText(commandLengthMax),
-    `a command of up to ${commandLengthMax} characters without a zero byte`,
+  onPromote: hookField,
+  onFence: hookField,
+  vip: [
+    (value): value is string => typeof value === 'string' && vipPattern.test(value),
+    'ADDRESS/PREFIX@INTERFACE, such as 10.0.0.9/24@eth0',
+  ],
+  to: [
+    (value): value is string => typeof value === 'string' && namePattern.test(value),
+    'the name of a node, or self',
   ],
 };
 
 /** Throws ERR_BAD_REQUEST that names the field, as `nameOf` does. */
 export function checkProtectRequest(
   value: unknown,
-  nameOf: (field: keyof ProtectRequest) => string = (field) => field,
+  nameOf?: (field: keyof ProtectRequest) => string,
 ): ProtectRequest {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw new ReplicationError('ERR_BAD_REQUEST', 'the request is not an object');
-  }
-  const request = value as Record<string, unknown>;
-  if (request['pid'] === undefined) {
-    throw new ReplicationError('ERR_BAD_REQUEST', 'pid is missing');
-  }
-  for (const [key, given] of Object.entries(request)) {
-    if (!Object.hasOwn(protectFields, key)) {
-      throw new ReplicationError('ERR_BAD_REQUEST', `${key} is not known here`);
-    }
-    const field = key as keyof ProtectRequest;
-    const [check, words] = protectFields[field];
-    if (given !== undefined && !check(given)) {
-      throw new ReplicationError('ERR_BAD_REQUEST', `${nameOf(field)} must be ${words}`);
-    }
-  }
-  return request as unknown as ProtectRequest;
+  return checkFields<ProtectRequest>(value, protectFields, ['pid'], nameOf);
 }
 
-const restoreFields: {
-  readonly [K in keyof Required<RestoreRequest>]: readonly [Check<RestoreRequest[K]>, string];
-} = {
+const restoreFields: Fields<RestoreRequest> = {
   store: [isAbsolutePath, 'an absolute path'],
   from: [protectFields.name[0] as Check<string>, protectFields.name[1]],
   name: protectFields.name,
@@ -434,27 +475,17 @@ const restoreFields: {
   files: protectFields.files,
 };
 
+const { store, from, id } = restoreFields;
+const removalFields: Fields<RemovalRequest> = { store, from, id };
+
+/** Throws ERR_BAD_REQUEST that names the field. */
+export function checkRemovalRequest(value: unknown): RemovalRequest {
+  return checkFields<RemovalRequest>(value, removalFields, ['from']);
+}
+
 /** Throws ERR_BAD_REQUEST that names the field. */
 export function checkRestoreRequest(value: unknown): RestoreRequest {
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) {
-    throw new ReplicationError('ERR_BAD_REQUEST', 'the request is not an object');
-  }
-  const request = value as Record<string, unknown>;
-  for (const field of ['store', 'from']) {
-    if (request[field] === undefined) {
-      throw new ReplicationError('ERR_BAD_REQUEST', `${field} is missing`);
-    }
-  }
-  for (const [key, given] of Object.entries(request)) {
-    if (!Object.hasOwn(restoreFields, key)) {
-      throw new ReplicationError('ERR_BAD_REQUEST', `${key} is not known here`);
-    }
-    const [check, words] = restoreFields[key as keyof RestoreRequest];
-    if (given !== undefined && !check(given)) {
-      throw new ReplicationError('ERR_BAD_REQUEST', `${key} must be ${words}`);
-    }
-  }
-  return request as unknown as RestoreRequest;
+  return checkFields<RestoreRequest>(value, restoreFields, ['store', 'from']);
 }
 
 export function isGroupStatus(group: GroupStatus | GroupBrief): group is GroupStatus {

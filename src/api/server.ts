@@ -8,9 +8,11 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { Socket } from 'node:net';
 import { ReplicationError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
+import { answerCluster, type ClusterControl } from './cluster-routes.js';
 import { toProblem } from './problem.js';
 import {
   checkProtectRequest,
+  checkRemovalRequest,
   checkRestoreRequest,
   namePattern,
   type CheckpointReport,
@@ -20,8 +22,11 @@ import {
   type InspectedProcess,
   type KernelReport,
   type KeyReport,
+  type PromoteRequest,
   type ProtectReport,
   type ProtectRequest,
+  type RemovalReport,
+  type RemovalRequest,
   type RestoreReport,
   type RestoreRequest,
   type StatusReport,
@@ -44,7 +49,7 @@ export interface DaemonControl {
     request: ProtectRequest,
     watch: { onProgress(bytes: number, bytesTotal: number): void; signal: AbortSignal },
   ): Promise<ProtectReport>;
-  promote(caller: Caller, name: string): Promise<GroupStatus>;
+  promote(caller: Caller, name: string, how: PromoteRequest): Promise<GroupStatus>;
   unprotect(caller: Caller, name: string): Promise<GroupStatus>;
   detach(caller: Caller, name: string): Promise<GroupStatus>;
   /** Where the pages of a group's replica are. */
@@ -52,6 +57,7 @@ export interface DaemonControl {
   /** Makes a group's replica as cold as it may be. */
   evict(caller: Caller, name: string): Promise<EvictReport>;
   checkpoint(caller: Caller, name: string, keep: boolean): Promise<CheckpointReport>;
+  removeCheckpoints(caller: Caller, request: RemovalRequest): Promise<RemovalReport>;
   restore(caller: Caller, request: RestoreRequest): Promise<RestoreReport>;
   key(caller: Caller): KeyReport;
   events(caller: Caller, after: number): readonly EventRecord[];
@@ -61,6 +67,7 @@ export interface DaemonControl {
 
 export interface ServerOptions {
   readonly control: DaemonControl;
+  readonly cluster: ClusterControl;
   readonly credentials: (fd: number) => Caller;
   readonly log: Log;
 }
@@ -111,6 +118,10 @@ async function answer(
   if (route === 'GET key' && path.length === 1) return sendJson(response, 200, control.key(caller));
   if (route === 'GET events' && path.length === 1) return sendEvents(control, request);
   if (route === 'POST groups' && path.length === 1) return protect(control, request);
+  if (route === 'POST checkpoints' && path[1] === 'remove' && path.length === 2) {
+    const body = checkRemovalRequest(await readJson(incoming));
+    return sendJson(response, 200, await control.removeCheckpoints(caller, body));
+  }
   if (route === 'POST restore' && path.length === 1) {
     const body = checkRestoreRequest(await readJson(incoming));
     return sendJson(response, 200, await control.restore(caller, body));
@@ -125,6 +136,9 @@ async function answer(
     const name = groupName(path[1]);
     return sendJson(response, 200, await act(control, request, name, path[2]));
   }
+  const body = (): Promise<unknown> => readJson(incoming);
+  const done = await answerCluster(options.cluster, caller, route, path.slice(1), body);
+  if (done !== undefined) return sendJson(response, 200, done);
   throw noRoute(url);
 }
 
@@ -145,7 +159,10 @@ function act(
 ): Promise<GroupStatus | EvictReport | CheckpointReport> {
   switch (action) {
     case 'promote':
-      return control.promote(caller, name);
+      return control.promote(caller, name, {
+        to: url.searchParams.get('to') ?? undefined,
+        force: url.searchParams.get('force') === '1',
+      });
     case 'unprotect':
       return control.unprotect(caller, name);
     case 'evict':

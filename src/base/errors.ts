@@ -36,6 +36,10 @@ export const errorCodes = [
   'ERR_FOLDER',
   'ERR_INTERRUPTED',
   'ERR_TIMEOUT',
+  'ERR_NO_CLUSTER',
+  'ERR_IN_CLUSTER',
+  'ERR_JOIN',
+  'ERR_NO_NODE',
 ] as const;
 
 export type ErrorCode = (typeof errorCodes)[number];

@@ -123,8 +123,11 @@ export function formatLoss(promotion: {
   readonly exact: boolean;
   readonly epoch: number;
   readonly lostMs?: number | null | undefined;
+  readonly whyNotExact?: string | null | undefined;
 }): string {
-  const { exact, epoch, lostMs } = promotion;
+  const { exact, epoch, lostMs, whyNotExact } = promotion;
   if (exact) return 'nothing lost';
-  return `from epoch ${epoch}${typeof lostMs === 'number' ? `, ${formatMs(lostMs)} lost` : ''}`;
+  const lost = typeof lostMs === 'number' ? `, ${formatMs(lostMs)} lost` : '';
+  const why = whyNotExact ? ` (${whyNotExact})` : '';
+  return `from epoch ${epoch}${lost}${why}`;
 }

@@ -93,6 +93,20 @@ export function overError(
   return new ReplicationError('ERR_ENDED', `cannot ${doing} ${name}: it has ended${why}`);
 }
 
+/** Throws why a group has nothing that could be promoted now. */
+export function checkPromotable(group: {
+  readonly name: string;
+  readonly hostPid: number;
+  readonly phase: Phase;
+}): void {
+  const { kind } = group.phase;
+  if (isOver(kind)) throw overError('promote', group);
+  if (kind === 'protected' || kind === 'lagging') return;
+  throw new ReplicationError('ERR_STATE', `cannot promote ${group.name}: it is ${kind}`, {
+    advice: 'wait until replpage status shows it as protected',
+  });
+}
+
 /** Epochs in a row that fail outright, not just abandoned, before protection is given up. */
 const epochErrorsMax = 3;
 /** How long epochs may fail for what cannot be replicated before protection is given up. */
@@ -118,7 +132,9 @@ export function asCheckpointError(error: unknown, name: string): ReplicationErro
   }
   if (hasCode(error, 'ERR_STORE')) {
     return new ReplicationError('ERR_STORE', message, {
-      advice: 'the replica, and an earlier checkpoint, are as before',
+      advice: /the limit of \d+ bytes/.test(message)
+        ? 'raise --store-max of the daemon, or make room: replpage checkpoint --remove NAME'
+        : 'the replica, and an earlier checkpoint, are as before',
     });
   }
   return new ReplicationError('ERR_STATE', message, {

@@ -1,5 +1,7 @@
 /** What the user asked for when protecting a group, and what the group needs from outside. */
 import type { Clock } from '../base/clock.js';
+import { ReplicationError } from '../base/errors.js';
+import { formatLoss } from '../base/units.js';
 import type { Log } from '../base/log.js';
 import type {
   AccessTrackerChoice,
@@ -11,9 +13,11 @@ import type {
   OnExit,
   PagingOrder,
   PagingReport,
+  PromotionReport,
   TrackerChoice,
 } from '../native/group.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
+import type { NativePlace } from '../native/standby.js';
 import type { PaceTargets } from './pace-policy.js';
 
 /** Whoever asked: hooks, files and output are opened with these rights, never the daemon's. */
@@ -25,6 +29,8 @@ export interface Owner {
 
 export interface GroupSpec extends PaceTargets {
   readonly name: string;
+  /** Node that keeps the replica; undefined or "self": this one. */
+  readonly to?: string | undefined;
   readonly attach: AttachMode;
   readonly onExit: OnExit;
   readonly files: FileRule;
@@ -43,6 +49,9 @@ export interface GroupSpec extends PaceTargets {
   readonly stdio: string | null;
   readonly pidfile: string | undefined;
   readonly onPromote: string | undefined;
+  readonly onFence: string | undefined;
+  /** Service address, ADDRESS/PREFIX@INTERFACE as the native side writes it. */
+  readonly vip: string | undefined;
   readonly owner: Owner;
 }
 
@@ -71,6 +80,26 @@ export interface StorePlace {
 /** Decides, turn by turn, what leaves a replica's RAM and what comes back. */
 export type PagingPlanner = (report: PagingReport) => PagingOrder & { readonly reason: string };
 
+/** Replicas on other nodes. */
+export interface PeerPlaces {
+  /** Has the node that the group names expect a replica; null: it is kept here. Throws why not. */
+  place(spec: GroupSpec, hostPid: number, generation: number): Promise<NativePlace | null>;
+  /** No replica is wanted any more. */
+  end(spec: GroupSpec, generation: number): void;
+}
+
+export const isElsewhere = ({ to }: GroupSpec): boolean => to !== undefined && to !== 'self';
+
+export function placeOf(
+  peers: PeerPlaces | undefined,
+  spec: GroupSpec,
+  hostPid: number,
+  generation: number,
+): Promise<NativePlace | null> {
+  if (peers !== undefined) return peers.place(spec, hostPid, generation);
+  return Promise.reject(new ReplicationError('ERR_NO_CLUSTER', 'this node is in no cluster'));
+}
+
 /** The daemon's side of a group. */
 export interface GroupHost {
   readonly clock: Clock;
@@ -79,6 +108,8 @@ export interface GroupHost {
   readonly limits: GroupLimits;
   readonly paths: GroupPaths;
   readonly store: StorePlace;
+  /** undefined: there are no other nodes. */
+  readonly peers?: PeerPlaces;
   /** undefined: the replica is to hold everything. */
   planPaging(spec: GroupSpec): PagingPlanner | undefined;
   /** Nothing will be read any more from the group's directory in the page store. */
@@ -103,4 +134,24 @@ export interface Announcement {
   readonly generation: number;
   readonly epoch: number;
   readonly exact: boolean;
+  /** Why, in words. */
+  readonly reason: string;
+}
+
+export function announcementOf(promoted: {
+  readonly report: PromotionReport;
+  readonly generation: number;
+  readonly reason: string;
+}): Announcement {
+  const { generation, reason } = promoted;
+  const { pid, hostPid, epoch, exact } = promoted.report;
+  return { pid, hostPid, generation, epoch, exact, reason };
+}
+
+/** Why a group ends here: its replica was promoted on the node that keeps it. */
+export function ranElsewhere(
+  spec: GroupSpec,
+  report: PromotionReport & { readonly lostMs: number | undefined },
+): string {
+  return `it runs on node ${spec.to} since epoch ${report.epoch}, ${formatLoss(report)}`;
 }

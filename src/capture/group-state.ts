@@ -7,7 +7,7 @@
  *   protected, lagging ---- died / promoteAsked ----> promoting
  *   promoting ---- promoted ----> promoted ---- drained ----> protecting (generation + 1)
  *   promoting ---- promoteFailed ----> protected
- *   any ---- ended ----> ended;  any ---- lost ----> unprotected
+ *   any ---- ended ----> ended;  any ---- lost ----> unprotected | protecting (generation + 1)
  *   detached, unprotected ---- ended ----> ended
  *   any ---- detachAsked ----> detached;  any ---- unprotectAsked ----> removed
  *
@@ -68,7 +68,8 @@ export interface GroupCore {
 export type GroupEvent =
   | { readonly type: 'progress'; readonly bytes: number; readonly bytesTotal: number }
   | { readonly type: 'started'; readonly epoch: number }
-  | { readonly type: 'startFailed'; readonly reason: string }
+  /** `patient`: what it takes may come back, so it is tried again without end. */
+  | { readonly type: 'startFailed'; readonly reason: string; readonly patient?: boolean }
   | { readonly type: 'committed'; readonly epoch: number }
   | { readonly type: 'abandoned'; readonly reason: string }
   /** An epoch was begun and is not over after a long time. */
@@ -79,7 +80,8 @@ export type GroupEvent =
   | { readonly type: 'promoteFailed'; readonly reason: string }
   | { readonly type: 'drained'; readonly us: number; readonly pages: number }
   | { readonly type: 'ended'; readonly reason: string }
-  | { readonly type: 'lost'; readonly reason: string }
+  /** `again`: its replica's node was lost, and may be back soon. */
+  | { readonly type: 'lost'; readonly reason: string; readonly again?: boolean }
   | { readonly type: 'detachAsked' }
   | { readonly type: 'unprotectAsked' };
 
@@ -93,6 +95,8 @@ export type GroupEffect =
       readonly type: 'announce';
       readonly report: PromotionReport;
       readonly generation: number;
+      /** Of the promotion. */
+      readonly reason: string;
     }
   | { readonly type: 'persist' }
   | { readonly type: 'note'; readonly what: string; readonly why: string };
@@ -106,6 +110,10 @@ export interface Step {
 export const laggingAfter = 5;
 /** Tries to protect again what was promoted before it stays unprotected. */
 export const startTriesMax = 5;
+
+/** Before a replica is built anew whose node was lost, and the longest time between tries. */
+const lostDelayMs = 1000;
+const patientDelayMaxMs = 5000;
 
 export function newGroup(hostPid: number, generation: number, retries: number): GroupCore {
   return {
@@ -177,6 +185,7 @@ export function step(group: GroupCore, event: GroupEvent): Step {
     case 'ended':
       return leave(group, { kind: 'ended', reason: event.reason }, 'ended', event.reason);
     case 'lost':
+      if (event.again === true && !isFirstStart(group)) return lostForNow(group, event.reason);
       return leave(
         group,
         { kind: 'unprotected', reason: event.reason },
@@ -190,6 +199,25 @@ export function step(group: GroupCore, event: GroupEvent): Step {
     default:
       return assertNever(event);
   }
+}
+
+/** The process runs on; what its replica's node has of it stays there until there is a new one. */
+function lostForNow(group: GroupCore, reason: string): Step {
+  return {
+    group: {
+      ...group,
+      phase: { kind: 'protecting', bytes: 0, bytesTotal: 0, reason: `unprotected: ${reason}` },
+      generation: group.generation + 1,
+      abandonedRun: 0,
+      resumed: true,
+    },
+    effects: [
+      { type: 'persist' },
+      { type: 'stop' },
+      { type: 'start', delayMs: lostDelayMs },
+      note('unprotected for now', reason),
+    ],
+  };
 }
 
 function stepOver(group: GroupCore, event: GroupEvent): Step {
@@ -227,7 +255,7 @@ function stepStart(
   }
   const failedStarts = group.failedStarts + 1;
   // What is refused is tried again too: it may pass, as a child that is about to end.
-  if (failedStarts >= startTriesMax) {
+  if (failedStarts >= startTriesMax && event.patient !== true) {
     return leave(
       { ...group, failedStarts },
       { kind: 'unprotected', reason: event.reason },
@@ -235,7 +263,11 @@ function stepStart(
       `could not protect it again: ${event.reason}`,
     );
   }
-  const reason = `try ${failedStarts} of ${startTriesMax} failed: ${event.reason}`;
+  const reason =
+    event.patient === true
+      ? `unprotected: ${event.reason}`
+      : `try ${failedStarts} of ${startTriesMax} failed: ${event.reason}`;
+  const delayMs = 500 * 2 ** Math.min(failedStarts, startTriesMax);
   // A new start never takes the number of one that may have left something behind.
   return {
     group: {
@@ -246,8 +278,14 @@ function stepStart(
     },
     effects: [
       { type: 'stop' },
-      { type: 'start', delayMs: 500 * 2 ** failedStarts },
-      note('protecting again later', event.reason),
+      {
+        type: 'start',
+        delayMs: event.patient === true ? Math.min(delayMs, patientDelayMaxMs) : delayMs,
+      },
+      // Said once, where it is tried without end.
+      ...(event.patient === true && failedStarts > 1
+        ? []
+        : [note('protecting again later', event.reason)]),
     ],
   };
 }
@@ -334,9 +372,10 @@ function promoted(group: GroupCore, report: Promotion): Step {
     promotion: report,
   };
   const exactly = formatLoss(report);
+  const reason = group.phase.kind === 'promoting' ? group.phase.reason : 'it died';
   const effects: GroupEffect[] = [
     { type: 'persist' },
-    { type: 'announce', report, generation: group.generation },
+    { type: 'announce', report, generation: group.generation, reason },
     note('promoted', `pid ${report.pid} runs on as host pid ${report.hostPid}, ${exactly}`),
   ];
   // Its pages must all be its own before it can be tracked again (one userfaultfd a mapping), and

@@ -22,6 +22,7 @@ import { Evictions, type Evicted } from './evict-request.js';
 import type { GroupSnapshot, PagingTurn } from './group-snapshot.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
 import {
+  checkPromotable,
   asOwnError,
   asStartError,
   isLost,
@@ -30,20 +31,26 @@ import {
   overText,
   reasonOf,
 } from './group-errors.js';
-import type { GroupHost, GroupSpec } from './group-spec.js';
+import {
+  announcementOf,
+  isElsewhere,
+  placeOf,
+  ranElsewhere,
+  type GroupHost,
+  type GroupSpec,
+} from './group-spec.js';
+import { nativeOptions } from './native-options.js';
 import { damageText, dismissKeeper, forgetStoreAfter, howItEnded } from './former-keeper.js';
 import {
-  crashDelayMs,
   isFirstStart,
   isOver,
-  retriesLeft,
   step,
   type GroupCore,
   type GroupEffect,
   type GroupEvent,
 } from './group-state.js';
 import { firstPace, nextPace, type Pace } from './pace-policy.js';
-import { pagingOptions, RefillWatch, StoreNotes, takePagingTurns } from './paging-turns.js';
+import { RefillWatch, StoreNotes, takePagingTurns } from './paging-turns.js';
 
 const pauseSamples = 1024;
 const promotedPollMs = 500;
@@ -74,6 +81,8 @@ export class Group {
   #usesStore: boolean;
   /** What the dying process has given, while pages are still cold. */
   #released: { readonly us: number; readonly pages: number } | undefined;
+  /** Why what was promoted was lost while it was let go; empty: it was not. */
+  #loss = '';
   /** Of the keeper below which the promoted process runs. */
   #keeperSocket: string | undefined;
   readonly #pauseUs = new QuantileWindow(pauseSamples);
@@ -114,32 +123,32 @@ export class Group {
 
   /** Resolves when the replica runs. Throws ERR_STATE when there is none to promote. */
   async promote(): Promise<void> {
-    const { kind } = this.#core.phase;
-    if (isOver(kind)) throw overError('promote', { name: this.spec.name, ...this.#core });
-    if (kind !== 'protected' && kind !== 'lagging') {
-      throw new ReplicationError('ERR_STATE', `cannot promote ${this.spec.name}: it is ${kind}`, {
-        advice: 'wait until replpage status shows it as protected',
-      });
-    }
+    checkPromotable({ name: this.spec.name, ...this.#core });
     const asked = deferred<void>();
     this.#promotionAsked.push(asked);
     this.#apply({ type: 'promoteAsked' });
     await asked.promise;
   }
 
-  /** The process runs on without us. Resolves when it is let go. */
+  /** The process runs on without us. Resolves when it is let go. Throws ERR_ENDED when it is lost. */
   async unprotect(): Promise<void> {
     this.#apply({ type: 'unprotectAsked' });
-    await this.#lifecycle;
+    await this.#letGo('unprotect');
   }
 
-  /** Throws ERR_NO_REPLICA or ERR_ENDED when nothing is attached. */
+  /** Throws ERR_NO_REPLICA or ERR_ENDED when nothing is attached, or the process is lost. */
   async detach(): Promise<void> {
     if (isOver(this.#core.phase.kind)) {
       throw overError('detach', { name: this.spec.name, ...this.#core });
     }
     this.#apply({ type: 'detachAsked' });
+    await this.#letGo('detach');
+  }
+
+  async #letGo(doing: string): Promise<void> {
     await this.#lifecycle;
+    if (this.#loss === '') return;
+    throw new ReplicationError('ERR_ENDED', `cannot ${doing} ${this.spec.name}: ${this.#loss}`);
   }
 
   /** Its process, that nobody guards, has ended. */
@@ -196,6 +205,7 @@ export class Group {
   }
 
   #apply(event: GroupEvent): void {
+    const before = this.#core.phase.kind;
     const { group, effects } = step(this.#core, event);
     this.#core = group;
     for (const effect of effects) this.#carryOut(effect);
@@ -204,6 +214,10 @@ export class Group {
     this.#settleWaiters();
     const { kind } = group.phase;
     const over = kind === 'ended' || kind === 'removed';
+    // After a promotion that came to nothing, what stands by elsewhere may be all that is left.
+    if (over && before !== kind && before !== 'promoting') {
+      this.#host.peers?.end(this.spec, group.generation);
+    }
     const socket = this.#keeperSocket;
     const reader = this.#mayRefill ? socket : undefined;
     if (over && this.#usesStore)
@@ -223,7 +237,7 @@ export class Group {
       case 'promote':
         return void this.#promoteNative();
       case 'announce':
-        return this.#announce(effect.report, effect.generation);
+        return this.#host.announce(this.spec, announcementOf(effect));
       case 'persist':
         return this.#host.persist();
       case 'note':
@@ -243,7 +257,9 @@ export class Group {
   async #stopNative(): Promise<void> {
     const native = this.#native;
     this.#native = undefined;
-    await native?.stop();
+    if (!native) return;
+    this.#loss = inWords(await native.stop());
+    if (this.#loss !== '') this.#host.note(this.spec.name, 'lost', this.#loss);
   }
 
   #enqueueStart(delayMs: number): void {
@@ -257,10 +273,9 @@ export class Group {
   }
 
   async #startNative(): Promise<void> {
-    const { spec } = this;
     const { generation } = this.#core;
     try {
-      const native = this.#createNative(generation);
+      const native = await this.#createNative(generation);
       this.#native = native;
       const report = await native.start();
       if (this.#core.generation !== generation) return;
@@ -271,7 +286,7 @@ export class Group {
       this.#apply({ type: 'started', epoch: report.epoch });
       this.#firstStart.resolve(report);
       void this.#takeEpochs(native, generation);
-      void takePagingTurns(this.#host, spec, native, {
+      void takePagingTurns(this.#host, this.spec, native, {
         goOn: () => this.#isTakingEpochs(generation),
         report: (paging, why) => (this.#paging = { ...paging, why }),
         signal: this.#closing.signal,
@@ -286,7 +301,7 @@ export class Group {
   async #startFailed(error: unknown, generation: number): Promise<void> {
     const reason = reasonOf(error) + damageText(this.#refill?.damagedPages ?? 0);
     if (isFirstStart(this.#core) || this.#host.processAlive(this.#core.hostPid)) {
-      return this.#apply({ type: 'startFailed', reason });
+      return this.#apply({ type: 'startFailed', reason, patient: isElsewhere(this.spec) });
     }
     const how =
       (await howItEnded(this.#host, this.#keeperSocket, this.#closing.signal)) ??
@@ -295,33 +310,18 @@ export class Group {
     this.#apply({ type: 'ended', reason: `it ${how} before it was protected again` });
   }
 
-  #createNative(generation: number): NativeGroup {
+  async #createNative(generation: number): Promise<NativeGroup> {
     const { spec } = this;
-    const { limits, paths } = this.#host;
-    return this.#host.createNative(
-      {
-        name: spec.name,
-        pid: this.#core.hostPid,
-        startTime: this.#core.hostPid === this.#first.hostPid ? this.#first.startTime : '',
-        generation,
-        ...paths,
-        attach: spec.attach,
-        onExit: spec.onExit,
-        files: spec.files,
-        retriesLeft: retriesLeft(this.#core),
-        crashDelayMs: crashDelayMs(this.#core.crashes),
-        ...limits,
-        freezeDeadlineUs: Math.min(limits.freezeDeadlineUs, spec.maxPauseMs * 1000),
-        maxPauseUs: spec.maxPauseMs * 1000,
-        stdio: spec.stdio,
-        uid: spec.owner.uid,
-        gid: spec.owner.gid,
-        groups: spec.owner.groups,
-        tracker: spec.tracker,
-        paging: pagingOptions(spec, this.#host.store, isFirstStart(this.#core)),
-      },
-      (event) => this.#onNativeEvent(generation, event),
-    );
+    const { hostPid } = this.#core;
+    const startTime = hostPid === this.#first.hostPid ? this.#first.startTime : '';
+    const place = isElsewhere(spec)
+      ? await placeOf(this.#host.peers, spec, hostPid, generation)
+      : null;
+    if (this.#core.generation !== generation || this.#core.phase.kind !== 'protecting') {
+      throw new ReplicationError('ERR_ENDED', overText(spec.name, this.#core.phase));
+    }
+    const options = nativeOptions(spec, this.#core, this.#host, { startTime, place });
+    return this.#host.createNative(options, (event) => this.#onNativeEvent(generation, event));
   }
 
   /** Late events of a native group that was replaced are ignored. */
@@ -335,14 +335,15 @@ export class Group {
         this.#diedMs = this.#host.clock.nowMs();
         return this.#apply({ type: 'died', cause: event.cause, reason: describeDeath(event) });
       case 'promoted':
+        if (isElsewhere(this.spec)) return this.#ranElsewhere(event);
         this.#mayRefill = true;
-        this.#apply({ type: 'promoted', report: { ...event, lostMs: this.#lostMs(event) } });
+        this.#apply({ type: 'promoted', report: { ...event, lostMs: this.#lostMs(event.exact) } });
         this.#settleWaiters();
         return void this.#watchPromoted(event.keeperSocket, generation);
       case 'ended':
         return this.#apply({ type: 'ended', reason: inWords(event.reason) });
       case 'unprotected':
-        return this.#apply({ type: 'lost', reason: inWords(event.reason) });
+        return this.#lost(inWords(event.reason));
       case 'drained':
         // What is cold comes from the store: the keeper says when it is all there.
         if (this.spec.ram === 'all') return this.#apply(event);
@@ -353,9 +354,8 @@ export class Group {
     }
   }
 
-  #lostMs({ exact }: PromotionReport): number | undefined {
-    if (exact) return 0;
-    if (this.#lastCommitMs === 0) return undefined;
+  #lostMs(exact: boolean): number | undefined {
+    if (exact || this.#lastCommitMs === 0) return exact ? 0 : undefined;
     return Math.max(0, (this.#diedMs ?? this.#host.clock.nowMs()) - this.#lastCommitMs);
   }
 
@@ -383,10 +383,21 @@ export class Group {
         this.#apply({ type: 'abandoned', reason });
         if (++errors === 1) failingSinceMs = clock.nowMs();
         if (isLost(error, errors, clock.nowMs() - failingSinceMs)) {
-          this.#apply({ type: 'lost', reason });
+          this.#lost(reason);
         }
       }
     }
+  }
+
+  /** Another node may be back soon; what is lost here is lost for good. */
+  #lost(reason: string): void {
+    this.#apply({ type: 'lost', reason, again: isElsewhere(this.spec) });
+  }
+
+  #ranElsewhere(report: PromotionReport): void {
+    this.#promotionAsked.splice(0).forEach((asked) => asked.resolve());
+    const reason = ranElsewhere(this.spec, { ...report, lostMs: this.#lostMs(report.exact) });
+    this.#apply({ type: 'ended', reason });
   }
 
   async #epochOrLagging(native: NativeGroup, generation: number): Promise<EpochStats> {
@@ -476,11 +487,6 @@ export class Group {
         this.#apply({ type: 'ended', reason: `it ended after its promotion: ${describe(error)}` });
       }
     }
-  }
-
-  #announce(report: PromotionReport, generation: number): void {
-    const { pid, hostPid, epoch, exact } = report;
-    this.#host.announce(this.spec, { pid, hostPid, generation, epoch, exact });
   }
 
   #settleWaiters(): void {

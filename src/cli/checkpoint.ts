@@ -18,6 +18,8 @@ import { ensureDaemon } from './start-daemon.js';
 
 interface CheckpointFlags extends CommonFlags {
   readonly keep?: boolean;
+  readonly remove?: boolean;
+  readonly id?: string;
 }
 
 interface RestoreFlags extends CommonFlags {
@@ -38,12 +40,36 @@ That it runs on no other machine is yours to know.
   sudo replpage restore /var/lib/replpage/store/web
   sudo replpage restore /mnt/store/web --key web.key    # on another machine, with replpage key export`;
 
+const checkpointHelp = `
+The next checkpoint of a group takes the place of the one before, which stays until then, also when
+the group has ended. Checkpoints count in the daemon's --store-max. One is in use while a process
+that was restored from it, on this machine, has not read all of its memory.
+
+  sudo replpage checkpoint web
+  sudo replpage checkpoint --remove web
+  sudo replpage checkpoint --remove /mnt/store/web`;
+
+async function remove(path: string, flags: CheckpointFlags): Promise<void> {
+  const context = contextOf(flags);
+  const from = groupName(basename(path));
+  const store = path === from ? undefined : dirname(resolve(path));
+  const report = await context.client.removeCheckpoints({ store, from, id: flags.id });
+  if (context.json) return printJson(report);
+  const count = report.ids.length === 1 ? 'one checkpoint' : `${report.ids.length} checkpoints`;
+  print(`${report.path}: ${count} removed, ${formatBytes(report.freedBytes)} freed`);
+}
+
 export function addCheckpoint(program: Command): void {
   withCommonFlags(program.command('checkpoint'))
     .description('complete the page store, so that the group can be restored from it alone')
-    .argument('<name>', 'of the group')
+    .argument('<name>', 'of the group; with --remove also STORE/NAME')
     .option('--keep', 'leave earlier checkpoints of the group where they are')
+    .option('--remove', 'remove all checkpoints of that name instead, if none is in use')
+    .option('--id <id>', 'remove this one alone')
+    .addHelpText('after', checkpointHelp)
     .action(async (name: string, flags: CheckpointFlags) => {
+      if (flags.remove === true) return remove(name, flags);
+      if (flags.id !== undefined) throw new ReplicationError('ERR_USAGE', '--id is for --remove');
       const context = contextOf(flags);
       const report = await context.client.checkpoint(groupName(name), flags.keep === true);
       if (context.json) return printJson(report);

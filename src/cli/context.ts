@@ -88,6 +88,10 @@ const exitCodeOf: Readonly<Record<ErrorCode, number>> = {
   ERR_FOLDER: exitCodes.failure,
   ERR_INTERRUPTED: exitCodes.interrupted,
   ERR_TIMEOUT: exitCodes.tryAgain,
+  ERR_NO_CLUSTER: exitCodes.failure,
+  ERR_IN_CLUSTER: exitCodes.failure,
+  ERR_JOIN: exitCodes.failure,
+  ERR_NO_NODE: exitCodes.noInput,
 };
 
 /** Tells the user, and gives the exit status. */

@@ -15,7 +15,10 @@ export function addDaemon(program: Command, setStatus: (code: number) => void): 
     .option('--staging-max <bytes>', 'memory for one epoch, 32MiB to 256MiB (default 256MiB)')
     .option('--spill-max <bytes>', 'disk beyond that, 0B to 1TiB (default 16GiB)')
     .option('--store <dir>', 'page store of cold pages (default: store in the state folder)')
-    .option('--store-max <bytes>', 'of one group in it, 64MiB to 64TiB (default 1TiB)')
+    .option(
+      '--store-max <bytes>',
+      'of one group in it, checkpoints too, 64MiB to 64TiB (default 1TiB)',
+    )
     .option(
       '--access-tracker <kind>',
       'auto (default), page-walk, idle-bitmap or write-recency: what tells touched pages',

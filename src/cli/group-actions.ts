@@ -2,62 +2,63 @@
 import type { Command } from 'commander';
 import type { GroupStatus } from '../api/schema.js';
 import { formatLoss, formatUs } from '../base/units.js';
-import {
-  contextOf,
-  groupName,
-  print,
-  printJson,
-  withCommonFlags,
-  type CommonFlags,
-} from './context.js';
+import type { CommonFlags } from './context.js';
+import { addGroupCommand } from './group-command.js';
 import { protectCommand } from './protect-options.js';
 
-export function addPromote(program: Command): void {
-  withCommonFlags(program.command('promote'))
-    .description('make the replica the running process now; the primary is stopped for good')
-    .argument('<name>', 'of the group')
-    .action(async (name: string, flags: CommonFlags) => {
-      const context = contextOf(flags);
-      const group = await context.client.act(groupName(name), 'promote');
-      if (context.json) return printJson(group);
-      print(`${name}: ${promotionText(group)}`);
-    });
+interface PromoteFlags extends CommonFlags {
+  readonly to?: string;
+  readonly force?: boolean;
 }
 
-function promotionText({ promotion, hostPid }: GroupStatus): string {
+export function addPromote(program: Command): void {
+  addGroupCommand<GroupStatus, PromoteFlags>(program, {
+    name: 'promote',
+    description: 'make the replica the running process now; the primary is stopped for good',
+    group: 'of the group',
+    options: [
+      ['--to <node>', 'where it is to run; the node of its replica'],
+      ['--force', 'though it may run elsewhere, or files have changed'],
+    ],
+    ask: (client, name, { to, force }) => client.promote(name, { to, force: force === true }),
+    text: promotionText,
+  });
+}
+
+function promotionText({ promotion, hostPid, state, reason }: GroupStatus): string {
+  if (state === 'ended' && reason !== null) return reason;
   if (promotion === null) return `runs as process ${hostPid}`;
   const time = formatUs(promotion.decisionToRunUs);
   return `runs as process ${promotion.hostPid}, ${formatLoss(promotion)}, ${time} after the decision`;
 }
 
 export function addUnprotect(program: Command): void {
-  withCommonFlags(program.command('unprotect'))
-    .description('give up the replica; the process runs on')
-    .argument('<name>', 'of the group')
-    .action(async (name: string, flags: CommonFlags) => {
-      const context = contextOf(flags);
-      const group = await context.client.act(groupName(name), 'unprotect');
-      if (context.json) return printJson(group);
-      print(
-        group.running
-          ? `${name}: no longer protected; process ${group.hostPid} is left as it is`
-          : `${name}: forgotten; its process ${group.hostPid} has ended before`,
-      );
-    });
+  addGroupCommand(program, {
+    name: 'unprotect',
+    description: 'give up the replica; the process runs on',
+    group: 'of the group',
+    ask: (client, name) => client.act(name, 'unprotect'),
+    text: ({ running, hostPid, vip }) => {
+      const address =
+        vip === null || vip.wasThere
+          ? ''
+          : `; ${vip.address} is no address of this machine any more`;
+      return running
+        ? `no longer protected; process ${hostPid} is left as it is${address}`
+        : `forgotten; its process ${hostPid} has ended before`;
+    },
+  });
 }
 
 export function addDetach(program: Command): void {
-  withCommonFlags(program.command('detach'))
-    .description('let a debugger in: the process runs on untraced; protect attaches again')
-    .argument('<name>', 'of the group')
-    .action(async (name: string, flags: CommonFlags) => {
-      const context = contextOf(flags);
-      const group = await context.client.act(groupName(name), 'detach');
-      if (context.json) return printJson(group);
-      print(
-        `${name}: detached, process ${group.hostPid} runs on untraced; protect it again, with the ` +
-          `options that it had, with:\n  replpage protect ${group.hostPid} --name ${name}\n` +
-          `which is short for:\n  ${protectCommand(group)}`,
-      );
-    });
+  addGroupCommand(program, {
+    name: 'detach',
+    description: 'let a debugger in: the process runs on untraced; protect attaches again',
+    group: 'of the group',
+    ask: (client, name) => client.act(name, 'detach'),
+    text: (group, name) =>
+      `detached, process ${group.hostPid} runs on untraced; protect it again, with the ` +
+      `options that it had, with:\n  replpage protect ${group.hostPid} --name ${name}\n` +
+      `which is short for:\n  ${protectCommand(group)}`,
+  });
 }

@@ -1,5 +1,13 @@
-/** `replpage key export`: the key of the page stores, so that another machine can read them. */
-import { closeSync, fstatSync, fsyncSync, openSync, rmSync, writeSync } from 'node:fs';
+/** `replpage key export` and `import`: the key of the page stores, for another machine to read them. */
+import {
+  closeSync,
+  fstatSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { dirname, resolve } from 'node:path';
 import type { Command } from 'commander';
 import { hasCode, ReplicationError } from '../base/errors.js';
@@ -22,6 +30,25 @@ export function addKey(program: Command): void {
       if (context.json) return printJson({ file: path });
       print(`the key is in ${path}; whoever has it can read all memory in the page store`);
     });
+  withCommonFlags(key.command('import'))
+    .description('give the daemon a key that init or key export printed, where it has none')
+    .argument('[file]', 'that holds it (default: standard input)')
+    .action(async (file: string | undefined, flags: CommonFlags) => {
+      const context = contextOf(flags);
+      const report = await context.client.importKey(readKey(file));
+      if (context.json) return printJson(report);
+      print(report.imported ? 'the key is in place' : 'that key was there already');
+    });
+}
+
+/** Either form: what is wrong with it is the daemon's to say. */
+function readKey(file: string | undefined): string {
+  try {
+    return readFileSync(file === undefined ? 0 : resolve(file), 'utf8').trim();
+  } catch (error) {
+    const what = file ?? 'standard input';
+    throw new ReplicationError('ERR_USAGE', `cannot read the key from ${what}: ${String(error)}`);
+  }
 }
 
 /** Throws ERR_USAGE when the key would be seen by others. */

@@ -11,8 +11,10 @@ import { addDoctor } from './doctor.js';
 import { addEvents } from './events.js';
 import { addDetach, addPromote, addUnprotect } from './group-actions.js';
 import { addEvict } from './evict.js';
+import { addInit, addJoin, addToken } from './init.js';
 import { addInspect } from './inspect.js';
 import { addKey } from './key.js';
+import { addNodes } from './nodes.js';
 import { addProtect } from './protect.js';
 import { addStatus } from './status.js';
 
@@ -22,7 +24,7 @@ Exit status:
   1   it failed; the message says why
   64  the command line is not understood
   65  refused: something of the process cannot be replicated
-  66  there is no such process or group
+  66  there is no such process, group or node
   69  no daemon answers
   70  a bug in replpage
   75  not now; try again
@@ -60,6 +62,10 @@ async function main(): Promise<number> {
     addCheckpoint,
     addRestore,
     addKey,
+    addInit,
+    addToken,
+    addJoin,
+    addNodes,
     addDoctor,
     addDemo,
   ];

@@ -22,10 +22,13 @@ export interface ProtectFlags {
   readonly stdio?: string;
   readonly pidfile?: string;
   readonly onPromote?: string;
+  readonly onFence?: string;
+  readonly vip?: string;
   readonly tracker?: string;
   readonly ram?: string;
   readonly coldAfter?: string;
   readonly store?: string;
+  readonly to?: string;
 }
 
 const flagNames: { readonly [K in keyof Required<ProtectRequest>]: string } = {
@@ -45,6 +48,9 @@ const flagNames: { readonly [K in keyof Required<ProtectRequest>]: string } = {
   stdio: '--stdio',
   pidfile: '--pidfile',
   onPromote: '--on-promote',
+  onFence: '--on-fence',
+  vip: '--vip',
+  to: '--to',
 };
 
 /** Throws ERR_USAGE or ERR_BAD_REQUEST, with the name of the option. */
@@ -71,6 +77,9 @@ export function toRequest(pid: string, flags: ProtectFlags): ProtectRequest {
     stdio: flags.stdio === 'null' ? null : absolute('--stdio', flags.stdio),
     pidfile: absolute('--pidfile', flags.pidfile),
     onPromote: flags.onPromote,
+    onFence: flags.onFence,
+    vip: flags.vip,
+    to: flags.to,
   };
   return checkProtectRequest(request, (field) => flagNames[field]);
 }
@@ -96,6 +105,9 @@ function valuesOf(group: GroupStatus): Required<Record<ProtectOption, string | n
     stdio: group.stdio ?? 'null',
     pidfile: group.pidfile,
     onPromote: group.onPromote,
+    onFence: group.onFence,
+    vip: group.vip?.address ?? null,
+    to: group.to,
   };
 }
 

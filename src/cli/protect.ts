@@ -26,19 +26,21 @@ const examples = `
 A process that was detached, or whose protection was lost, keeps the options that it had: give
 only what is to change. To change an option of a group that is protected, or to drop --pidfile or
 --on-promote, unprotect the group and protect it again.
---on-promote finds REPLPAGE_GROUP, REPLPAGE_PID, REPLPAGE_HOST_PID, REPLPAGE_GENERATION,
-REPLPAGE_EPOCH and REPLPAGE_EXACT in its environment.
+--on-promote and --on-fence find in their environment: REPLPAGE_EVENT (promote or fence),
+REPLPAGE_GROUP, REPLPAGE_NODE, REPLPAGE_REASON, REPLPAGE_PID, REPLPAGE_HOST_PID, REPLPAGE_GENERATION,
+REPLPAGE_EPOCH, REPLPAGE_EXACT and REPLPAGE_VIP. They have 30 seconds. One machine alone fences nobody.
 
   sudo replpage protect $(pidof redis-server)
   sudo replpage protect 1234 --name web --epoch 50ms --pidfile /run/web.pid
-  sudo replpage protect 1234 --ram 30% --store /mnt/store`;
+  sudo replpage protect 1234 --ram 30% --store /mnt/store
+  sudo replpage protect 1234 --name web --vip 10.0.0.9/24@eth0`;
 
 export function addProtect(program: Command): void {
   const { intervalMs, overhead, maxPauseMs, retries, coldAfterMs } = protectDefaults;
   withCommonFlags(program.command('protect'))
     .description('keep a warm replica of a running process and its children')
     .argument('<pid>', 'root of the process tree')
-    .option('--name <name>', 'of the group (default: the name of the program)')
+    .option('--name <name>', 'of the group (default: that of the program)')
     .option(
       '--epoch <time>',
       'interval between epochs, 10ms to 60s; stretched to fit the budget ' +
@@ -52,6 +54,7 @@ export function addProtect(program: Command): void {
       '--max-pause <time>',
       `longest pause of an epoch, 100us to 60s (default ${formatMs(maxPauseMs)})`,
     )
+    .option('--to <node>', 'node of the cluster that keeps the replica (default: this machine)')
     .option('--attach <mode>', 'always (default): a kill loses nothing; epochs: up to one epoch')
     .option('--on-exit <what>', 'when it ends by itself or by SIGTERM: end (default) or promote')
     .option('--retries <n>', `crashes answered by a promotion, 0 to 1000 (default ${retries})`)
@@ -65,6 +68,11 @@ export function addProtect(program: Command): void {
       'write the pid here after each promotion; the file holds nothing else',
     )
     .option('--on-promote <command>', 'run this after each promotion, with your rights')
+    .option('--on-fence <command>', 'run this when the group may not run on this node any more')
+    .option(
+      '--vip <address>',
+      'service address that is where the group is: ADDRESS/PREFIX@INTERFACE, for root',
+    )
     .option('--tracker <kind>', 'auto (default), uffd-wp or soft-dirty')
     .option(
       '--ram <what>',
@@ -77,27 +85,29 @@ export function addProtect(program: Command): void {
     )
     .option('--store <dir>', "page store, used with your rights (default: the daemon's)")
     .addHelpText('after', examples)
-    .action(async (pid: string, flags: ProtectFlags & CommonFlags) => {
-      const request = toRequest(pid, flags);
-      const context = contextOf(flags);
-      const started = await daemonFor(request.pid, context);
-      if (started !== undefined && !context.json) say(`started a daemon (pid ${started})`);
-      const bar = new ProgressBar(`copying process ${pid}`);
-      const signal = interruptSignal();
-      try {
-        const report = await context.client.protect(request, {
-          onProgress: (bytes, total) => bar.update(bytes, total),
-          signal,
-        });
-        bar.end();
-        if (context.json) printJson(report);
-        else show(report);
-      } catch (error) {
-        bar.end();
-        if (!signal.aborted) throw error;
-        throw await interrupted(request.pid);
-      }
+    .action(protect);
+}
+
+async function protect(pid: string, flags: ProtectFlags & CommonFlags): Promise<void> {
+  const request = toRequest(pid, flags);
+  const context = contextOf(flags);
+  const started = await daemonFor(request.pid, context);
+  if (started !== undefined && !context.json) say(`started a daemon (pid ${started})`);
+  const bar = new ProgressBar(`copying process ${pid}`);
+  const signal = interruptSignal();
+  try {
+    const report = await context.client.protect(request, {
+      onProgress: (bytes, total) => bar.update(bytes, total),
+      signal,
     });
+    bar.end();
+    if (context.json) printJson(report);
+    else show(report);
+  } catch (error) {
+    bar.end();
+    if (!signal.aborted) throw error;
+    throw await interrupted(request.pid);
+  }
 }
 
 /** No daemon is started for a process that is not there. */

@@ -1,6 +1,11 @@
 /** `replpage status [NAME] [--watch]`. */
 import type { Command } from 'commander';
-import { isGroupStatus, type GroupStatus, type StatusReport } from '../api/schema.js';
+import {
+  isGroupStatus,
+  type GroupStatus,
+  type StandbyStatus,
+  type StatusReport,
+} from '../api/schema.js';
 import { systemClock } from '../base/clock.js';
 import { formatBytes, formatLoss, formatMs, formatPercent, formatUs } from '../base/units.js';
 import {
@@ -50,7 +55,10 @@ async function look(context: Context, name: string | undefined): Promise<string>
 }
 
 export function statusText(status: StatusReport): string {
-  if (status.groups.length === 0) return 'no groups; protect one with: replpage protect <pid>';
+  const standbys = standbysText(status.standbys ?? []);
+  if (status.groups.length === 0) {
+    return standbys ?? 'no groups; protect one with: replpage protect <pid>';
+  }
   const head = [
     'GROUP',
     'STATE',
@@ -81,6 +89,21 @@ export function statusText(status: StatusReport): string {
       ? [`${group.name} is ${group.state}: ${group.reason}`]
       : [],
   );
+  const kept = standbys === undefined ? [] : ['', standbys];
+  return [formatTable([head, ...rows]), ...reasons, ...kept].join('\n');
+}
+
+function standbysText(standbys: readonly StandbyStatus[]): string | undefined {
+  if (standbys.length === 0) return undefined;
+  const rows = standbys.map((one) => [
+    ...[one.name, one.node, one.state, String(one.epoch)],
+    one.epoch > 0 ? formatMs(one.lagMs) : '-',
+    formatBytes(one.residentBytes),
+  ]);
+  const reasons = standbys.flatMap(({ name, state, reason }) =>
+    reason === null ? [] : [`the replica of ${name} is ${state}: ${reason}`],
+  );
+  const head = ['STANDS BY FOR', 'NODE', 'STATE', 'EPOCH', 'AGE', 'RAM'];
   return [formatTable([head, ...rows]), ...reasons].join('\n');
 }
 
@@ -129,12 +152,15 @@ export function groupText(group: GroupStatus): string {
     ['ram', ramSettingText(group)],
     ...ramRows(memory),
     ...pagingRows(group),
+    ...(group.to === null ? [] : [['replica on', `node ${group.to}`] as const]),
     ['tracker', group.tracker ?? '-'],
     ['attach', `${group.attach}; on exit ${group.onExit}; files ${group.files}`],
     ['retries', `${group.retries.left} of ${group.retries.allowed} crashes left`],
     ['output', group.stdio ?? '/dev/null'],
     ['pid file', group.pidfile ?? '-'],
     ['on promote', group.onPromote ?? '-'],
+    ['on fence', group.onFence ?? '-'],
+    ['address', addressText(group)],
   ];
   if (promotion !== null) {
     const lost = formatLoss(promotion);
@@ -142,6 +168,13 @@ export function groupText(group: GroupStatus): string {
   }
   for (const warning of group.warnings) rows.push(['warning', warning]);
   return formatTable(rows);
+}
+
+function addressText({ vip }: GroupStatus): string {
+  if (vip === null) return '-';
+  if (vip.trouble !== null) return `${vip.address}, which is not there: ${vip.trouble}`;
+  if (!vip.here) return `${vip.address}, not here`;
+  return vip.wasThere ? `${vip.address}, as it was before` : vip.address;
 }
 
 function ramSettingText({ ram, coldAfterMs, paging }: GroupStatus): string {

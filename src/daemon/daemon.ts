@@ -18,16 +18,22 @@ import { keeperPath, loadNative, pagerPath, type NativeAddon } from '../native/b
 import { askKeeper } from '../native/keeper-status.js';
 import { pagingPlanner } from '../paging/planner.js';
 import { replpageVersion } from '../base/version.js';
+import { nodeFacts } from '../membership/node-facts.js';
+import { Cluster } from './cluster.js';
 import type { DaemonConfig } from './config.js';
 import { EventRing } from './event-ring.js';
 import { takeLock } from './lock.js';
 import { announce } from './outsiders.js';
 import { bootId, isAlive, readProcess } from './process-facts.js';
 import { parseKeeperName, recover, runsPromoted, type FoundKeeper } from './recover.js';
+import { ReplicaPeers } from './replica-peers.js';
 import { ReplicaTable } from './replica-table.js';
 import type { GroupRecord } from './state-file.js';
 import { StateStore } from './state-store.js';
+import type { PromotedStandby } from '../replica/standbys.js';
 import { removeFromStore } from './store-cleanup.js';
+import { troubleOfStore } from './store-look.js';
+import { takenOver } from './took-over.js';
 
 /** The group whose members may use the socket, where the machine has it. */
 const socketGroup = 'replpage';
@@ -44,6 +50,8 @@ export class Daemon {
   readonly #native: NativeAddon;
   readonly #events: EventRing;
   readonly #table: ReplicaTable;
+  readonly #cluster: Cluster;
+  readonly #peers: ReplicaPeers;
   readonly #server: Server;
   readonly #store: StateStore;
   /** About groups that the state file should have had. */
@@ -62,6 +70,13 @@ export class Daemon {
       log: this.#log,
       current: () => ({ bootId: bootId(), groups: this.#table.records() }),
     });
+    this.#peers = new ReplicaPeers({
+      ...{ config, native: this.#native, host: this.#hostBasics() },
+      log: this.#log.child({ component: 'peers' }),
+      cluster: () => this.#cluster.node,
+      runsHere: (name) => this.#table.runsHere(name),
+      promoted: (promoted) => this.#takeOver(promoted),
+    });
     this.#table = new ReplicaTable({
       config,
       node: hostname(),
@@ -69,11 +84,24 @@ export class Daemon {
       native: this.#native,
       events: this.#events,
       host: this.#host(),
+      record: () => this.#store.write(),
+      peers: this.#peers,
       persisted: () => this.#store.settled(),
-      warnings: () => [...this.#store.warnings, ...this.#lost],
+      warnings: () => [...this.#store.warnings, ...this.#lost, ...this.#cluster.warnings],
+    });
+    this.#cluster = new Cluster({
+      stateDir: config.stateDir,
+      storeKeyPath: config.storeKeyPath,
+      version: replpageVersion,
+      clock: systemClock,
+      log: this.#log,
+      facts: () => nodeFacts(replpageVersion, this.#table.groups.length),
+      note: (node, what, why) => this.#events.add(node, `node ${what}`, why),
+      onReplicaMessage: (member, message) => this.#peers.onMessage(member, message),
     });
     this.#server = createApiServer({
       control: this.#table,
+      cluster: this.#cluster,
       credentials: (fd) => this.#native.peerCredentials(fd),
       log: this.#log.child({ component: 'api' }),
     });
@@ -94,9 +122,23 @@ export class Daemon {
       this.#locks.push(await takeLock(join(folder, 'lock')));
     }
     await this.#takeUpGroups();
+    void this.#table.addresses.settle();
+    await this.#cluster.start();
     await this.#listen(socketPath);
     this.#sweep = setInterval(() => this.#table.sweep(), sweepMs).unref();
     this.#log.info({ pid: process.pid, socketPath, version: replpageVersion }, 'daemon started');
+    void this.#lookAtStore(storeDir);
+  }
+
+  /** It may come later, and groups that keep all in RAM need none: told, but no reason to end. */
+  async #lookAtStore(storeDir: string): Promise<void> {
+    const trouble = await troubleOfStore(storeDir);
+    if (trouble === undefined) return;
+    this.#log.warn(
+      { store: storeDir, trouble },
+      `cannot use the page store ${storeDir}: ${trouble}; until it can be used, ` +
+        'protect --ram hot, --ram 30% and checkpoint are refused',
+    );
   }
 
   /** Every process is let go and runs on; the state file keeps the groups for the next start. */
@@ -106,8 +148,10 @@ export class Daemon {
     unwatchFile(groupFile);
     this.#server.close();
     this.#server.closeAllConnections();
+    const left = this.#cluster.stop();
+    this.#peers.stop();
     const letGo = Promise.allSettled(this.#table.groups.map((group) => group.shutdown())).then(() =>
-      this.#store.close(),
+      Promise.all([this.#store.close(), left]),
     );
     const waiting = new AbortController();
     const inTime = await Promise.race([
@@ -127,17 +171,42 @@ export class Daemon {
     process.kill(process.pid, 'SIGKILL');
   }
 
-  #host(): GroupHost {
-    const { runtimeDir, spillDir, storeDir, storeKeyPath, storeBytesMax, accessTracker } =
-      this.#config;
-    const { freezeDeadlineUs, stagingBytesMax, spillBytesMax } = this.#config;
-    const log = this.#log.child({ component: 'capture' });
+  #hostBasics(): Pick<GroupHost, 'clock' | 'note' | 'limits' | 'paths'> {
+    const { runtimeDir, spillDir, freezeDeadlineUs, stagingBytesMax, spillBytesMax } = this.#config;
     return {
       clock: systemClock,
-      log,
-      processors: availableParallelism(),
       limits: { freezeDeadlineUs, stagingBytesMax, spillBytesMax },
       paths: { keeperPath, runtimeDir, spillDir },
+      note: (group, what, why) => {
+        this.#events.add(group, what, why);
+        this.#log.info({ component: 'capture', group, what, why }, 'group changed');
+      },
+    };
+  }
+
+  /** A replica of another node runs here now. */
+  #takeOver(promoted: PromotedStandby<GroupSpec>): void {
+    const host = this.#host();
+    const { group, startTime } = takenOver(promoted, host);
+    const { name } = group.spec;
+    const { hostPid, generation, epoch, promotion } = group.core;
+    this.#table.add(group, startTime);
+    host.persist();
+    const why = `pid ${promoted.pid} runs on as host pid ${hostPid}`;
+    host.note(name, 'promoted', `${why}, of node ${promoted.standby.node.name}`);
+    const exact = promotion?.exact === true;
+    const reason = `the replica of node ${promoted.standby.node.name} was promoted`;
+    host.announce(group.spec, { pid: promoted.pid, hostPid, generation, epoch, exact, reason });
+    group.resumePromoted(promoted.keeperSocket);
+  }
+
+  #host(): GroupHost {
+    const { storeDir, storeKeyPath, storeBytesMax, accessTracker } = this.#config;
+    return {
+      ...this.#hostBasics(),
+      log: this.#log.child({ component: 'capture' }),
+      processors: availableParallelism(),
+      peers: this.#peers,
       store: {
         pagerPath,
         directory: storeDir,
@@ -153,17 +222,17 @@ export class Daemon {
       createNative: (options, onEvent) => new this.#native.NativeGroup(options, onEvent),
       askKeeper,
       processAlive: (pid) => isAlive(readProcess(pid)),
-      note: (group, what, why) => {
-        this.#events.add(group, what, why);
-        log.info({ group, what, why }, 'group changed');
+      persist: () => {
+        this.#store.write();
+        void this.#table.addresses.settle();
       },
-      persist: () => this.#store.write(),
       announce: (spec, report) => void this.#announce(spec, report),
     };
   }
 
   async #announce(spec: GroupSpec, report: Announcement): Promise<void> {
-    this.#table.told(spec.name, await announce(spec, report, this.#log));
+    const told = { ...report, node: hostname() };
+    this.#table.told(spec.name, await announce(spec, told, this.#log));
   }
 
   /** The socket gets its name last: whoever finds it has the rights that it is going to have. */
@@ -222,12 +291,14 @@ export class Daemon {
     const { startTime } = promoted ? (readProcess(hostPid) ?? record) : record;
     const group = new Group(spec, this.#host(), decision.core, startTime);
     this.#table.add(group, startTime);
+    if (record.address) this.#table.addresses.takeUp(spec.name, record.address);
     const why = `host pid ${hostPid}, generation ${generation}`;
     this.#log.info({ group: spec.name, decision: decision.kind, why }, 'group taken up');
     if (promoted) {
       const pid = readProcess(hostPid)?.ownPid ?? hostPid;
       const { epoch } = decision.core;
-      void this.#announce(spec, { pid, hostPid, generation, epoch, exact: false });
+      const reason = 'it died while no daemon ran';
+      void this.#announce(spec, { pid, hostPid, generation, epoch, exact: false, reason });
     }
     if (decision.kind === 'wait') group.resumePromoted(decision.keeperSocket);
     if (decision.kind !== 'protect') return;

@@ -2,8 +2,9 @@
 import type { GroupBrief, GroupStatus, RamStatus } from '../api/schema.js';
 import { retriesLeft } from '../capture/group-state.js';
 import type { GroupSnapshot, PagingTurn } from '../capture/group-snapshot.js';
-import type { GroupSpec } from '../capture/group-spec.js';
+import { isElsewhere, type GroupSpec } from '../capture/group-spec.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
+import type { AddressStatus } from './service-addresses.js';
 
 export interface Place {
   readonly node: string;
@@ -16,6 +17,8 @@ export interface Place {
   readonly ram: RamStatus | undefined;
   /** About the process as it is now; those of its start come with the snapshot. */
   readonly warnings: readonly string[];
+  /** Its service address, where that was taken. */
+  readonly address: AddressStatus | undefined;
 }
 
 export function groupBrief(snapshot: GroupSnapshot, node: string): GroupBrief {
@@ -65,10 +68,20 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
     stdio: spec.stdio,
     pidfile: spec.pidfile ?? null,
     onPromote: spec.onPromote ?? null,
+    onFence: spec.onFence ?? null,
+    vip: vipOf(spec, place.address),
+    to: isElsewhere(spec) ? (spec.to ?? null) : null,
     promotion: promotion === undefined ? null : promotionOf(promotion),
     warnings: [...place.warnings, ...(snapshot.start?.warnings ?? [])],
     counters: snapshot.counters,
   };
+}
+
+function vipOf({ vip }: GroupSpec, held: AddressStatus | undefined): GroupStatus['vip'] {
+  if (vip === undefined) return null;
+  const mine = held?.address === vip ? held : undefined;
+  const here = mine !== undefined && mine.trouble === null;
+  return { address: vip, here, wasThere: mine?.wasThere ?? false, trouble: mine?.trouble ?? null };
 }
 
 const pageBytes = 4096;
@@ -145,11 +158,13 @@ function replicasOf(snapshot: GroupSnapshot, place: Place): GroupStatus['replica
   const { core, spec } = snapshot;
   return [
     {
-      node: place.node,
+      node: isElsewhere(spec) ? (spec.to ?? place.node) : place.node,
       rank: 1,
       epoch: core.epoch,
       state: core.phase.kind === 'promoting' ? 'promoting' : 'warm',
-      keeperSocket: `${place.keepersDir}/${spec.name}.${core.generation}.sock`,
+      keeperSocket: isElsewhere(spec)
+        ? ''
+        : `${place.keepersDir}/${spec.name}.${core.generation}.sock`,
     },
   ];
 }
@@ -166,5 +181,7 @@ function promotionOf(
 ): NonNullable<GroupStatus['promotion']> {
   const { epoch, pid, hostPid, exact, decisionToRunUs, deathToRunUs, lazyPages } = promotion;
   const lostMs = promotion.lostMs ?? (exact ? 0 : null);
-  return { epoch, pid, hostPid, exact, lostMs, decisionToRunUs, deathToRunUs, lazyPages };
+  const whyNotExact = promotion.whyNotExact === '' ? null : (promotion.whyNotExact ?? null);
+  const times = { decisionToRunUs, deathToRunUs };
+  return { epoch, pid, hostPid, exact, lostMs, ...times, lazyPages, whyNotExact };
 }

@@ -14,7 +14,14 @@ export interface NewSpec {
 }
 
 /** Opened or run with somebody's rights. */
-const withRights: readonly ProtectOption[] = ['stdio', 'store', 'pidfile', 'onPromote'];
+const withRights: readonly ProtectOption[] = [
+  'stdio',
+  'store',
+  'pidfile',
+  'onPromote',
+  'onFence',
+  'vip',
+];
 
 const options = [
   'intervalMs',
@@ -31,6 +38,9 @@ const options = [
   'stdio',
   'pidfile',
   'onPromote',
+  'onFence',
+  'vip',
+  'to',
 ] as const satisfies readonly ProtectOption[];
 
 export function defaultOutput(logDir: string, name: string): string {
@@ -62,7 +72,10 @@ export function newSpec(
     stdio: defaultOutput(logDir, name),
     pidfile: undefined,
     onPromote: undefined,
+    onFence: undefined,
+    vip: undefined,
     store: undefined,
+    to: undefined,
     storeId: randomBytes(8).toString('hex'),
     ...inherited,
     ...given(request),

@@ -10,7 +10,7 @@ import { describe, ReplicationError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { Announcement, GroupSpec, Owner } from '../capture/group-spec.js';
 
-const hookTimeoutMs = 30_000;
+const hookLimitMs = 30_000;
 /** Of a hook's output, in the log. */
 const outputBytesMax = 4096;
 
@@ -22,14 +22,34 @@ const writePidfile =
   'umask 022; printf "%s\\n" "$2" >"$1.new.$$" && ' +
   '{ test ! -f "$1" || chmod --reference="$1" "$1.new.$$"; } && mv -f "$1.new.$$" "$1"';
 
-/** Gives who could not be told, and why: one line each. */
+/** What happened, and on which node. */
+export type Told = Announcement & { readonly node: string };
+
+/** After a promotion. Gives who could not be told, and why: one line each. */
 export async function announce(
   spec: GroupSpec,
-  report: Announcement,
+  report: Told,
+  log: Log,
+  limitMs = hookLimitMs,
+): Promise<readonly string[]> {
+  const told = await Promise.all([
+    tellPidfile(spec, report, log),
+    runHook('promote', spec, report, log, limitMs),
+  ]);
+  return told.filter((problem) => problem !== undefined);
+}
+
+/**
+ * The group may not run here any more: what was known of it last. Nothing of it runs, and its
+ * address is gone from here. Gives who could not be told, and why.
+ */
+export async function announceFence(
+  spec: GroupSpec,
+  report: Told,
   log: Log,
 ): Promise<readonly string[]> {
-  const told = await Promise.all([tellPidfile(spec, report, log), runHook(spec, report, log)]);
-  return told.filter((problem) => problem !== undefined);
+  const problem = await runHook('fence', spec, report, log, hookLimitMs);
+  return problem === undefined ? [] : [problem];
 }
 
 async function tellPidfile(
@@ -53,24 +73,41 @@ async function tellPidfile(
   return problem === undefined ? undefined : `--pidfile ${pidfile}: ${problem}`;
 }
 
-async function runHook(
+type HookEvent = 'promote' | 'fence';
+
+/** docs/operations.md has the table. All are always there, so that a hook may use `set -u`. */
+function hookEnvironment(
+  event: HookEvent,
   spec: GroupSpec,
-  report: Announcement,
-  log: Log,
-): Promise<string | undefined> {
-  const { onPromote, owner } = spec;
-  if (onPromote === undefined) return undefined;
-  const env = {
+  report: Told,
+): Readonly<Record<string, string>> {
+  return {
+    REPLPAGE_EVENT: event,
     REPLPAGE_GROUP: spec.name,
+    REPLPAGE_NODE: report.node,
+    REPLPAGE_REASON: report.reason,
     REPLPAGE_PID: String(report.pid),
     REPLPAGE_HOST_PID: String(report.hostPid),
     REPLPAGE_GENERATION: String(report.generation),
     REPLPAGE_EPOCH: String(report.epoch),
     REPLPAGE_EXACT: String(report.exact),
+    REPLPAGE_VIP: spec.vip ?? '',
   };
-  const own = log.child({ group: spec.name, onPromote });
-  const problem = await run(['/bin/sh', '-c', onPromote], owner, env, own);
-  return problem === undefined ? undefined : `--on-promote ${onPromote}: ${problem}`;
+}
+
+async function runHook(
+  event: HookEvent,
+  spec: GroupSpec,
+  report: Told,
+  log: Log,
+  limitMs: number,
+): Promise<string | undefined> {
+  const command = event === 'promote' ? spec.onPromote : spec.onFence;
+  if (command === undefined) return undefined;
+  const env = hookEnvironment(event, spec, report);
+  const own = log.child({ group: spec.name, hook: event, command });
+  const problem = await run(['/bin/sh', '-c', command], spec.owner, env, own, limitMs);
+  return problem === undefined ? undefined : `--on-${event} ${command}: ${problem}`;
 }
 
 /** Exit statuses of the checks below, in words. */
@@ -104,7 +141,7 @@ const hookCheck =
  * Throws ERR_BAD_REQUEST that names the option.
  */
 export async function checkOutsiders(spec: GroupSpec, log: Log): Promise<void> {
-  const { pidfile, onPromote, owner } = spec;
+  const { pidfile, onPromote, onFence, owner } = spec;
   const check = async (option: string, command: readonly string[]): Promise<void> => {
     const status = await statusOf(['/bin/sh', '-c', ...command], owner, log);
     if (status === 0) return;
@@ -119,8 +156,12 @@ export async function checkOutsiders(spec: GroupSpec, log: Log): Promise<void> {
   if (pidfile !== undefined) {
     await check(`--pidfile ${pidfile}`, [pidfileCheck, 'sh', pidfile, dirname(pidfile)]);
   }
-  if (onPromote !== undefined) {
-    await check(`--on-promote ${onPromote}`, [hookCheck, 'sh', onPromote]);
+  const hooks = [
+    ['--on-promote', onPromote],
+    ['--on-fence', onFence],
+  ] as const;
+  for (const [option, command] of hooks) {
+    if (command !== undefined) await check(`${option} ${command}`, [hookCheck, 'sh', command]);
   }
 }
 
@@ -190,6 +231,7 @@ function run(
   owner: Owner,
   env: Readonly<Record<string, string>>,
   log: Log,
+  limitMs = hookLimitMs,
 ): Promise<string | undefined> {
   const [file = '', ...args] = withRights(command, owner);
   return new Promise<string | undefined>((resolve) => {
@@ -207,7 +249,14 @@ function run(
     };
     child.stdout.on('data', take);
     child.stderr.on('data', take);
-    const limit = setTimeout(() => endGroup(child.pid), hookTimeoutMs);
+    let late = false;
+    const limit = setTimeout(() => {
+      late = true;
+      endGroup(child.pid);
+      // What has left its process group may hold them, and would be waited for.
+      child.stdout.destroy();
+      child.stderr.destroy();
+    }, limitMs);
     const done = (problem: string | undefined): void => {
       clearTimeout(limit);
       const said = output.slice(0, outputBytesMax);
@@ -218,7 +267,9 @@ function run(
     };
     child.on('error', (error) => done(describe(error)));
     child.on('close', (status, signal) => {
-      done(status === 0 ? undefined : `it ended with ${signal ?? `status ${status}`}`);
+      const how = late ? `it was not over after ${limitMs / 1000} s, and` : 'it';
+      const fine = status === 0 && !late;
+      done(fine ? undefined : `${how} ended with ${signal ?? `status ${status}`}`);
     });
   }).catch((error: unknown) => {
     // Nobody's hook may end the daemon.

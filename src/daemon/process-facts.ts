@@ -170,17 +170,30 @@ export function filesShared(pid: number): readonly SharedFile[] {
 /** Names of a process and its descendants, by the pid that each has for itself. */
 export function namesInTree(root: number): ReadonlyMap<number, string> {
   const names = new Map<number, string>();
-  const left = [root];
-  for (let pid = left.pop(); pid !== undefined; pid = left.pop()) {
+  for (const pid of [root, ...descendantsOf(root)]) {
     const facts = readProcess(pid);
-    if (facts === undefined || names.has(facts.ownPid)) continue;
-    names.set(facts.ownPid, facts.name);
-    for (const thread of readFolder(`/proc/${pid}/task`)) {
-      const children = readProc(`/proc/${pid}/task/${thread}/children`) ?? '';
-      left.push(...children.split(' ').filter(Boolean).map(Number));
-    }
+    if (facts !== undefined && !names.has(facts.ownPid)) names.set(facts.ownPid, facts.name);
   }
   return names;
+}
+
+export function childrenOf(pid: number): readonly number[] {
+  return readFolder(`/proc/${pid}/task`).flatMap((thread) => {
+    const children = readProc(`/proc/${pid}/task/${thread}/children`) ?? '';
+    return children.split(' ').filter(Boolean).map(Number);
+  });
+}
+
+/** Children, their children and so on; a process is in it once, whatever changes meanwhile. */
+export function descendantsOf(pid: number): readonly number[] {
+  const found = new Set<number>();
+  const left = [...childrenOf(pid)];
+  for (let next = left.pop(); next !== undefined; next = left.pop()) {
+    if (found.has(next) || next === pid) continue;
+    found.add(next);
+    left.push(...childrenOf(next));
+  }
+  return [...found];
 }
 
 function readFolder(path: string): readonly string[] {

@@ -2,9 +2,10 @@
  * What a replica really takes of RAM, everything counted. The kernel walks page tables for it
  * (about 15 ms/GiB), so it is measured when somebody asks about the group, and not too often.
  */
-import { readdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import type { RamStatus } from '../api/schema.js';
 import type { GroupSnapshot } from '../capture/group-snapshot.js';
+import { childrenOf, descendantsOf } from './process-facts.js';
 
 /** Of the time between two looks, at most one part in so many is spent looking. */
 const shareOfTime = 20;
@@ -50,9 +51,8 @@ export class ReplicaRam {
 
   async #measure(holderPid: number, pagerPid: number): Promise<void> {
     const startMs = performance.now();
-    const parents = await readParents();
-    const keepers = childrenOf(holderPid, parents);
-    const replicas = keepers.flatMap((keeper) => descendantsOf(keeper, parents));
+    const keepers = childrenOf(holderPid);
+    const replicas = keepers.flatMap(descendantsOf);
     const sum = async (pids: readonly number[], kind: Kind): Promise<number> => {
       const sizes = await Promise.all(pids.map((pid) => proportionalBytes(pid, kind)));
       return sizes.reduce((total, bytes) => total + bytes, 0);
@@ -77,28 +77,6 @@ async function proportionalBytes(pid: number, kind: Kind): Promise<number> {
   const field = (name: string): number =>
     Number(new RegExp(`^${name}: *(\\d+) kB$`, 'm').exec(rollup)?.[1] ?? 0) * kibibyte;
   return kind === 'all' ? field('Pss') : field('Pss') - field('Pss_Shmem');
-}
-
-/** Of every process. Not every kernel has /proc/PID/task/TID/children. */
-async function readParents(): Promise<ReadonlyMap<number, number>> {
-  const pids = (await readdir('/proc')).map(Number).filter(Number.isInteger);
-  const parents = await Promise.all(
-    pids.map(async (pid) => {
-      const stat = await readOr(`/proc/${pid}/stat`);
-      // The name before it is in parentheses and may hold anything.
-      return [pid, Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[1])] as const;
-    }),
-  );
-  return new Map(parents);
-}
-
-function childrenOf(pid: number, parents: ReadonlyMap<number, number>): number[] {
-  return [...parents].flatMap(([child, parent]) => (parent === pid ? [child] : []));
-}
-
-function descendantsOf(pid: number, parents: ReadonlyMap<number, number>): number[] {
-  const children = childrenOf(pid, parents);
-  return [...children, ...children.flatMap((child) => descendantsOf(child, parents))];
 }
 
 async function readOr(path: string): Promise<string> {

@@ -2,7 +2,6 @@
  * The node's replica table: which groups exist, and what a caller may do with them. This is what
  * stands behind the API; it checks rights, then hands over to the group.
  */
-import { readdirSync } from 'node:fs';
 import type { Caller, DaemonControl } from '../api/server.js';
 import type {
   CheckpointReport,
@@ -13,6 +12,7 @@ import type {
   InspectedProcess,
   KernelReport,
   KeyReport,
+  PromoteRequest,
   ProtectReport,
   ProtectRequest,
   RestoreReport,
@@ -21,12 +21,13 @@ import type {
 } from '../api/schema.js';
 import { ReplicationError } from '../base/errors.js';
 import { Group } from '../capture/group.js';
-import { socketPathBytesMax } from '../base/paths.js';
-import type { GroupHost, Owner } from '../capture/group-spec.js';
+import { isElsewhere, type GroupHost, type Owner } from '../capture/group-spec.js';
 import { isFirstStart, isOver, newGroup } from '../capture/group-state.js';
 import type { NativeAddon } from '../native/binding.js';
+import { checkpointReport, removeCheckpoints } from './checkpoints.js';
 import type { DaemonConfig } from './config.js';
 import type { EventRing } from './event-ring.js';
+import { freeGeneration, freeName } from './free-names.js';
 import { groupBrief, groupStatus } from './group-status.js';
 import { cellsShown, inspectedProcesses } from './inspected.js';
 import { defaultOutput, newSpec } from './new-spec.js';
@@ -40,10 +41,12 @@ import {
   supplementaryGroups,
   type ProcessFacts,
 } from './process-facts.js';
-import { parseKeeperName } from './recover.js';
+import type { ReplicaPeers } from './replica-peers.js';
 import { ReplicaRam } from './replica-ram.js';
 import { Restorer } from './restorer.js';
+import { StandbyActions } from './standby-actions.js';
 import { exportedKey } from './store-key.js';
+import { ServiceAddresses } from './service-addresses.js';
 import type { GroupRecord } from './state-file.js';
 import { checkTarget, fileRuleWarnings, warningsFor } from './target-check.js';
 
@@ -56,15 +59,16 @@ export interface TableOptions {
   readonly host: GroupHost;
   /** Resolves when what was given to `host.persist` so far is in the state file, or cannot be. */
   persisted(): Promise<void>;
+  /** The state file is to be written. */
+  record(): void;
+  readonly peers: ReplicaPeers;
   /** About the daemon itself, for whoever relies on it. */
   warnings(): readonly string[];
 }
 
-/** Promotions to come lengthen the name of a keeper's socket. */
-const roomFor = 1_000_000;
-
 export class ReplicaTable implements DaemonControl {
   readonly #options: TableOptions;
+  readonly addresses: ServiceAddresses;
   readonly #groups = new Map<string, Group>();
   /** Of each group's process, read once: its pid may be another's later. */
   readonly #startTimes = new WeakMap<
@@ -74,6 +78,7 @@ export class ReplicaTable implements DaemonControl {
   readonly #ram = new WeakMap<Group, ReplicaRam>();
   readonly #startedMs: number;
   readonly #restorer: Restorer;
+  readonly #standbys: StandbyActions;
   /** Per name of a group, who was not told of its last promotion, and why. */
   readonly #untold = new Map<string, readonly string[]>();
 
@@ -81,6 +86,14 @@ export class ReplicaTable implements DaemonControl {
     this.#options = options;
     this.#startedMs = options.host.clock.nowMs();
     const { native, host, config } = options;
+    this.addresses = new ServiceAddresses({
+      ...{ native, log: host.log },
+      note: (...what) => host.note(...what),
+      groups: () => this.groups,
+      record: () => options.record(),
+      recorded: () => options.persisted(),
+    });
+    this.#standbys = new StandbyActions(options.peers);
     this.#restorer = new Restorer({
       ...{ native, host, config },
       running: () => this.groups.filter((group) => this.#runs(group)),
@@ -103,7 +116,8 @@ export class ReplicaTable implements DaemonControl {
     const promised = this.groups.filter(({ core }) => !isFirstStart(core));
     return promised.map((group) => {
       const { core, spec } = group;
-      return { spec, core, startTime: this.#startTimeOf(group) };
+      const address = this.addresses.recordOf(spec.name);
+      return { spec, core, startTime: this.#startTimeOf(group), address };
     });
   }
 
@@ -116,6 +130,7 @@ export class ReplicaTable implements DaemonControl {
 
   /** Ends the groups whose process has gone while nobody guarded it; call it now and then. */
   sweep(): void {
+    void this.addresses.settle();
     for (const group of this.groups) {
       const { kind } = group.core.phase;
       if ((kind === 'detached' || kind === 'unprotected') && !this.#runs(group)) group.gone();
@@ -147,7 +162,14 @@ export class ReplicaTable implements DaemonControl {
       node,
       daemon: { pid: process.pid, uptimeMs, version, warnings: this.#options.warnings() },
       groups: this.groups.map((group) => this.#show(caller, group)),
+      ...this.#standbys.seenBy(caller),
     };
+  }
+
+  /** Whether a process of that group runs here, protected or not. */
+  runsHere(name: string): boolean {
+    const group = this.#groups.get(name);
+    return group !== undefined && this.#runs(group);
   }
 
   async group(caller: Caller, name: string): Promise<GroupStatus> {
@@ -164,7 +186,7 @@ export class ReplicaTable implements DaemonControl {
     const { host, config } = this.#options;
     const facts = this.#checkTarget(caller, request.pid);
     const same = this.#overOf(facts);
-    const name = request.name ?? same?.spec.name ?? this.#freeName(facts);
+    const name = request.name ?? same?.spec.name ?? this.#nameOf(facts);
     const named = this.#replaceable(caller, name);
     const left = [...new Set([named, same])].filter((group) => group !== undefined);
     if (left.length === 0 && this.#groups.size >= config.groupsMax) {
@@ -174,12 +196,18 @@ export class ReplicaTable implements DaemonControl {
     }
     const before = same ?? (named?.core.phase.kind === 'detached' ? named : undefined);
     const owner = ownerOf(caller);
-    const { spec, takenOver, warnings } = newSpec(name, request, {
-      caller: owner,
-      before: before?.spec,
-      logDir: config.logDir,
-    });
-    const generation = this.#freeGeneration(name, named);
+    const vip = this.addresses.usual(request.vip);
+    const { spec, takenOver, warnings } = newSpec(
+      name,
+      { ...request, vip },
+      {
+        caller: owner,
+        before: before?.spec,
+        logDir: config.logDir,
+      },
+    );
+    if (isElsewhere(spec)) this.#standbys.checkElsewhere(spec);
+    const generation = this.#generationOf(name, named);
     const core = newGroup(facts.pid, generation, spec.retries);
     const group = new Group(spec, host, core, facts.startTime);
     this.add(group, facts.startTime);
@@ -254,17 +282,20 @@ export class ReplicaTable implements DaemonControl {
     try {
       const { logDir } = this.#options.config;
       await checkOutsiders(group.spec, this.#options.host.log);
+      await this.addresses.check(group);
       if (stdio !== null && stdio === defaultOutput(logDir, name)) {
         await makeOutputFile(logDir, name, owner);
       }
       const report = await group.protect((bytes, total) => watch.onProgress(bytes, total));
       // Whoever was told that a process is protected relies on it from then on.
       await this.#options.persisted();
+      const addressed = await this.addresses.taken(group);
       const { copiedBytes, copyUs } = report;
       const status = this.#statusOf(group);
       const pid = status.hostPid;
       const warnings = [
         ...status.warnings,
+        ...addressed,
         ...(group.spec.files === 'refuse'
           ? fileRuleWarnings(filesWritten(pid), filesShared(pid))
           : []),
@@ -294,19 +325,15 @@ export class ReplicaTable implements DaemonControl {
   }
 
   async checkpoint(caller: Caller, name: string, keep: boolean): Promise<CheckpointReport> {
-    const group = this.#allowed(caller, name);
-    const { clock, store } = this.#options.host;
-    const beganMs = clock.nowMs();
-    const report = await group.checkpoint(keep);
-    const ms = Math.round(clock.nowMs() - beganMs);
-    const path = `${group.spec.store ?? store.directory}/${name}`;
-    this.#options.host.note(name, 'checkpoint taken', `${report.id}, epoch ${report.epoch}`);
-    return { group: name, path, ...report, ms };
+    return checkpointReport(this.#options.host, this.#allowed(caller, name), keep);
   }
+
+  readonly removeCheckpoints: DaemonControl['removeCheckpoints'] = (caller, request) =>
+    removeCheckpoints(this.#options, ownerOf(caller), request, this.#groups.get(request.from));
 
   async restore(caller: Caller, request: RestoreRequest): Promise<RestoreReport> {
     const { group, ...report } = await this.#restorer.restore(ownerOf(caller), request, (name) =>
-      this.#freeGeneration(name, this.#replaceable(caller, name)),
+      this.#generationOf(name, this.#replaceable(caller, name)),
     );
     await this.#options.persisted();
     return { group: this.#statusOf(group), ...report };
@@ -316,17 +343,26 @@ export class ReplicaTable implements DaemonControl {
     return exportedKey(caller, this.#options.config.storeKeyPath, this.#options.native);
   }
 
-  async promote(caller: Caller, name: string): Promise<GroupStatus> {
+  async promote(caller: Caller, name: string, how: PromoteRequest): Promise<GroupStatus> {
+    if (this.#standbys.has(name) && !this.runsHere(name)) {
+      await this.#standbys.promote(caller, name, how);
+      return this.#statusOf(this.#allowed(caller, name));
+    }
     const group = this.#allowed(caller, name);
+    this.#standbys.checkPlace(group.spec, how.to, this.#options.node);
     await group.promote();
     return this.#statusOf(group);
   }
 
   async unprotect(caller: Caller, name: string): Promise<GroupStatus> {
     const group = this.#allowed(caller, name);
-    await group.unprotect();
-    this.#forget(group);
-    await this.#options.persisted();
+    try {
+      await group.unprotect();
+    } finally {
+      await this.addresses.settle();
+      this.#forget(group);
+      await this.#options.persisted();
+    }
     return this.#statusOf(group);
   }
 
@@ -405,6 +441,7 @@ export class ReplicaTable implements DaemonControl {
       ownPid: facts?.ownPid,
       running,
       warnings,
+      address: this.addresses.statusOf(group.spec.name),
     });
   }
 
@@ -423,34 +460,15 @@ export class ReplicaTable implements DaemonControl {
     return covering?.spec.name;
   }
 
-  #freeName(facts: ProcessFacts): string {
-    const plain = facts.name.replace(/[^A-Za-z0-9_.-]/g, '-').replace(/^[^A-Za-z0-9]+/, '');
-    const base = plain === '' ? 'process' : plain.slice(0, 40);
-    const isFree = (name: string): boolean => {
+  #nameOf(facts: ProcessFacts): string {
+    return freeName(facts.name, (name) => {
       const group = this.#groups.get(name);
       return group === undefined || isOver(group.core.phase.kind);
-    };
-    for (let i = 1; ; i++) {
-      const name = i === 1 ? base : `${base}-${i}`;
-      if (isFree(name)) return name;
-    }
+    });
   }
 
-  /**
-   * A keeper may still run what an earlier group of that name has promoted: its socket and its
-   * control group carry a generation that is never given again.
-   */
-  #freeGeneration(name: string, previous: Group | undefined): number {
-    const taken = readdirSync(this.#options.config.keepersDir).map(parseKeeperName);
-    const ofName = taken.filter((keeper) => keeper?.name === name);
-    const used = ofName.map((keeper) => keeper?.generation ?? 0);
-    const generation = Math.max(previous?.core.generation ?? 0, ...used) + 1;
-    const socket = `${this.#options.config.keepersDir}/${name}.${generation + roomFor}.sock`;
-    const tooMany = Buffer.byteLength(socket) - socketPathBytesMax;
-    if (tooMany <= 0) return generation;
-    throw new ReplicationError('ERR_BAD_REQUEST', `--name: ${name} is too long for a socket`, {
-      advice: `take away ${tooMany} characters, here or from the daemon's --runtime-dir`,
-    });
+  #generationOf(name: string, previous: Group | undefined): number {
+    return freeGeneration(this.#options.config.keepersDir, name, previous?.core.generation ?? 0);
   }
 
   /** The group of that name that is over and gives way, if any. Throws ERR_GROUP_EXISTS. */

@@ -129,10 +129,13 @@ export function restoredSpec(
     ...protectDefaults,
     pidfile: undefined,
     onPromote: undefined,
+    onFence: undefined,
     store: undefined,
     ...options,
     stdio: usual ? defaultOutput(logDir, name) : stdio,
     files: request.files ?? options.files ?? 'refuse',
+    // A checkpoint is not the right to run: another node may have the address.
+    vip: undefined,
     name,
     storeId: randomBytes(8).toString('hex'),
     origin: originsOf(manifest).at(-1),

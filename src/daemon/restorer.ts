@@ -93,7 +93,8 @@ export class Restorer {
     this.#options.add(group, startTime);
     host.persist();
     host.note(name, 'restored', `from checkpoint ${found.manifest.id}, epoch ${epoch}`);
-    host.announce(spec, { pid, hostPid, generation, epoch, exact: false });
+    const reason = `restored from checkpoint ${found.manifest.id}`;
+    host.announce(spec, { pid, hostPid, generation, epoch, exact: false, reason });
     group.resumePromoted(report.keeperSocket);
     return group;
   }

@@ -3,18 +3,20 @@
  * generation. docs/formats/state-file.md has the format: a line that names version, length and
  * checksum, then JSON. Written whole and durably; nothing of a damaged or foreign file is believed.
  */
-import { createHash } from 'node:crypto';
-import { open } from 'node:fs/promises';
+import { readWhole, replaceFile } from '../base/durable-file.js';
 import { describe, hasCode, ReplicationError } from '../base/errors.js';
 import type { GroupSpec } from '../capture/group-spec.js';
 import type { GroupCore } from '../capture/group-state.js';
-import { replaceFile } from './durable-file.js';
+import type { AddressRecord } from './service-addresses.js';
+import { formatChecked, parseChecked } from '../format/checked-file.js';
 
 export interface GroupRecord {
   readonly spec: GroupSpec;
   readonly core: GroupCore;
   /** Of the root process: with `core.hostPid` and the boot it names a process for good. */
   readonly startTime: string;
+  /** Its service address, where that was taken. */
+  readonly address?: AddressRecord | undefined;
 }
 
 export interface DaemonState {
@@ -24,22 +26,16 @@ export interface DaemonState {
 
 export const stateVersion = 2;
 const fileBytesMax = 16 * 1024 * 1024;
-const headerPattern = /^replpage-groups (\d{1,9}) (\d{1,9}) ([0-9a-f]{64})$/;
-/** Of the header line, amply. */
-const headerBytesMax = 128;
-
-const checksumOf = (body: Buffer): string => createHash('sha256').update(body).digest('hex');
+const kind = { mark: 'replpage-groups', version: stateVersion } as const;
 
 export async function writeState(path: string, state: DaemonState): Promise<void> {
-  const body = Buffer.from(`${JSON.stringify(state, null, 1)}\n`);
-  const header = `replpage-groups ${stateVersion} ${body.length} ${checksumOf(body)}\n`;
-  await replaceFile(path, Buffer.concat([Buffer.from(header), body]), 0o600);
+  await replaceFile(path, formatChecked(kind, state), 0o600);
 }
 
 /** undefined when there is none. Throws ERR_STATE_FILE. */
 export async function readState(path: string): Promise<DaemonState | undefined> {
   try {
-    return checkState(JSON.parse(bodyOf(await readBounded(path)).toString('utf8')));
+    return checkState(parseChecked(kind, await readWhole(path, fileBytesMax)));
   } catch (error) {
     if (hasCode(error, 'ENOENT')) return undefined;
     throw new ReplicationError(
@@ -47,34 +43,6 @@ export async function readState(path: string): Promise<DaemonState | undefined> 
       `cannot read the groups from ${path}: ${describe(error)}`,
     );
   }
-}
-
-async function readBounded(path: string): Promise<Buffer> {
-  const file = await open(path, 'r');
-  try {
-    const { size } = await file.stat();
-    if (size > fileBytesMax) throw new Error('it is too large');
-    return await file.readFile();
-  } finally {
-    await file.close();
-  }
-}
-
-/** What follows the header, as long and with the checksum that the header says. */
-function bodyOf(file: Buffer): Buffer {
-  const end = file.subarray(0, headerBytesMax).indexOf('\n');
-  const header = headerPattern.exec(file.toString('latin1', 0, Math.max(0, end)));
-  if (header === null) throw new Error('it does not begin as a list of groups does');
-  const [, version, length, checksum] = header;
-  if (Number(version) !== stateVersion) {
-    throw new Error(`its version is ${version}, known is ${stateVersion}`);
-  }
-  const body = file.subarray(end + 1);
-  if (body.length !== Number(length)) {
-    throw new Error(`it has ${body.length} bytes of groups instead of ${length}`);
-  }
-  if (checksumOf(body) !== checksum) throw new Error('its checksum is wrong');
-  return body;
 }
 
 function checkState(value: unknown): DaemonState {

@@ -5,13 +5,21 @@
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { ReplicationError } from '../base/errors.js';
-import type { NativeCheckpointPlace, NativeManifest, NativeRestoreOptions } from './checkpoint.js';
+import type {
+  NativeCheckpointPlace,
+  NativeManifest,
+  NativeRemovedCheckpoints,
+  NativeRestoreOptions,
+} from './checkpoint.js';
 import type {
   NativeGroup,
   NativeGroupEvent,
   NativeGroupOptions,
   PromotionReport,
 } from './group.js';
+import type { RequirementCheck, Requirements } from './requirements.js';
+import type { NativeServiceAddress } from './service-address.js';
+import type { NativeCredentials, NativeStandby, StandbyEvent } from './standby.js';
 
 export interface PeerCredentials {
   readonly pid: number;
@@ -29,14 +37,33 @@ export interface NativeAddon {
     options: NativeGroupOptions,
     onEvent: (event: NativeGroupEvent) => void,
   ) => NativeGroup;
+  /** Throws ERR_BAD_ADDRESS, which says what is wrong with the text. */
+  readonly ServiceAddress: new (text: string) => NativeServiceAddress;
+  /** Listens. Throws a SystemError. */
+  readonly NativeStandby: new (
+    options: {
+      readonly host: string;
+      /** 0: any that is free. */
+      readonly port: number;
+      readonly credentials: NativeCredentials;
+    },
+    onEvent: (event: StandbyEvent) => void,
+  ) => NativeStandby;
   /** SO_PEERCRED of a connected Unix socket: unix(7). Throws a SystemError. */
   peerCredentials(fd: number): PeerCredentials;
   /** The kernel's ptrace rule, applied to the caller instead of to us. */
   mayTrace(caller: PeerCredentials, targetPid: number): TraceVerdict;
   /** Rejects with ERR_STORE, and where there is no key with ENOENT. */
   findCheckpoint(place: NativeCheckpointPlace): Promise<NativeManifest>;
+  /** Empty `id`: all of that name. Without a key. Rejects with ERR_STORE, nothing removed. */
+  removeCheckpoints(place: NativeCheckpointPlace): Promise<NativeRemovedCheckpoints>;
   /** Resolves when it runs; nothing runs when it rejects. */
   restoreCheckpoint(options: NativeRestoreOptions): Promise<PromotionReport>;
+  gatherRequirements(pids: readonly number[]): Promise<Requirements>;
+  checkRequirements(
+    bytes: Buffer,
+    rules: { readonly keepFiles: boolean },
+  ): Promise<RequirementCheck>;
   /** Of the file of a page store's key, as text. Throws a SystemError (ENOENT: there is none). */
   storeKeyText(path: string): string;
   /** What this kernel offers, found by trying, never by version. */

@@ -38,6 +38,12 @@ export interface NativeCheckpointPlace {
   readonly allowMemoryFileSystems: boolean;
 }
 
+export interface NativeRemovedCheckpoints {
+  /** With spaces between them. */
+  readonly ids: string;
+  readonly freedBytes: number;
+}
+
 export interface NativeManifest {
   readonly id: string;
   readonly name: string;

@@ -6,6 +6,7 @@
  */
 
 import type { NativeCheckpointReport, NativeCheckpointRequest } from './checkpoint.js';
+import type { NativePlace } from './standby.js';
 
 export type AttachMode = 'always' | 'epochs';
 export type OnExit = 'end' | 'promote';
@@ -44,6 +45,8 @@ export interface NativeGroupOptions {
   readonly tracker: TrackerChoice;
   /** null: the replica holds everything. */
   readonly paging: NativePagingOptions | null;
+  /** Where the replica is kept; null: here. */
+  readonly place: NativePlace | null;
 }
 
 export type AccessTrackerChoice = 'auto' | 'page-walk' | 'idle-bitmap' | 'write-recency';
@@ -154,6 +157,8 @@ export interface PromotionReport {
   readonly deathToRunUs: number;
   /** Pages still to be fetched from the dying process. */
   readonly lazyPages: number;
+  /** Of a process that was killed; empty or absent: it is exact, or was not to be. */
+  readonly whyNotExact?: string;
   readonly keeperSocket: string;
 }
 
@@ -218,8 +223,11 @@ export interface NativeGroup {
   /** Completes the page store with the last epoch; epochs wait meanwhile. */
   checkpoint(request: NativeCheckpointRequest): Promise<NativeCheckpointReport>;
   promote(): Promise<PromotionReport>;
-  /** Detaches; the primary, or what was promoted, runs on. A copy under way is cut short. */
-  stop(): Promise<void>;
+  /**
+   * Detaches; the primary, or what was promoted, runs on. A copy under way is cut short. Resolves to
+   * why what was promoted was lost while it still lacked memory; '' when it runs on.
+   */
+  stop(): Promise<string>;
   counters(): Record<string, number>;
   parts(): ReplicaParts;
 }

@@ -7,14 +7,16 @@ import type {
   CheckpointReport,
   EvictReport,
   GroupStatus,
+  RemovalReport,
   RestoreReport,
 } from '../../src/api/schema.js';
 import { onStage, startVictim } from '../support/on-stage.js';
+import { descendantsOf, sendSignal } from '../support/processes.js';
 import { whyNoEngine } from '../support/repository.js';
 import { startRedis } from '../support/servers.js';
 import type { Stage } from '../support/stage.js';
 import type { Victim } from '../support/victim.js';
-import { waitFor } from '../support/wait-for.js';
+import { letRun, waitFor } from '../support/wait-for.js';
 
 const skip = whyNoEngine() ?? false;
 const mebibyte = 1 << 20;
@@ -47,10 +49,16 @@ t.test('a replica is made cold by order, and its key exported', { skip }, (t) =>
   }),
 );
 
-/** The process, its replica, the keeper, the pager and the daemon: all gone at once. */
+/**
+ * The process tree, its replica, the keeper, the pager and the daemon: all gone at once. Stopped
+ * first, since nobody of the tree may live on for a moment and report that the others are gone.
+ */
 async function loseEverything(stage: Stage, hostPid: number): Promise<void> {
   await stage.killDaemon();
-  process.kill(hostPid, 'SIGKILL');
+  const tree = [hostPid, ...(await descendantsOf(hostPid))];
+  for (const signal of ['SIGSTOP', 'SIGKILL'] as const) {
+    for (const pid of tree) sendSignal(pid, signal);
+  }
   await waitFor(
     () => !existsSync(`/proc/${hostPid}/root`),
     10_000,
@@ -155,7 +163,52 @@ t.test('an interrupted checkpoint leaves the earlier one', { skip }, (t) =>
     const restored = await stage.json<RestoreReport>(...args);
     t.equal(restored.id, first.id, 'the earlier one is whole');
     await isRestored(stage, victim, restored.group.hostPid);
+    const removed = await stage.json<RemovalReport>('checkpoint', '--remove', first.path);
+    t.same(removed.ids.toSorted(), [first.id, kept.id].sort(), 'also what is damaged');
+    t.same(await folders(), []);
+    const none = await stage.refusal('checkpoint', '--remove', group);
+    t.equal(none.code, 'ERR_STORE');
+    t.match(none.message, /there is no checkpoint in/);
     process.kill(restored.group.hostPid, 'SIGTERM');
+  }),
+);
+
+async function stopPager(stage: Stage): Promise<void> {
+  let pager = 0;
+  await waitFor(
+    async () => {
+      pager = (await stage.group(group))?.paging?.pagerPid ?? 0;
+      return pager > 0 && existsSync(`/proc/${pager}/root`); // not of the generation before
+    },
+    10_000,
+    () => 'it has no pager',
+  );
+  process.kill(pager, 'SIGSTOP');
+}
+
+t.test('what is more urgent does not wait for a checkpoint', { skip }, (t) =>
+  onStage(t, 'checkpoint', async (stage) => {
+    await stage.startDaemon();
+    const victim = await startVictim(stage, 'cold_memory', '32');
+    await stage.protect(victim.pid, group, '--ram', 'hot', '--cold-after', '1h');
+    for (const [doing, why] of [
+      ['promote', /promoted meanwhile/],
+      ['unprotect', /let go meanwhile/],
+    ] as const) {
+      await stopPager(stage);
+      const asked = stage.refusal('checkpoint', group);
+      await letRun(3000);
+      const beganMs = Date.now();
+      const { hostPid, generation } = await stage.json<GroupStatus>(doing, group);
+      t.ok(Date.now() - beganMs < 30_000, `${doing} took ${Date.now() - beganMs} ms`);
+      const { code, message } = await asked;
+      t.equal(code, 'ERR_STATE');
+      t.match(message, why);
+      if (doing === 'promote') {
+        await stage.waitForState(group, ['protected'], 60_000);
+        t.ok(generation > 0);
+      } else process.kill(hostPid, 'SIGKILL');
+    }
   }),
 );
 

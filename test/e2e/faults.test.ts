@@ -168,6 +168,30 @@ t.test('a promoted process whose fault server dies never reads a zero', { skip }
   }),
 );
 
+t.test('a keeper that hangs after a kill makes nobody wait for ever', { skip }, (t) =>
+  onStage(t, 'keeper-hangs', async (stage) => {
+    await stage.startDaemon();
+    const victim = await startVictim(stage, 'memory_load', '48', '2', '20000');
+    await stage.protect(victim.pid, 'main');
+    await victim.waitForRounds(2);
+    const keeper = (await partsOf(stage, 'main')).get('keeper');
+    if (keeper === undefined) throw new Error('no keeper was found');
+    sendSignal(victim.pid, 'SIGKILL');
+    await letRun(3);
+    sendSignal(keeper, 'SIGSTOP');
+    const asked = stage.command('unprotect', 'main');
+    const shown = await stage.group('main');
+    t.comment(`stopped while it was ${shown?.state ?? 'removed'}`);
+    const told = await asked; // at most a minute for the promotion, and one for its memory
+    t.comment(`${told.status}: ${told.stderr.trim()}`);
+    t.same((await stage.group('main')) ?? null, null, 'it is forgotten');
+    const { errors, text } = await victim.state();
+    t.equal(errors, 0, text);
+    sendSignal(keeper, 'SIGKILL');
+    await victim.end();
+  }),
+);
+
 t.test(
   'a primary that dies while the daemon is being killed is not run twice',
   { skip, timeout: 3_600_000 },

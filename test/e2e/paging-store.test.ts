@@ -1,9 +1,11 @@
 /** What may become of the page store: damaged, hung, full, shared by two daemons. */
 import { once } from 'node:events';
+import { existsSync } from 'node:fs';
 import { mkdir, open, readdir, rm } from 'node:fs/promises';
 import path from 'node:path';
 import t, { type Test } from 'tap';
 import type { EventRecord, GroupStatus } from '../../src/api/schema.js';
+import { hasCode } from '../../src/base/errors.js';
 import { onStage, startVictim } from '../support/on-stage.js';
 import { sendSignal } from '../support/processes.js';
 import { whyNoEngine } from '../support/repository.js';
@@ -74,9 +76,13 @@ async function told(t: Test, stage: Stage, what: string): Promise<void> {
   );
 }
 
-/** Directories with segments below a store, and the segments. */
+/** The segments below a store. What is removed while one looks is looked at anew. */
 async function segmentsIn(store: string): Promise<string[]> {
-  const names = await readdir(store, { recursive: true });
+  const names = await readdir(store, { recursive: true }).catch((error: unknown) => {
+    if (hasCode(error, 'ENOENT') && existsSync(store)) return undefined;
+    throw error;
+  });
+  if (names === undefined) return segmentsIn(store);
   return names.filter((name) => name.includes('/segment-')).map((name) => path.join(store, name));
 }
 
@@ -165,22 +171,38 @@ t.test('a store that hangs in a refill is waited for, and that is told', { skip 
   }),
 );
 
+/** A file system of its own; gives what mounts it again with other options. */
+async function mountStore(stage: Stage, store: string, options: string) {
+  await mkdir(store);
+  const mount = async (options: string): Promise<string> => {
+    const args = ['-o', options, '-t', 'tmpfs', 'none', store];
+    const { status, stderr } = await stage.run('mount', args);
+    return status === 0 ? '' : stderr;
+  };
+  const trouble = await mount(options);
+  if (trouble !== '') throw new Error(`mount: ${trouble}`);
+  return mount;
+}
+
+async function unmountStore(stage: Stage, store: string): Promise<void> {
+  await stage.unprotect(group).catch(() => undefined);
+  await stage.stopDaemon();
+  await stage.run('umount', ['--lazy', store]);
+}
+
+/** Killed with pages in the store, it is promoted and has all of them. */
+async function isRightWhenPromoted(stage: Stage, victim: Victim): Promise<void> {
+  const before = await isCold(stage);
+  sendSignal(before.hostPid, 'SIGKILL');
+  sendSignal((await isPromoted(stage, before)).hostPid, 'SIGUSR1');
+  await comesToAnEnd(victim, 1);
+  await stage.waitForState(group, ['protected']);
+}
+
 t.test('a store that is full keeps pages in RAM, until there is room', { skip }, (t) =>
   onStage(t, 'full-store', async (stage) => {
     const store = stage.path('small');
-    await mkdir(store);
-    const mount = async (options: string): Promise<void> => {
-      const { status, stderr } = await stage.run('mount', [
-        '-o',
-        options,
-        '-t',
-        'tmpfs',
-        'none',
-        store,
-      ]);
-      if (status !== 0) throw new Error(`mount: ${stderr}`);
-    };
-    await mount('size=6m');
+    const mount = await mountStore(stage, store, 'size=6m');
     try {
       await stage.startDaemon();
       const victim = await startVictim(stage, 'cold_memory', String(sizeMiB));
@@ -193,17 +215,49 @@ t.test('a store that is full keeps pages in RAM, until there is room', { skip },
       t.ok(full.memory.coldBytes < 0.4 * sizeMiB * mebibyte, 'what does not fit stays in RAM');
       await told(t, stage, 'page store in trouble');
       await victim.waitForRounds(20);
-      await mount('remount,size=200m');
-      const before = await isCold(stage);
+      t.equal(await mount('remount,size=200m'), '');
+      await isCold(stage);
       await told(t, stage, 'page store works again');
-      sendSignal(before.hostPid, 'SIGKILL');
-      sendSignal((await isPromoted(stage, before)).hostPid, 'SIGUSR1');
-      await comesToAnEnd(victim, 1);
-      await stage.waitForState(group, ['protected']);
+      await isRightWhenPromoted(stage, victim);
     } finally {
-      await stage.unprotect(group).catch(() => undefined);
-      await stage.stopDaemon();
-      await stage.run('umount', ['--lazy', store]);
+      await unmountStore(stage, store);
+    }
+  }),
+);
+
+t.test('a store that is read-only keeps pages in RAM, until it can be written', { skip }, (t) =>
+  onStage(t, 'read-only-store', async (stage) => {
+    const store = stage.path('read-only');
+    const mount = await mountStore(stage, store, 'size=200m');
+    try {
+      await stage.startDaemon();
+      const victim = await startVictim(stage, 'cold_memory', String(sizeMiB));
+      await stage.protect(victim.pid, group, ...paged, '--store', store);
+      // While a segment is open for writing the kernel refuses it.
+      await waitFor(
+        async () => {
+          const pager = (await stage.group(group))?.paging?.pagerPid ?? 0;
+          if (pager > 0) sendSignal(pager, 'SIGKILL');
+          return (await mount('remount,ro')) === '';
+        },
+        20_000,
+        () => 'it does not become read-only',
+      );
+      const failing = await waitForGroup(stage, 'the store does not fail', ({ paging }) =>
+        /read-only|not writable/i.test(paging?.trouble ?? ''),
+      );
+      await told(t, stage, 'page store in trouble');
+      await victim.waitForRounds(20);
+      const later = (await stage.group(group)) as GroupStatus;
+      t.equal(later.state, 'protected');
+      t.ok(later.memory.coldBytes <= failing.memory.coldBytes, 'nothing more leaves RAM');
+      t.equal(await mount('remount,rw'), '');
+      await isCold(stage);
+      await told(t, stage, 'page store works again');
+      await isRightWhenPromoted(stage, victim);
+    } finally {
+      await mount('remount,rw');
+      await unmountStore(stage, store);
     }
   }),
 );

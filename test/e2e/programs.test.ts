@@ -118,6 +118,8 @@ async function survivesCrash(
   sendSignal(group.hostPid, signal);
   const promoted = await stage.waitForPromotion('main', group.generation);
   t.equal(promoted.promotion?.exact, false, `${signal}: it goes on from an epoch`);
+  const why = signal === 'SIGKILL' ? 'nobody was attached when it died' : null;
+  t.equal(promoted.promotion?.whyNotExact, why, 'why it is not exact');
   const recorders = await Promise.all(
     Array.from({ length: 2 }, () =>
       Recorder.connect({

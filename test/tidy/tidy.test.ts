@@ -90,7 +90,7 @@ t.test('only src/native loads the addon, and only base and daemon read configura
       t.fail(`${path} loads native code`);
     }
     if (/\bexport default\b/.test(text)) t.fail(`${path} has a default export`);
-    if (/from '(?!node:|\.)(?!commander'|pino')/.test(text)) {
+    if (/from '(?!node:|\.)(?!commander'|pino'|@peculiar\/x509'|reflect-metadata')/.test(text)) {
       t.fail(`${path} imports a package that is no dependency`);
     }
   }
@@ -113,10 +113,13 @@ const middle = ['memory', 'uffd', 'trace', 'image', 'channel', 'store'];
 const coreLayers: Readonly<Record<string, readonly string[]>> = {
   base: [],
   ...Object.fromEntries(middle.map((part) => [part, ['base', ...middle]])),
+  address: ['base'],
   restore: ['base', ...middle],
+  requirements: ['base', 'memory', 'image'],
   access: ['base', 'memory', 'image'],
   paging: ['base', 'memory', 'image', 'access', 'store'],
   capture: ['base', ...middle, 'access', 'paging'],
+  peer: ['base', ...middle, 'capture'],
 };
 
 function includesOf({ text }: Source): readonly string[] {

@@ -5,11 +5,22 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { ApiClient } from '../../src/api/client.js';
+import type { ClusterControl } from '../../src/api/cluster-routes.js';
+import type {
+  InitReport,
+  InitRequest,
+  JoinClusterRequest,
+  JoinReport,
+  NodesReport,
+  TokenRequest,
+} from '../../src/api/cluster-schema.js';
 import { fromProblem, toProblem } from '../../src/api/problem.js';
 import {
   checkProtectRequest,
+  checkRestoreRequest,
   type EventRecord,
   type GroupStatus,
+  type RemovalRequest,
   type RestoreRequest,
 } from '../../src/api/schema.js';
 import { createApiServer, type Caller, type DaemonControl } from '../../src/api/server.js';
@@ -62,6 +73,10 @@ class ScriptedDaemon implements DaemonControl {
     ...{ group: await this.group(caller, name), evictedBytes: 4096, ms: 1 },
   });
   key = () => ({ key: 'k' });
+  removeCheckpoints = (_caller: Caller, { from }: RemovalRequest) => {
+    this.asked.push(`remove ${from}`);
+    return Promise.resolve({ path: `/store/${from}`, ids: ['1'], freedBytes: 4096 });
+  };
   checkpoint = (_caller: Caller, group: string, keep: boolean) =>
     Promise.resolve({
       ...{ group, id: keep ? 'kept' : 'alone', path: '/store/web', epoch: 7 },
@@ -80,6 +95,26 @@ class ScriptedDaemon implements DaemonControl {
   }
 }
 
+const nodes: NodesReport = {
+  ...{ cluster: '0123456789abcdef', node: 'a', certificateUntil: '', nodes: [], warnings: [] },
+};
+
+/** A cluster that tells what it was asked. */
+class ScriptedCluster implements ClusterControl {
+  readonly asked: unknown[] = [];
+  init = (_caller: Caller, request: InitRequest) => this.#note(request, {} as InitReport);
+  join = (_caller: Caller, request: JoinClusterRequest) => this.#note(request, {} as JoinReport);
+  token = (_caller: Caller, { ttlMs = 1 }: TokenRequest) => ({ token: 't', address: 'h:1', ttlMs });
+  nodes = () => nodes;
+  removeNode = (_caller: Caller, name: string) => this.#note(name, nodes);
+  importKey = (_caller: Caller, request: unknown) => this.#note(request, { imported: true });
+
+  #note<T>(asked: unknown, answer: T): Promise<T> {
+    this.asked.push(asked);
+    return Promise.resolve(answer);
+  }
+}
+
 const silent = () => undefined;
 const log = { debug: silent, info: silent, warn: silent, error: silent, child: () => log };
 
@@ -91,14 +126,15 @@ async function scene(t: Test) {
     if (fd < 0) throw new Error('no descriptor');
     return { pid: 42, uid: 1000, gid: 1000 };
   };
-  const server = createApiServer({ control: daemon, credentials, log });
+  const cluster = new ScriptedCluster();
+  const server = createApiServer({ control: daemon, cluster, credentials, log });
   await new Promise<void>((resolve) => server.listen(path, resolve));
   t.teardown(() => {
     server.closeAllConnections();
     server.close();
     rmSync(folder, { recursive: true });
   });
-  return { daemon, path, server, client: new ApiClient(path) };
+  return { daemon, cluster, path, server, client: new ApiClient(path) };
 }
 
 /** What a client that is not ours may send. */
@@ -278,6 +314,8 @@ t.test('a request to protect is checked field by field', (t) => {
     stdio: null,
     pidfile: '/run/a.pid',
     onPromote: 'logger promoted',
+    onFence: 'logger fenced',
+    vip: '10.0.0.9/24@eth0',
   };
   t.same(checkProtectRequest(good), good);
   const bad: Record<string, unknown[]> = {
@@ -294,6 +332,15 @@ t.test('a request to protect is checked field by field', (t) => {
     stdio: ['relative', '/with\0nul', 7, ''],
     pidfile: [null, 'relative'],
     onPromote: ['', 'x'.repeat(9000), 'a\0b'],
+    onFence: ['', 7],
+    vip: [
+      '',
+      '10.0.0.9',
+      '10.0.0.9/24',
+      '10.0.0.9/24@',
+      '10.0.0.9/24@a b',
+      `::/0@${'x'.repeat(16)}`,
+    ],
     __proto__x: [1],
     toString: [1],
   };
@@ -304,6 +351,28 @@ t.test('a request to protect is checked field by field', (t) => {
     }
   }
   t.throws(() => checkProtectRequest(null), { code: 'ERR_BAD_REQUEST' });
+  t.end();
+});
+
+t.test('a request to restore is checked field by field', (t) => {
+  const good = { store: '/mnt/store', from: 'web', id: `${'0'.repeat(16)}-1`, files: 'keep' };
+  t.same(checkRestoreRequest(good), good);
+  const bad: Record<string, unknown[]> = {
+    store: [undefined, 'relative', 7],
+    from: [undefined, '../x'],
+    name: ['', '-a'],
+    id: ['newest', `${'0'.repeat(16)}-0`],
+    key: ['secret'],
+    files: [''],
+    toString: [1],
+  };
+  for (const [key, values] of Object.entries(bad)) {
+    for (const value of values) {
+      const request = { ...good, [key]: value };
+      t.throws(() => checkRestoreRequest(request), { code: 'ERR_BAD_REQUEST', message: key });
+    }
+  }
+  t.throws(() => checkRestoreRequest([]), { code: 'ERR_BAD_REQUEST' });
   t.end();
 });
 
@@ -323,4 +392,36 @@ t.test('no daemon is told apart from one that may not be asked', async (t) => {
   t.teardown(() => rmSync(folder, { recursive: true }));
   const nobody = new ApiClient(join(folder, 'none.sock'));
   await t.rejects(nobody.status(), { code: 'ERR_NO_DAEMON', advice: /replpage daemon/ });
+});
+
+t.test('what is asked of the cluster is checked, field by field', async (t) => {
+  const { client, cluster, path } = await scene(t);
+  t.same(await client.nodes(), nodes);
+  t.match(await client.token({ ttlMs: 5000 }), { ttlMs: 5000 });
+  await client.initCluster({ name: 'a', listen: 'h:1' });
+  await client.joinCluster({ token: 'x', address: 'h' });
+  await client.removeNode('b');
+  await client.importKey('k');
+  t.same(cluster.asked, [
+    { name: 'a', listen: 'h:1' },
+    { token: 'x', address: 'h' },
+    'b',
+    { key: 'k' },
+  ]);
+  const bad: [string, unknown, RegExp][] = [
+    ['/v1/cluster/init', { name: '-a' }, /name must be/],
+    ['/v1/cluster/init', { certificateLifeMs: 1 }, /certificateLifeMs must be/],
+    ['/v1/cluster/init', { constructor: 1 }, /constructor is not known/],
+    ['/v1/cluster/join', { token: 't' }, /address is missing/],
+    ['/v1/cluster/token', { ttlMs: 0.5 }, /ttlMs must be/],
+    ['/v1/cluster/token', [], /not an object/],
+    ['/v1/cluster/leave', {}, /there is no/],
+    ['/v1/nodes/b/adopt', {}, /there is no/],
+    ['/v1/key', {}, /key is missing/],
+  ];
+  for (const [url, body, why] of bad) {
+    const answer = await raw(path, 'POST', url, JSON.stringify(body));
+    t.equal(answer.status, 400, url);
+    t.match(answer.body, why);
+  }
 });

@@ -82,6 +82,9 @@ const group: GroupStatus = {
   stdio: null,
   pidfile: '/run/redis.pid',
   onPromote: null,
+  onFence: null,
+  vip: null,
+  to: null,
   promotion: null,
   warnings: ['mind this'],
   counters: {},
@@ -171,7 +174,7 @@ t.test('the command line: exit status, stdout and stderr', built, (t) => {
     [['status', '--runtime-dir', `/${'x'.repeat(120)}`], 64, /^$/, /too long for a socket/],
     [['protect', '1', '--epoch', '100'], 64, /^$/, /--epoch: "100" is not understood/],
     [['protect', '1', '--overhead', '5'], 64, /^$/, /such as 5%/],
-    [['protect', '1', '--to', 'node'], 64, /^$/, /unknown option/],
+    [['protect', '1', '--no-such', 'x'], 64, /^$/, /unknown option/],
     [['demo', '--ram', '300%'], 64, /^$/, /--ram must be all, hot, or a share/],
     [['demo', '--size', 'huge'], 64, /^$/, /--size: "huge" is not understood/],
   ];

@@ -20,7 +20,7 @@ import type { Log } from '../../src/base/log.js';
 import type { GroupSpec } from '../../src/capture/group-spec.js';
 import { newGroup, type GroupCore, type Phase } from '../../src/capture/group-state.js';
 import { readConfig, type DaemonFlags } from '../../src/daemon/config.js';
-import { replaceFile } from '../../src/daemon/durable-file.js';
+import { replaceFile } from '../../src/base/durable-file.js';
 import { EventRing } from '../../src/daemon/event-ring.js';
 import { takeLock } from '../../src/daemon/lock.js';
 import {
@@ -68,6 +68,8 @@ const spec: GroupSpec = {
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,
+  onFence: undefined,
+  vip: undefined,
   store: undefined,
   storeId: '0123456789abcdef',
   owner: { uid: me.uid, gid: me.gid, groups: [] },

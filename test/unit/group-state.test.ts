@@ -188,10 +188,10 @@ t.test('a process that ends while nobody guards it ends its group', (t) => {
 });
 
 t.test('a promotion says what was lost, a drain of nothing says nothing', (t) => {
-  const inexact = { ...report, exact: false, lostMs: 120 };
+  const inexact = { ...report, exact: false, lostMs: 120, whyNotExact: 'it was gone' };
   const run = feed(fresh(), started, crashed, { type: 'promoted', report: inexact });
   const said = run.effects.find((effect) => effect.type === 'note');
-  t.match(said, { why: /from epoch 9, 120 ms lost/ });
+  t.match(said, { why: /from epoch 9, 120 ms lost \(it was gone\)/ });
   const drained = step(run.core, { type: 'drained', us: 1, pages: 0 }).effects;
   t.notOk(drained.some((effect) => effect.type === 'note'));
   t.end();

@@ -23,6 +23,7 @@ class ScriptedNative implements NativeGroup {
   readonly emit: (event: NativeGroupEvent) => void;
   epochs = 0;
   stopped = 0;
+  loss = '';
   startResult: () => Promise<StartReport> = () =>
     Promise.resolve({ epoch: 1, tracker: 'uffd-wp', copiedBytes: 10, copyUs: 5, warnings: [] });
   epochResult: () => Promise<EpochStats> = () => Promise.resolve(epochStats(this.epochs + 1));
@@ -51,9 +52,9 @@ class ScriptedNative implements NativeGroup {
   promote(): Promise<PromotionReport> {
     return this.promoteResult();
   }
-  stop(): Promise<void> {
+  stop(): Promise<string> {
     this.stopped++;
-    return Promise.resolve();
+    return Promise.resolve(this.loss);
   }
   counters(): Record<string, number> {
     return { epochs: this.epochs };
@@ -105,6 +106,8 @@ const spec: GroupSpec = {
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,
+  onFence: undefined,
+  vip: undefined,
   store: undefined,
   storeId: '0123456789abcdef',
   owner: { uid: 0, gid: 0, groups: [] },
@@ -333,4 +336,20 @@ t.test('unprotecting during the first copy is told to whoever protects', async (
   const waiting = group.protect();
   await group.unprotect();
   await t.rejects(waiting, { code: 'ERR_ENDED', message: /was unprotected meanwhile/ });
+});
+
+t.test('a process that is lost while it is let go is not told as let go', async (t) => {
+  for (const doing of ['unprotect', 'detach'] as const) {
+    const { group, natives, notes } = scene();
+    await group.protect();
+    const [native] = natives;
+    if (!native) throw new Error('no native group');
+    native.loss = 'the keeper fetched nothing';
+    await t.rejects(group[doing](), {
+      code: 'ERR_ENDED',
+      message: `cannot ${doing} a: the keeper fetched nothing`,
+    });
+    t.equal(native.stopped, 1);
+    t.ok(notes.includes('lost'));
+  }
 });

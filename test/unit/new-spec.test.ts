@@ -21,6 +21,8 @@ t.test('what is not asked for has its default', (t) => {
     stdio: '/log/a.log',
     pidfile: undefined,
     onPromote: undefined,
+    onFence: undefined,
+    vip: undefined,
     store: undefined,
     owner,
   });

@@ -15,7 +15,12 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { protectDefaults } from '../../src/api/schema.js';
 import type { GroupSpec } from '../../src/capture/group-spec.js';
-import { announce, checkOutsiders, makeOutputFile } from '../../src/daemon/outsiders.js';
+import {
+  announce,
+  announceFence,
+  checkOutsiders,
+  makeOutputFile,
+} from '../../src/daemon/outsiders.js';
 
 const me = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
 
@@ -31,9 +36,15 @@ const spec: GroupSpec = {
   stdio: null,
   pidfile: undefined,
   onPromote: undefined,
+  onFence: undefined,
+  vip: undefined,
   store: undefined,
   storeId: '0123456789abcdef',
   owner: { ...me, groups: [] },
+};
+const told = {
+  ...{ pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true },
+  ...{ reason: 'killed by SIGKILL', node: 'here' },
 };
 const silent = () => undefined;
 const quiet = { debug: silent, info: silent, warn: silent, error: silent, child: () => quiet };
@@ -46,7 +57,6 @@ t.test('outsiders are told: pid file and hook', async (t) => {
   const lines: object[] = [];
   const keep = (fields: object) => void lines.push(fields);
   const log = { debug: keep, info: keep, warn: keep, error: keep, child: () => log };
-  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
   t.same(await announce({ ...spec, pidfile, onPromote }, told, log), []);
   t.equal(lines.length, 2);
   t.equal(readFileSync(pidfile, 'utf8'), '2000\n');
@@ -60,6 +70,42 @@ t.test('outsiders are told: pid file and hook', async (t) => {
   t.match(lines[0], { reason: /null bytes/ });
 });
 
+t.test('a hook is told everything, with or without an address', async (t) => {
+  const seen = join(folderOf(t), 'seen');
+  const command = `set -u; env | grep ^REPLPAGE_ | sort >'${seen}'; pwd >>'${seen}'`;
+  const addressed = { ...spec, onPromote: command, onFence: command, vip: '10.0.0.9/24@eth0' };
+  t.same(await announce(addressed, told, quiet), []);
+  const promoted = [
+    'REPLPAGE_EPOCH=3',
+    'REPLPAGE_EVENT=promote',
+    'REPLPAGE_EXACT=true',
+    'REPLPAGE_GENERATION=1',
+    'REPLPAGE_GROUP=web',
+    'REPLPAGE_HOST_PID=2000',
+    'REPLPAGE_NODE=here',
+    'REPLPAGE_PID=10',
+    'REPLPAGE_REASON=killed by SIGKILL',
+    'REPLPAGE_VIP=10.0.0.9/24@eth0',
+    '/',
+    '',
+  ];
+  t.same(readFileSync(seen, 'utf8').split('\n'), promoted);
+  t.same(await announceFence({ ...addressed, vip: undefined }, told, quiet), []);
+  t.match(readFileSync(seen, 'utf8'), /REPLPAGE_EVENT=fence\n[^]*REPLPAGE_VIP=\n/);
+  t.same(await announceFence({ ...spec, onPromote: 'exit 1' }, told, quiet), []);
+  t.match(await announceFence({ ...spec, onFence: 'exit 3' }, told, quiet), [
+    /^--on-fence exit 3: it ended with status 3$/,
+  ]);
+});
+
+t.test('a hook that takes too long is ended, whatever holds its output', async (t) => {
+  const began = Date.now();
+  const onPromote = 'echo begun; setsid sleep 20 & sleep 20';
+  const lost = await announce({ ...spec, onPromote }, told, quiet, 300);
+  t.match(lost, [/it was not over after 0.3 s, and ended with SIGKILL: begun$/]);
+  t.ok(Date.now() - began < 10_000);
+});
+
 const asRoot = me.uid === 0 ? {} : { skip: 'needs root' };
 
 t.test('hooks and pid files have the rights of whoever asked', asRoot, async (t) => {
@@ -69,7 +115,6 @@ t.test('hooks and pid files have the rights of whoever asked', asRoot, async (t)
   const keep = (fields: object) => void lines.push(fields);
   const log = { debug: keep, info: keep, warn: keep, error: keep, child: () => log };
   const owner = { uid: 65534, gid: 65534, groups: [] };
-  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
   const failing = await announce({ ...spec, owner, onPromote: 'id -u; id -G; exit 3' }, told, log);
   t.match(failing, [/^--on-promote .*: it ended with status 3: 65534$/]);
   const closed = { ...spec, owner, pidfile: join(folder, 'closed', 'web.pid') };
@@ -93,6 +138,7 @@ t.test('what could not be told later is refused at once', async (t) => {
     [{ pidfile: binary }, /--pidfile .*holds more than a pid/],
     [{ onPromote: 'if then' }, /--on-promote if then: the shell does not understand/],
     [{ onPromote: '/nowhere/hook now' }, /--on-promote .*no such program/],
+    [{ onFence: 'if then' }, /--on-fence if then: the shell does not understand/],
   ];
   for (const [options, message] of bad) {
     const checked = checkOutsiders({ ...spec, ...options }, quiet);
@@ -112,14 +158,12 @@ t.test('a pid file that has become something else is left as it is', async (t) =
   const folder = folderOf(t);
   const pidfile = join(folder, 'web.pid');
   writeFileSync(pidfile, '4711\n/var/lib/data\n');
-  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
   t.match(await announce({ ...spec, pidfile }, told, quiet), [/holds more than a pid/]);
   t.equal(readFileSync(pidfile, 'utf8'), '4711\n/var/lib/data\n');
 });
 
 t.test('a pid file keeps its mode, and its owner where that is possible', asRoot, async (t) => {
   const folder = folderOf(t);
-  const told = { pid: 10, hostPid: 2000, generation: 1, epoch: 3, exact: true };
   const ours = join(folder, 'ours.pid');
   writeFileSync(ours, '1\n');
   chownSync(ours, 65534, 65534);

@@ -2,7 +2,8 @@
  * The engine's own tests on stock kernels: the native ones, and those of test/e2e that an emulated
  * machine finishes in reasonable time, with every tracker that the kernel has.
  *
- * REPLPAGE_VM_VICTIMS=name,name runs these victims instead of the usual few.
+ * REPLPAGE_VM_VICTIMS=name,name runs these victims instead of the usual few, REPLPAGE_VM_TRACKERS and
+ * REPLPAGE_VM_PARTS=victims,redis,native only these.
  */
 import t, { type Test } from 'tap';
 import type { Listener } from './bed/agent.js';
@@ -17,22 +18,28 @@ const slowness = 50;
 const usualVictims = ['memory model', 'shared memory', 'signal count', 'pipes', 'killed family'];
 /** Native tests of following memory, by parts of their names. */
 const ofMemory = 'discard mapping copied copy heap stack round walk shared';
-const victims = process.env['REPLPAGE_VM_VICTIMS']?.split(',') ?? usualVictims;
+const named = (variable: string): readonly string[] | undefined =>
+  process.env[`REPLPAGE_VM_${variable}`]?.split(',');
+const victims = named('VICTIMS') ?? usualVictims;
+const parts = named('PARTS') ?? (short ? ['victims'] : ['victims', 'redis', 'native']);
 
-/** Shows the cases as they end: without that, an hour of emulation looks like a hang. */
-function shownTo(t: Test): Listener {
+/**
+ * Shows the cases as they end: without that, an hour of emulation looks like a hang. On standard error,
+ * since comments of a test are kept back until its next result.
+ */
+function shown(): Listener {
   let text = '';
   return (stream, chunk) => {
     if (stream !== 'stdout') return;
     const lines = (text + chunk.toString()).split('\n');
     text = lines.pop() ?? '';
-    for (const line of lines) if (/^ {0,4}(not )?ok \d/.test(line)) t.comment(line.trim());
+    for (const line of lines)
+      if (/^ {0,4}(not )?ok \d/.test(line)) console.error(`# ${line.trim()}`);
   };
 }
 
 /** Runs a test program on the node; gives its cases by their words. */
 async function cases(
-  t: Test,
   bed: Bed,
   command: string,
 ): Promise<{ passed: number; failed: string[]; skipped: number; status: number; text: string }> {
@@ -41,7 +48,7 @@ async function cases(
     .node(1)
     .run(`cd /opt/replpage && export ${settings} && ${command}`, {
       limitMs: runMs,
-      listener: shownTo(t),
+      listener: shown(),
     });
   const lines = stdout.split('\n').map((line) => line.trim());
   const ok = lines.filter((line) => /^ok \d/.test(line));
@@ -63,7 +70,7 @@ async function runs(
   command: string,
 ): Promise<void> {
   begin(kernel, 'Engine', what);
-  const { passed, failed, skipped, status, text } = await cases(t, bed, command);
+  const { passed, failed, skipped, status, text } = await cases(bed, command);
   t.same(failed, [], `${what}: ${passed} pass, ${skipped} are skipped`);
   t.equal(status, 0, `${what} ends with status 0`);
   if (status !== 0) t.comment(lastLines(text, 40));
@@ -96,6 +103,17 @@ async function asksDoctor(t: Test, bed: Bed, kernel: string): Promise<string[]> 
   ];
 }
 
+/** A part that is run with each tracker. */
+function withTracker(part: string): { readonly title: string; readonly command: string } {
+  if (part === 'redis') {
+    const command = 'REPLPAGE_TEST_PROGRAMS=redis node test/e2e/programs.test.js';
+    return { title: 'redis killed and crashed', command };
+  }
+  const few = (short ? victims.slice(0, 1) : victims).join();
+  const command = `REPLPAGE_TEST_VICTIMS='${few}' node test/e2e/victims.test.js`;
+  return { title: 'victims killed twice', command };
+}
+
 const expected: Readonly<Record<string, readonly string[]>> = {
   '6.1': ['soft-dirty'],
   '6.12': ['uffd-wp', 'soft-dirty'],
@@ -106,25 +124,21 @@ for (const kernel of kernels) {
     onBed(t, { kernel, nodes: 1 }, async (bed) => {
       const trackers = await asksDoctor(t, bed, kernel);
       t.same(trackers, expected[kernel] ?? trackers, 'the trackers that work here');
-      if (!short) await runs(t, bed, kernel, 'native tests', `build/Release/core_test`);
-      for (const tracker of short ? trackers.slice(0, 1) : trackers) {
-        if (!short && tracker !== trackers[0]) {
-          const natively = `export REPLPAGE_TEST_TRACKER=${tracker}; build/Release/core_test`;
-          await runs(
-            t,
-            bed,
-            kernel,
-            `${tracker}: native tests of memory`,
-            `${natively} ${ofMemory}`,
-          );
+      const chosen = named('TRACKERS') ?? (short ? trackers.slice(0, 1) : trackers);
+      for (const tracker of chosen) {
+        for (const what of ['victims', 'redis'].filter((part) => parts.includes(part))) {
+          const { title, command } = withTracker(what);
+          const set = `export REPLPAGE_TEST_TRACKER=${tracker} REPLPAGE_TEST_REDIS_MIB=4`;
+          await runs(t, bed, kernel, `${tracker}: ${title}`, `${set}; ${command}`);
         }
-        const set = `export REPLPAGE_TEST_TRACKER=${tracker} REPLPAGE_TEST_REDIS_MIB=4`;
-        const few = short ? victims.slice(0, 1) : victims;
-        const chosen = `REPLPAGE_TEST_VICTIMS='${few.join()}' node test/e2e/victims.test.js`;
-        await runs(t, bed, kernel, `${tracker}: victims killed twice`, `${set}; ${chosen}`);
-        if (short) continue;
-        const redis = 'REPLPAGE_TEST_PROGRAMS=redis node test/e2e/programs.test.js';
-        await runs(t, bed, kernel, `${tracker}: redis killed and crashed`, `${set}; ${redis}`);
+      }
+      if (!parts.includes('native')) return;
+      // These last: they take longest.
+      await runs(t, bed, kernel, 'native tests', `build/Release/core_test`);
+      for (const tracker of trackers.slice(1)) {
+        const natively = `export REPLPAGE_TEST_TRACKER=${tracker}; build/Release/core_test`;
+        const what = `${tracker}: native tests of memory`;
+        await runs(t, bed, kernel, what, `${natively} ${ofMemory}`);
       }
     }),
   );

@@ -4,12 +4,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <exception>
-#include <sstream>
 #include <thread>
 
-#include "core/base/procfs.h"
+#include "core/base/proc_stat.h"
 #include "core/base/sys_error.h"
 
 namespace replpage {
@@ -75,14 +73,9 @@ bool may_trace(pid_t pid, const CallerRights& rights) {
 }
 
 std::optional<uint64_t> start_time_of(pid_t pid) {
-  const auto text = read_proc("/proc/" + std::to_string(pid) + "/stat");
-  const size_t name_end = text ? text->rfind(')') : std::string::npos;
-  if (name_end == std::string::npos) return std::nullopt;
-  std::istringstream fields(text->substr(name_end + 1));
-  std::string field;
-  constexpr int kStartTime = 22, kState = 3;
-  for (int at = kState; at <= kStartTime; ++at) fields >> field;
-  return std::strtoull(field.c_str(), nullptr, 10);
+  const auto stat = ProcStat::of(pid);
+  if (!stat) return std::nullopt;
+  return (*stat)[ProcStat::kStartTime];
 }
 
 }  // namespace replpage

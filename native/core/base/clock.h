@@ -7,11 +7,13 @@
 
 namespace replpage {
 
-inline uint64_t now_ns() {
+inline uint64_t clock_ns(clockid_t clock) {
   timespec t{};
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(t.tv_nsec);
 }
+
+inline uint64_t now_ns() { return clock_ns(CLOCK_MONOTONIC); }
 
 inline uint64_t now_us() { return now_ns() / 1000; }
 

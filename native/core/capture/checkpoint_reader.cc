@@ -1,11 +1,13 @@
+#include "core/capture/checkpoint_reader.h"
+
 #include <sys/mman.h>
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "core/base/crc32c.h"
 #include "core/base/sys_error.h"
-#include "core/capture/restore_session.h"
 #include "core/image/group_check.h"
 
 namespace replpage {
@@ -13,6 +15,7 @@ namespace {
 
 // A store that does not answer for so long is given up; its pager is killed.
 constexpr int kAnswerMs = 60'000;
+constexpr int kLookMs = 100;
 constexpr uint32_t kTarget = 1;
 
 StoreKey key_of(const CheckpointPlace& place) {
@@ -38,8 +41,9 @@ PagerFindMessage find_message(const CheckpointPlace& place, const StoreKey& key)
 
 }  // namespace
 
-CheckpointReader::CheckpointReader(const CheckpointPlace& place)
-    : key_(key_of(place)),
+CheckpointReader::CheckpointReader(const CheckpointPlace& place, std::stop_token stop)
+    : stop_(std::move(stop)),
+      key_(key_of(place)),
       pager_(PagerProcess::start(place.pager_path)),
       target_(::memfd_create("replpage restore", MFD_CLOEXEC)) {
   if (!target_.valid() || ::ftruncate(target_.get(), kFetchBytesMax) != 0) {
@@ -70,11 +74,15 @@ CheckpointReader::~CheckpointReader() {
 ReceivedMessage CheckpointReader::ask(PagerMessageType type, Bytes body,
                                       std::span<const int> descriptors) {
   pager_.channel().send(on_wire(type), std::move(body), descriptors);
-  std::optional<ReceivedMessage> answer = pager_.channel().receive(kAnswerMs);
-  if (!answer) {
-    throw StoreError(StoreFailure::kIo, pager_.channel().closed()
-                                            ? "page store: the pager ended"
-                                            : "page store: it does not answer");
+  std::optional<ReceivedMessage> answer;
+  for (int waited_ms = 0; !answer; waited_ms += kLookMs) {
+    if (pager_.channel().closed()) {
+      throw StoreError(StoreFailure::kIo, "page store: the pager ended");
+    }
+    if (waited_ms >= kAnswerMs || stop_.stop_requested()) {
+      throw StoreError(StoreFailure::kIo, "page store: it does not answer");
+    }
+    answer = pager_.channel().receive(kLookMs);
   }
   if (pager_type(answer->type) == PagerMessageType::kFailed) {
     const auto failed = decode<PagerFailedMessage>(answer->body);

@@ -55,7 +55,7 @@ void refuse_unrestorable(const GroupImage& image, pid_t host_pid) {
     }
   }
   const int32_t root = image.processes.empty() ? 0 : image.processes.front().pid;
-  for (const char* name : {"net", "ipc", "uts"}) {
+  for (const char* name : {"net", "ipc", "uts", "time"}) {
     if (!other_namespace(host_pid, name)) continue;
     refusals.push_back({root, std::string("namespace ") + name, "namespace",
                         "it is another than the daemon's, and ends with its processes"});

@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
+#include <utility>
 #include <variant>
 
 #include "core/base/caller_rights.h"
@@ -40,11 +42,11 @@ UniqueFd in_memory(std::span<const uint8_t> bytes) {
 }
 
 // Pages of the process itself, not of files.
-PageRanges own_pages(int pagemap, PageRange range, const std::atomic<bool>& cancelled) {
+PageRanges own_pages(int pagemap, PageRange range, const std::function<void()>& check) {
   PageRanges found;
   std::vector<uint64_t> entries(kEntriesAtOnce);
   for (uint64_t at = range.start; at < range.end;) {
-    if (cancelled) throw CaptureCancelled();
+    check();
     const size_t wanted = std::min<uint64_t>(kEntriesAtOnce, (range.end - at) / kPageSize);
     const ssize_t got = ::pread(pagemap, entries.data(), wanted * sizeof(uint64_t),
                                 static_cast<off_t>(at / kPageSize * sizeof(uint64_t)));
@@ -67,6 +69,35 @@ uint64_t ticket_of(const PagerNews& news) {
 }  // namespace
 
 CheckpointReport CheckpointTaker::take() {
+  try {
+    return take_or_throw();
+  } catch (...) {
+    leave_behind();
+    throw;
+  }
+}
+
+// What was written for nothing goes with one of the next epochs.
+void CheckpointTaker::leave_behind() {
+  if (context_.paging) {
+    forget_sources();
+    context_.paging->note_segments(new_segments_);
+  } else if (own_pager_) {
+    context_.next_segment = std::max(context_.next_segment, own_pager_->usage().next_segment);
+  }
+}
+
+void CheckpointTaker::forget_sources() {
+  for (const uint32_t source : std::exchange(sources_, {})) pager().forget_source(source);
+}
+
+void CheckpointTaker::check_wanted() const {
+  if (context_.cancelled) throw CheckpointCut("the group died or was let go meanwhile");
+  if (context_.hurried) throw CheckpointCut("its replica was to be promoted meanwhile");
+}
+
+CheckpointReport CheckpointTaker::take_or_throw() {
+  check_wanted();
   take_image();
   (void)pager();
   add_cold_pages();
@@ -74,7 +105,7 @@ CheckpointReport CheckpointTaker::take() {
   write_wanted();
   check_alive();
   const PagerDoneMessage done = seal();
-  for (const uint32_t source : sources_) pager().forget_source(source);
+  forget_sources();
   if (context_.paging) {
     // Where none of the group's pages is in them, they go with one of the next epochs.
     context_.paging->note_segments(new_segments_);
@@ -115,7 +146,9 @@ PagerLink& CheckpointTaker::pager() {
 void CheckpointTaker::take_image() {
   const pid_t host_pid = context_.options.pid;
   tracer_.call([this](TraceTree&) {
-    if (context_.dying || context_.phase != GroupPhase::kProtected) throw CaptureCancelled();
+    if (context_.dying || context_.phase != GroupPhase::kProtected) {
+      throw CheckpointCut("the group is dying");
+    }
     state_.image = context_.last_image;
   });
   refuse_unrestorable(state_.image, host_pid);
@@ -176,7 +209,8 @@ void CheckpointTaker::want_process(const ProcessImage& process, const Source& so
     const bool copied =
         mapping.kind == MappingKind::kFilePrivate || mapping.kind == MappingKind::kMemfdPrivate;
     if (!copied && mapping.kind != MappingKind::kAnonymous) continue;
-    const PageRanges pages = own_pages(source.pagemap.get(), mapping.range(), context_.cancelled);
+    const PageRanges pages =
+        own_pages(source.pagemap.get(), mapping.range(), [this] { check_wanted(); });
     for (const PageRange& range : subtract_ranges(pages, cold_[process.pid])) {
       wanted_.push_back(
           {.pid = process.pid, .source = number, .range = range, .zeros_count = copied});
@@ -188,6 +222,7 @@ void CheckpointTaker::want_process(const ProcessImage& process, const Source& so
 void CheckpointTaker::want_object(const SharedObjectImage& object, int memfd, uint32_t number) {
   const auto size = static_cast<off_t>(page_ceil(object.size));
   for (off_t at = 0; at < size;) {
+    check_wanted();
     const off_t data = ::lseek(memfd, at, SEEK_DATA);
     if (data < 0 || data >= size) return;
     const off_t hole = ::lseek(memfd, data, SEEK_HOLE);
@@ -270,7 +305,7 @@ void CheckpointTaker::check_alive() {
   tracer_.call([this](TraceTree&) {
     const bool same = context_.last_image.epoch == state_.image.epoch;
     if (context_.dying || context_.phase != GroupPhase::kProtected || !same) {
-      throw CaptureCancelled();
+      throw CheckpointCut("the group is dying");
     }
   });
 }
@@ -315,7 +350,12 @@ Answer CheckpointTaker::ask_and_wait(Ask ask) {
   PagerLink& link = pager();
   std::optional<uint64_t> ticket;
   for (const uint64_t ends = now_us() + kAnswerUs; now_us() < ends; ::usleep(kLookAgainUs)) {
-    if (context_.cancelled) throw CaptureCancelled();
+    try {
+      check_wanted();
+    } catch (const CheckpointCut&) {
+      if (ticket && context_.paging) context_.paging->forget_ticket(*ticket);
+      throw;
+    }
     std::optional<Answer> answer;
     std::optional<StoreError> failure;
     for (const PagerNews& news : link.poll()) {

@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -22,6 +23,11 @@ struct CheckpointRequest {
   bool keep = false;    // earlier checkpoints of the group
 };
 
+// It was given up for something more urgent.
+class CheckpointCut : public std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 struct CheckpointReport {
   std::string id;
   uint64_t epoch = 0;
@@ -36,7 +42,9 @@ class CheckpointTaker {
   CheckpointTaker(GroupContext& context, TracerThread& tracer, const CheckpointRequest& request)
       : context_(context), tracer_(tracer), request_(request) {}
 
-  // Throws StoreError, SysError, RefusedError, CaptureCancelled (the primary is dying), KeeperLost.
+  // Throws StoreError, SysError, RefusedError, KeeperLost, and CheckpointCut when the primary is
+  // dying, or is to be promoted or unprotected. An earlier checkpoint is as it was then; where it
+  // was as good as done it may even be there.
   CheckpointReport take();
 
  private:
@@ -51,6 +59,9 @@ class CheckpointTaker {
     bool zeros_count = false;  // what is all zero must be so in the replica, too
   };
 
+  CheckpointReport take_or_throw();
+  void leave_behind();
+  void check_wanted() const;
   PagerLink& pager();
   void take_image();
   void add_cold_pages();
@@ -60,6 +71,7 @@ class CheckpointTaker {
   void write_wanted();
   void write_batch(const std::vector<Wanted>& batch);
   void check_alive();
+  void forget_sources();
   void leave_generation();
   PagerDoneMessage seal();
   template <class Answer, class Ask>

@@ -3,8 +3,8 @@
 #include <sys/wait.h>
 
 #include <csignal>
-#include <cstdlib>
 
+#include "core/base/proc_stat.h"
 #include "core/base/procfs.h"
 
 namespace replpage {
@@ -39,10 +39,9 @@ namespace {
 // exit stop is known here. The last field of /proc/PID/stat has the code of an exit that has begun
 // (do_task_stat in fs/proc/array.c), from the moment of the kill on.
 bool is_ending_by_kill(pid_t pid) {
-  const auto stat = read_proc("/proc/" + std::to_string(pid) + "/stat");
-  const size_t last = stat ? stat->find_last_not_of(" \n") : std::string::npos;
-  if (last == std::string::npos) return true;
-  const int status = std::atoi(stat->c_str() + stat->rfind(' ', last));
+  const auto stat = ProcStat::of(pid);
+  if (!stat) return true;
+  const int status = static_cast<int>((*stat)[ProcStat::kExitCode]);
   return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <csignal>
+#include <utility>
 
 #include "core/base/clock.h"
 #include "core/base/urgency.h"
@@ -121,6 +122,7 @@ void DeathHandler::after_events() {
 template <class Answer>
 void DeathHandler::answer_or_give_up(Answer answer_it) {
   const std::lock_guard lock(context_.worker_mutex);
+  context_.staging.hurry();
   try {
     answer_it();
   } catch (const std::exception& error) {
@@ -142,21 +144,22 @@ void DeathHandler::answer() {
     context_.keeper->send_empty(MessageType::kDying);
     return hand_over(capture_planned_epoch(context_));
   }
-  const bool whole = stands_whole();
+  std::string reason = why_not_whole();
   if (is_own_doing(death_->cause)) {
     tell_death();
     return answer_own_doing();
   }
-  answer_kill(whole);
+  death_->why_not_exact = std::move(reason);
+  answer_kill();
 }
 
 // Told when the replica is on its way: who listens would take a CPU from those that still have to
 // come to their stops.
-void DeathHandler::answer_kill(bool whole) {
+void DeathHandler::answer_kill() {
   try {
     // Not before: getting ready takes a CPU from them as well.
     context_.keeper->send_empty(MessageType::kDying);
-    if (whole) {
+    if (death_->why_not_exact.empty()) {
       promote_exactly();
     } else {
       hand_over(committed_epoch(context_));
@@ -176,13 +179,16 @@ void DeathHandler::tell_death() {
 
 // Threads that nobody followed are gone with their registers, what does not stand still cannot be
 // read, and some things cannot be replicated: then the last epoch is the newest whole state.
-bool DeathHandler::stands_whole() {
+std::string DeathHandler::why_not_whole() {
   const pid_t root = context_.options.pid;
   const TraceTree& tree = *context_.tree;
-  return context_.options.attach_always &&
-         context_.tree->freeze_around_death(root, kDeathDeadlineUs).frozen &&
-         !context_.irreplicable && tree.processes().contains(root) &&
-         tree.follows_all_threads(root);
+  if (!context_.options.attach_always) return "nobody was attached when it died";
+  const FreezeResult frozen = context_.tree->freeze_around_death(root, kDeathDeadlineUs);
+  if (!frozen.frozen) return frozen.reason;
+  if (context_.irreplicable) return "it had taken up what cannot be replicated";
+  if (!tree.processes().contains(root)) return "it was gone before it could be read";
+  if (!tree.follows_all_threads(root)) return "it made threads too fast to follow each";
+  return {};
 }
 
 // What it was about to do when it ended, it would do again: it is taken back by an epoch.
@@ -207,8 +213,9 @@ void DeathHandler::promote_exactly() {
   std::optional<HandOver> last;
   try {
     last = capture_last_epoch(context_, death_->seen_us);
-  } catch (const std::exception&) {
+  } catch (const std::exception& error) {
     // The memory is gone already (the OOM reaper), or something new cannot be replicated.
+    death_->why_not_exact = error.what();
     last = committed_epoch(context_);
   }
   hand_over(std::move(*last));
@@ -228,7 +235,8 @@ void DeathHandler::hand_over(HandOver last) {
                 .exact = last.exact,
                 .decision_to_run_us = 0,
                 .death_to_run_us = 0,
-                .lazy_pages = pages_of(last.lazy)};
+                .lazy_pages = pages_of(last.lazy),
+                .why_not_exact = death_->why_not_exact};
   send_order(context_, last, [this] {
     if (!death_->planned) return;
     death_->killed = true;
@@ -281,7 +289,8 @@ void DeathHandler::give_up(const std::string& reason) {
     case GroupPhase::kProtected:
       break;
     case GroupPhase::kPromoted:
-      return end("the promoted process was lost before it was drained: " + reason);
+      context_.loss = "the promoted process was lost before it had all of its memory: " + reason;
+      return end(context_.loss);
   }
   context_.set_phase(GroupPhase::kDone);
   context_.tree->detach();

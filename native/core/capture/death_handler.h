@@ -57,6 +57,7 @@ class DeathHandler final : public TracerThread::Owner {
     bool killed = false;         // planned: the primary cannot run any more
     uint64_t promote_at_us = 0;  // waits until then; 0: does not wait
     bool handled = false;
+    std::string why_not_exact = {};  // killed: why the last epoch is not taken from it
   };
 
   [[nodiscard]] bool is_part_of_death(const TracedProcess& process,
@@ -65,9 +66,9 @@ class DeathHandler final : public TracerThread::Owner {
   void handle();
   void answer();
   void answer_own_doing();
-  void answer_kill(bool whole);
+  void answer_kill();
   void tell_death();
-  [[nodiscard]] bool stands_whole();
+  [[nodiscard]] std::string why_not_whole();
   void promote_exactly();
   void promote_after_delay();
   void hand_over(HandOver last);

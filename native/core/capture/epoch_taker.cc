@@ -72,6 +72,7 @@ PagingReport EpochTaker::page(const PagingOrder& order) {
   }
   // Without the lock: this takes milliseconds, and a death would wait for it.
   PagingReport report = paging.turn(running_image_, host_pids, order);
+  context_.keeper->wait_room();  // nor does a death wait for the lock meanwhile
   const std::lock_guard lock(context_.worker_mutex);
   const std::vector<PageRun> wanted = paging.take_wanted_back();
   if (!wanted.empty()) context_.capture->copy_again(wanted);
@@ -226,6 +227,7 @@ bool EpochTaker::send(GroupImage& image, EpochStats& stats) {
     staged_image = context_.staging.put(image);
     make_descriptor_room(2 * image.open_files.size());  // for a death: see HandOver
   }
+  context_.keeper->wait_room();  // the tracer thread waits for nobody
   return tracer_.call([&](TraceTree&) {
     if (context_.dying) {
       stats.reason = "the primary is dying";

@@ -8,10 +8,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
 #include <string>
 
-#include "core/base/procfs.h"
+#include "core/base/proc_stat.h"
 #include "core/base/sys_error.h"
 
 namespace replpage {
@@ -39,9 +38,9 @@ std::optional<int> status_when_reaped(int pidfd) {
 
 // The last field of /proc/PID/stat (proc(5)), which needs the right to trace the process.
 std::optional<int> status_of_zombie(pid_t pid) {
-  const auto stat = read_proc("/proc/" + std::to_string(pid) + "/stat");
-  if (!stat || stat->find(") Z ") == std::string::npos) return std::nullopt;
-  return std::atoi(stat->c_str() + stat->find_last_of(' ') + 1);
+  const auto stat = ProcStat::of(pid);
+  if (!stat || stat->state() != 'Z') return std::nullopt;
+  return static_cast<int>((*stat)[ProcStat::kExitCode]);
 }
 
 // A process that has ended is a zombie or was reaped, and may be reaped between two looks.

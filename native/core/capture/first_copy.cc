@@ -1,13 +1,11 @@
 #include "core/capture/first_copy.h"
 
-#include <fcntl.h>
-
 #include <algorithm>
 
-#include "core/base/caller_rights.h"
 #include "core/base/clock.h"
 #include "core/capture/owner_rights.h"
 #include "core/capture/page_stream.h"
+#include "core/capture/replica_place.h"
 #include "core/image/image_counts.h"
 
 namespace replpage {
@@ -22,7 +20,10 @@ GroupImage FirstCopy::freeze() {
   GroupCapture& capture = *context_.capture;
   tree.seize(context_.options.pid, context_.options.attach_always);
   Refusals refusals;
-  for (const auto& [pid, process] : tree.processes()) find_process_refusals(pid, refusals);
+  for (const auto& [pid, process] : tree.processes()) {
+    find_process_refusals(pid, refusals);
+    find_clock_refusals(tree.root(), pid, refusals);
+  }
   if (!refusals.empty()) throw RefusedError(std::move(refusals));
   GroupImage image;
   const auto take_in = [&] {
@@ -39,10 +40,11 @@ GroupImage FirstCopy::freeze() {
   };
   // A primary that is hard to stop (one vfork after the other) is given several chances.
   const uint64_t patience_ends = now_us() + kStartPatienceUs;
-  for (;;) {
+  for (int tries = 1;; ++tries) {
     const std::string reason = freezer_.while_stopped(kStartDeadlineUs, take_in);
     if (reason.empty()) return image;
-    if (context_.root_gone || now_us() > patience_ends) {
+    const bool enough = tries >= kStartTriesMin && now_us() > patience_ends;
+    if (context_.root_gone || enough) {
       throw KeeperLost("the process did not stop: " + reason);
     }
     tree.wait_events(now_ns() + kRetryNs);
@@ -50,20 +52,8 @@ GroupImage FirstCopy::freeze() {
 }
 
 KeeperProcess FirstCopy::start_keeper() {
-  const GroupOptions& options = context_.options;
-  UniqueFd stdio;
-  if (!options.stdio_path.empty()) {
-    stdio = open_with_rights(options.stdio_path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0600,
-                             {options.uid, options.gid, options.groups});
-  }
-  return spawn_keeper({.executable = options.keeper_path,
-                       .name = options.name,
-                       .generation = options.generation,
-                       .primary = options.pid,
-                       .control_socket = options.control_socket,
-                       .stdio = stdio.get(),
-                       .stdio_path = options.stdio_path},
-                      context_.staging);
+  if (context_.options.place) return context_.options.place->start(context_.staging);
+  return spawn_keeper_of(context_.options, context_.options.pid, context_.staging);
 }
 
 uint64_t FirstCopy::copy(GroupImage& image) {
@@ -88,6 +78,7 @@ void FirstCopy::build_replica(GroupImage& image) {
 
 uint64_t FirstCopy::copy_round(const GroupImage& image, uint64_t copied, uint64_t total) {
   KeeperLink& keeper = *context_.keeper;
+  if (context_.paging) context_.paging->fit(image);
   PageStream stream(context_.staging,
                     {.send_pages =
                          [&](StagedBytes runs) {
@@ -101,7 +92,7 @@ uint64_t FirstCopy::copy_round(const GroupImage& image, uint64_t copied, uint64_
                          },
                      .sent =
                          [&](std::span<const PageRun> runs) {
-                           if (context_.paging) context_.paging->note_copied(image, runs);
+                           if (context_.paging) context_.paging->note_copied(runs);
                          }});
   context_.capture->copy_running(image, stream);
   stream.finish();

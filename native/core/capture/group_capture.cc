@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/base/clock.h"
+#include "core/base/proc_stat.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/capture/group_types.h"
@@ -35,8 +36,7 @@ bool leavers_are_gone(const TracedProcess& process) {
     if (!tids) return true;
     const bool leaving = std::any_of(tids->begin(), tids->end(), [&](pid_t tid) {
       if (process.threads.contains(tid)) return false;
-      const auto stat = read_proc(tasks + std::to_string(tid) + "/stat");
-      return stat && stat->find(") Z ") == std::string::npos;
+      return !is_dead(process.pid, tid);
     });
     if (!leaving) return true;
     std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -201,6 +201,20 @@ std::optional<std::vector<MappingImage>> GroupCapture::read_mappings(pid_t host_
                          detail.first ? detail.refusals : nullptr);
 }
 
+namespace {
+
+// What is left of them was read later than the rest. Rather a little late than early.
+void date_back_timers(GroupImage& image) {
+  if (image.processes.empty()) return;
+  const uint64_t passed_ns = now_ns() - image.processes.front().captured_ns;
+  for (OpenFileImage& file : image.open_files) {
+    const bool armed = file.kind == OpenFileKind::kTimerFd && file.timer_value_ns != 0;
+    if (armed) file.timer_value_ns += passed_ns;
+  }
+}
+
+}  // namespace
+
 GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   GroupImage image;
   forget_gone();
@@ -220,6 +234,7 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   input.check_threads = detail.first;
   input.with_content = detail.with_content;
   descriptors_->capture(input, image);
+  date_back_timers(image);
   return image;
 }
 

@@ -27,7 +27,10 @@ struct GroupContext {
         events(told),
         staging({.memory_bytes = options.staging_bytes_max,
                  .spill_bytes_max = options.spill_bytes_max,
-                 .spill_directory = options.spill_directory}) {}
+                 .spill_directory = options.spill_directory,
+                 .check_wanted = [this] {
+                   if (cancelled) throw CaptureCancelled();
+                 }}) {}
 
   void set_phase(GroupPhase next) {
     phase = next;
@@ -39,6 +42,7 @@ struct GroupContext {
   std::atomic<GroupPhase> phase = GroupPhase::kStarting;
   std::atomic<bool> root_gone = false;
   std::atomic<bool> cancelled = false;  // nobody wants the epoch that is being taken
+  std::atomic<bool> hurried = false;    // the worker is needed: a checkpoint gives way
   // The processes have taken up what no epoch can hold: only the last committed one is whole.
   std::atomic<bool> irreplicable = false;
 
@@ -46,6 +50,7 @@ struct GroupContext {
   TraceTree* tree = nullptr;
   bool dying = false;     // the root's end was seen, or its promotion ordered: no epoch any more
   GroupImage last_image;  // of the last epoch sent to the keeper
+  std::string loss;       // why what was promoted ended before it was drained; then kDone follows
   std::optional<Refusal> out_of_reach;  // a process that its owner may not trace any more
 
   // The worker holds worker_mutex whenever it touches these outside of a tracer job; the tracer

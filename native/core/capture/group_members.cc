@@ -5,10 +5,9 @@
 
 #include <algorithm>
 #include <csignal>
-#include <cstdio>
-#include <cstdlib>
 #include <set>
 
+#include "core/base/proc_stat.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/capture/group_capture.h"
@@ -26,32 +25,6 @@ constexpr uint64_t kYoungPagesMax = 256;
 constexpr size_t kEndedUnchecked = 256;
 
 constexpr unsigned kExiting = 0x4;  // PF_EXITING of include/linux/sched.h
-
-// Fields of /proc/PID/stat behind the command's closing parenthesis (proc(5)).
-struct StatFields {
-  char state = '?';
-  pid_t parent = 0;
-  unsigned flags = 0;
-  int exit_code = 0;  // as wait(2) gives it; 0 until it ends
-  std::string name;
-};
-
-std::optional<StatFields> read_stat(pid_t pid) {
-  const auto text = read_proc("/proc/" + std::to_string(pid) + "/stat");
-  if (!text) return std::nullopt;
-  const size_t open = text->find('(');
-  const size_t close = text->rfind(')');
-  const size_t last = text->find_last_not_of(" \n");
-  if (open == std::string::npos || close == std::string::npos) return std::nullopt;
-  StatFields fields;
-  fields.name = text->substr(open + 1, close - open - 1);
-  if (std::sscanf(text->c_str() + close + 1, " %c %d %*d %*d %*d %*d %u", &fields.state,
-                  &fields.parent, &fields.flags) != 3) {
-    return std::nullopt;
-  }
-  fields.exit_code = std::atoi(text->c_str() + text->rfind(' ', last));  // the last of 52
-  return fields;
-}
 
 // Ids as the group's own PID namespace has them: the last of each list in /proc/PID/status.
 struct InnermostIds {
@@ -81,8 +54,8 @@ uint64_t own_pages(pid_t pid) { return resident_pages(pid).own; }
 
 // 0 when it is gone.
 pid_t GroupCapture::parent_of(pid_t host_pid) {
-  const auto stat = read_stat(host_pid);
-  return stat ? stat->parent : 0;
+  const auto stat = ProcStat::of(host_pid);
+  return stat ? static_cast<pid_t>((*stat)[ProcStat::kParent]) : 0;
 }
 
 // A tracker serves one address space: after an execve it knows nothing. A kill on the way out of
@@ -226,7 +199,7 @@ void GroupCapture::note_gone(pid_t host_pid, int wait_status) {
   if (ended_.size() <= kEndedUnchecked) return;
   const auto oldest = ended_.front();
   ended_.pop_front();
-  if (read_stat(oldest.first)) ended_.push_back(oldest);
+  if (ProcStat::of(oldest.first)) ended_.push_back(oldest);
 }
 
 // A descendant that stands at its exit stops, but not because it was killed along with the root,
@@ -244,23 +217,24 @@ bool GroupCapture::ends_by_itself(const TracedProcess& process) const {
 // Whether a process without a known end is ending shows in its flags only. One whose end is known
 // may have been let go from its exit stop just now.
 bool GroupCapture::add_zombie(GroupImage& image, pid_t host_pid, std::optional<int> wait_status) {
-  const auto stat = read_stat(host_pid);
-  if (!stat || (!wait_status && (stat->flags & kExiting) == 0)) return false;
-  const auto parent = members_.find(stat->parent);
+  const auto stat = ProcStat::of(host_pid);
+  if (!stat || (!wait_status && ((*stat)[ProcStat::kFlags] & kExiting) == 0)) return false;
+  const auto parent = members_.find(static_cast<pid_t>((*stat)[ProcStat::kParent]));
   const auto ids = innermost_ids(host_pid);
   if (parent == members_.end() || !ids) return false;
-  image.zombies.push_back({.pid = ids->pid,
-                           .parent = parent->second.group_pid,
-                           .process_group = ids->process_group,
-                           .session = ids->session,
-                           .wait_status = wait_status.value_or(stat->exit_code),
-                           .name = stat->name});
+  image.zombies.push_back(
+      {.pid = ids->pid,
+       .parent = parent->second.group_pid,
+       .process_group = ids->process_group,
+       .session = ids->session,
+       .wait_status = wait_status.value_or(static_cast<int>((*stat)[ProcStat::kExitCode])),
+       .name = stat->name()});
   return true;
 }
 
 // With `unseen_ends` all children are looked at, not only those that nobody followed.
 void GroupCapture::fill_zombies(GroupImage& image, bool unseen_ends) {
-  std::erase_if(ended_, [](const auto& entry) { return !read_stat(entry.first); });
+  std::erase_if(ended_, [](const auto& entry) { return !ProcStat::of(entry.first); });
   std::set<pid_t> told;
   for (const auto& [pid, wait_status] : ended_) {
     const bool lives = tree_.processes().contains(pid);

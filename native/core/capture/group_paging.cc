@@ -9,6 +9,7 @@
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
 #include "core/capture/group_store.h"
+#include "core/paging/pages_to_run.h"
 
 namespace replpage {
 namespace {
@@ -17,8 +18,6 @@ namespace {
 // second time; it may be a dead mount that only a new process gets rid of.
 constexpr uint64_t kHungUs = 5'000'000;
 constexpr uint64_t kKillUs = 60'000'000;
-// What was touched in so many samples is shown as hot.
-constexpr uint8_t kHotSamples = 2;
 constexpr uint64_t kTryAgainUs = 10'000'000;
 // Generations before this one that may have left something behind.
 constexpr uint64_t kPast = 8;
@@ -42,8 +41,9 @@ GroupPaging::GroupPaging(const GroupOptions& options)
       pager_(pager_options(options, key_)),
       pace_(options_.cold_after_us) {}
 
-void GroupPaging::wait_open(uint64_t wait_us) {
+void GroupPaging::wait_open(uint64_t wait_us, const std::atomic<bool>* cancelled) {
   for (const uint64_t ends = now_us() + wait_us; now_us() < ends; ::usleep(1000)) {
+    if (cancelled != nullptr && *cancelled) break;
     for (const PagerNews& news : pager_.poll()) {
       std::visit([this](const auto& one) { take(one); }, news);
       if (std::holds_alternative<PagerOpened>(news)) return;
@@ -60,14 +60,16 @@ void GroupPaging::wait_open(uint64_t wait_us) {
 
 // ---- what the replica has
 
-void GroupPaging::note_copied(const GroupImage& image, std::span<const PageRun> runs) {
-  for (const ProcessImage& process : image.processes) table_.fit(process.pid, process.mappings);
-  table_.note_runs(runs);
+void GroupPaging::fit(const GroupImage& image) {
+  for (const ProcessImage& process : image.processes) {
+    table_.fit(process.pid, process.mappings, pages_to_run(process));
+  }
 }
 
 void GroupPaging::add_cold_runs(const GroupImage& image, PageRunList& list) {
   forget_gone(image);
-  note_copied(image, list.runs);
+  fit(image);
+  table_.note_runs(list.runs);
   epoch_ = image.epoch;
   const size_t before = list.runs.size();
   if (replica_knows_) {
@@ -77,12 +79,16 @@ void GroupPaging::add_cold_runs(const GroupImage& image, PageRunList& list) {
   }
   for (const MovedPages& moved : cleaner_.take_moved()) moved_bytes_ += add_cold_run(moved, list);
   table_.note_runs(std::span(list.runs).subspan(before));
-  dead_.clear();
+  dead_ = dead_segments();
+}
+
+std::vector<uint32_t> GroupPaging::dead_segments() const {
+  std::vector<uint32_t> dead;
   for (const uint32_t segment : segments_) {
-    if (segment != newest_segment() && !table_.live_pages().contains(segment)) {
-      dead_.push_back(segment);
-    }
+    const bool live = segment == newest_segment() || table_.live_pages().contains(segment);
+    if (!live) dead.push_back(segment);
   }
+  return dead;
 }
 
 uint64_t GroupPaging::newest_segment() const { return segments_.empty() ? 0 : *segments_.rbegin(); }
@@ -116,12 +122,10 @@ uint64_t GroupPaging::add_cold_run(const MovedPages& pages, PageRunList& list) {
 }
 
 void GroupPaging::note_committed() {
-  if (dead_.empty() || !pager_.drop_segments(dead_)) return;
-  for (const uint32_t segment : dead_) {
-    segments_.erase(segment);
-    cleaner_.note_removed(segment);
-  }
-  dead_.clear();
+  std::vector<uint32_t> dead = std::exchange(dead_, {});
+  // One request at a time, and not with every epoch where the store fails.
+  if (dead.empty() || dropped_ || state_ == StoreState::kFailing) return;
+  if (const auto ticket = pager_.drop_segments(dead)) dropped_ = Dropped{*ticket, std::move(dead)};
 }
 
 void GroupPaging::forget_gone(const GroupImage& image) {
@@ -149,9 +153,10 @@ PagingReport GroupPaging::turn(const GroupImage& image, const std::map<int32_t, 
   take_news();
   if (order.sample_now) next_sample_us_ = 0;
   sample_when_due(image, host_pids);
+  // First, since evictions take every place of a slow pager; of its own it has one batch at most.
+  clean(host_pids);
   evict(host_pids, order);
   bring_back(order);
-  clean(host_pids);
   return report();
 }
 
@@ -186,6 +191,13 @@ void GroupPaging::take(const PagerOpened& opened) {
 }
 
 void GroupPaging::take(const PagerWrittenMessage& written) {
+  if (forgotten_.erase(written.ticket) != 0) {
+    // Content that nobody asked for any more: only its segments are of interest.
+    for (const PagerWrittenRun& run : written.runs) {
+      segments_.insert(static_cast<uint32_t>(segment_of(run.location)));
+    }
+    return;
+  }
   state_ = StoreState::kOk;
   trouble_.clear();
   pager_cpu_us_ += written.cpu_us;
@@ -221,9 +233,20 @@ void GroupPaging::forget_sources(std::span<const PageGroup> of) {
   }
 }
 
-void GroupPaging::take(const PagerDoneMessage&) {}
+void GroupPaging::take(const PagerDoneMessage& done) {
+  forgotten_.erase(done.ticket);
+  if (!dropped_ || dropped_->ticket != done.ticket) return;
+  for (const uint32_t segment : dropped_->segments) {
+    segments_.erase(segment);
+    cleaner_.note_removed(segment);
+  }
+  dropped_.reset();
+}
 
 void GroupPaging::take(const PagerFailedMessage& failed) {
+  forgotten_.erase(failed.ticket);
+  // Its segments are dead as before: they are named with one of the next epochs again.
+  if (dropped_ && dropped_->ticket == failed.ticket) dropped_.reset();
   state_ = failed.kind == StoreFailure::kFull ? StoreState::kFull : StoreState::kFailing;
   trouble_ = failed.reason;
   trouble_us_ = now_us();
@@ -275,18 +298,27 @@ void GroupPaging::sample_when_due(const GroupImage& image,
 
 AccessSample GroupPaging::sample(const ProcessImage& process, pid_t host_pid) {
   Sampler& sampler = samplers_[process.pid];
-  table_.grow_older(process.pid);
+  bool aged = false;
+  // Only with what was seen touched: where nobody can look, everything would be cold in the end.
+  const auto grow_older = [&] {
+    if (!std::exchange(aged, true)) table_.grow_older(process.pid);
+  };
   try {
     if (!sampler.tracker || sampler.host_pid != host_pid) {
       sampler = {host_pid, make_access_tracker(host_pid, options_.tracker)};
     }
     tracker_name_ = name_of(sampler.tracker->kind());
-    return sampler.tracker->sample(process.mappings, [&](std::span<const PageRange> touched) {
-      table_.note_touched(process.pid, touched);
-    });
-  } catch (const SysError&) {
-    // It is gone, or executes something else: the next sample begins anew.
+    const AccessSample taken =
+        sampler.tracker->sample(process.mappings, [&](std::span<const PageRange> touched) {
+          grow_older();
+          table_.note_touched(process.pid, touched);
+        });
+    grow_older();
+    return taken;
+  } catch (const SysError& error) {
+    // As a rule it is gone, or executes something else: the next sample begins anew.
     sampler.tracker.reset();
+    tracker_name_ = std::string("none (") + error.what() + ")";
     return {};
   }
 }
@@ -429,51 +461,6 @@ void GroupPaging::remove_generation(uint64_t wait_us) {
 
 void GroupPaging::take_news_of(const PagerNews& news) {
   std::visit([this](const auto& one) { take(one); }, news);
-}
-
-std::vector<InspectedMapping> GroupPaging::inspect(const GroupImage& image, size_t cells) const {
-  std::vector<InspectedMapping> mappings;
-  for (const ProcessImage& process : image.processes) {
-    for (const MappingImage& mapping : process.mappings) {
-      if (mapping.kind != MappingKind::kAnonymous) continue;
-      mappings.push_back(
-          {.pid = process.pid,
-           .range = mapping.range(),
-           .is_stack = (mapping.flags & kGrowsDown) != 0,
-           .name = mapping.anon_name,
-           .cells = table_.describe(process.pid, mapping.range(), kHotSamples, cells)});
-    }
-  }
-  return mappings;
-}
-
-PagingReport GroupPaging::report() const {
-  const PageSums sums = table_.sums();
-  const AgeHistogram ages = table_.resident_ages();
-  const AgeHistogram again = table_.touched_again_ages();
-  return {.tracker = tracker_name_,
-          .samples = samples_,
-          .sample_us = sample_us_,
-          .period_us = pace_.period_us(),
-          .sample_share = pace_.share(),
-          .resident_bytes = sums.resident_bytes,
-          .cold_bytes = sums.cold_bytes,
-          .absent_bytes = sums.absent_bytes,
-          .pending_bytes = sums.pending_bytes,
-          .candidate_bytes = sums.candidate_bytes,
-          .ages = {ages.begin(), ages.end()},
-          .touched_again = {again.begin(), again.end()},
-          .table_bytes = table_.memory_bytes(),
-          .store = state_,
-          .trouble = trouble_,
-          .store_bytes = pager_.usage().bytes,
-          .store_segments = pager_.usage().segments,
-          .written_bytes = written_bytes_,
-          .evicted_bytes = evicted_bytes_,
-          .brought_back_bytes = brought_back_bytes_,
-          .moved_bytes = moved_bytes_,
-          .pager_cpu_us = pager_cpu_us_,
-          .pager_pid = pager_.pid()};
 }
 
 }  // namespace replpage

@@ -9,6 +9,7 @@
 // Worker thread only.
 #pragma once
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <set>
@@ -34,11 +35,13 @@ class GroupPaging {
   explicit GroupPaging(const GroupOptions& options);
 
   // Returns when the store is open. Throws StoreError when it cannot be, or does not answer in
-  // time.
-  void wait_open(uint64_t wait_us);
+  // time, or nobody wants it any more.
+  void wait_open(uint64_t wait_us, const std::atomic<bool>* cancelled = nullptr);
 
+  // Takes in what the processes have mapped, before runs of that image are noted.
+  void fit(const GroupImage& image);
   // What the replica was given in the first copy.
-  void note_copied(const GroupImage& image, std::span<const PageRun> runs);
+  void note_copied(std::span<const PageRun> runs) { table_.note_runs(runs); }
 
   // Takes in the runs of an epoch that is about to be sent, and appends those of pages that the
   // replica may drop with it.
@@ -63,6 +66,8 @@ class GroupPaging {
   // replica has in the store; and segments that were written besides.
   PagerLink& pager() { return pager_; }
   void take_news_of(const PagerNews& news);
+  // Nobody waits for the answer of a ticket any more that is not of paging's own.
+  void forget_ticket(uint64_t ticket) { forgotten_.insert(ticket); }
   [[nodiscard]] std::vector<PageGroup> cold_pages() const { return table_.cold_pages(UINT64_MAX); }
   void note_segments(const std::set<uint32_t>& numbers) {
     segments_.insert(numbers.begin(), numbers.end());
@@ -83,6 +88,11 @@ class GroupPaging {
   struct Sampler {
     pid_t host_pid = 0;
     std::unique_ptr<AccessTracker> tracker;
+  };
+
+  struct Dropped {
+    uint64_t ticket = 0;
+    std::vector<uint32_t> segments;
   };
 
   void take_news();
@@ -110,6 +120,7 @@ class GroupPaging {
   bool know_source(int32_t pid, const std::map<int32_t, pid_t>& host_pids);
   uint64_t add_cold_run(const MovedPages& pages, PageRunList& list);
   [[nodiscard]] uint64_t newest_segment() const;
+  [[nodiscard]] std::vector<uint32_t> dead_segments() const;
   PagingReport report() const;
 
   const PagingOptions options_;
@@ -129,8 +140,10 @@ class GroupPaging {
   std::vector<PageRun> wanted_back_;
   std::vector<PageGroup> stored_;  // resident, to be cold with the next epoch
   StoreCleaner cleaner_;
-  std::set<uint32_t> segments_;  // that may be on disk
-  std::vector<uint32_t> dead_;   // of these, since the last epoch was sent
+  std::set<uint32_t> segments_;     // that may be on disk
+  std::vector<uint32_t> dead_;      // of these, since the last epoch was sent
+  std::optional<Dropped> dropped_;  // of these, not known to be gone
+  std::set<uint64_t> forgotten_;    // tickets
   StoreState state_ = StoreState::kOpening;
   std::string trouble_;
   uint64_t trouble_us_ = 0;  // when it was last met

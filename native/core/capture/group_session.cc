@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "core/base/clock.h"
+#include "core/capture/replica_place.h"
 #include "core/image/kernel_reader.h"
 
 namespace replpage {
@@ -68,7 +69,8 @@ StartReport GroupSession::start_epochs() {
 void GroupSession::open_store() {
   if (!context_.options.paging) return;
   context_.paging = std::make_unique<GroupPaging>(context_.options);
-  if (context_.options.paging->must_open) context_.paging->wait_open(kStoreOpenUs);
+  if (context_.options.paging->must_open)
+    context_.paging->wait_open(kStoreOpenUs, &context_.cancelled);
 }
 
 std::vector<std::string> GroupSession::warnings_of(std::vector<std::string> notes) const {
@@ -94,16 +96,26 @@ void GroupSession::connect(KeeperProcess& keeper) {
             tracer_.post([this, reason] { deaths_.on_keeper_lost(reason); });
           }};
   holder_pid_ = keeper.holder;
-  context_.keeper =
-      std::make_unique<KeeperLink>(std::move(keeper.channel), std::move(keeper.pidfd), news);
+  context_.keeper = std::make_unique<KeeperLink>(std::move(keeper.channel), std::move(keeper.pidfd),
+                                                 news, context_.options.keeper_answer_ms);
+  const std::lock_guard lock(link_mutex_);
+  link_ = context_.keeper.get();
+  if (context_.cancelled) link_->stop_waiting();
+}
+
+void GroupSession::interrupt() {
+  context_.cancelled = true;
+  const std::lock_guard lock(link_mutex_);
+  if (link_ != nullptr) link_->stop_waiting();
 }
 
 EpochStats GroupSession::take_first_epoch() {
   EpochStats first;
   const uint64_t patience_ends = now_us() + kStartPatienceUs;
-  while (!epochs_.take(first)) {
+  for (int tries = 1; !epochs_.take(first); ++tries) {
     if (context_.cancelled) throw CaptureCancelled();
-    if (context_.root_gone || now_us() > patience_ends) {
+    const bool enough = tries >= kStartTriesMin && now_us() > patience_ends;
+    if (context_.root_gone || enough) {
       throw KeeperLost("the first epoch was not taken: " + first.reason);
     }
     std::this_thread::sleep_for(kFirstEpochRetry);
@@ -128,10 +140,11 @@ EpochStats GroupSession::epoch() {
 }
 
 PromotionReport GroupSession::promote() {
+  context_.hurried = false;
   return tracer_.call([this](TraceTree&) { return deaths_.order_promotion(); }).get();
 }
 
-void GroupSession::stop() {
+std::string GroupSession::stop() {
   bool dropped = false;
   tracer_.call([this, &dropped](TraceTree& tree) {
     const GroupPhase phase = context_.phase;
@@ -144,13 +157,21 @@ void GroupSession::stop() {
     // would take its memory for tracked by its own.
     renew_capture();
   });
+  if (context_.keeper && !dropped) context_.keeper->insist_on_drain();
   for (GroupPhase phase = context_.phase; phase != GroupPhase::kDone; phase = context_.phase) {
     context_.phase.wait(phase);
   }
   exit_watch_.reset();
+  {
+    const std::lock_guard lock(link_mutex_);
+    link_ = nullptr;
+  }
+  if (context_.keeper && dropped) context_.keeper->drop_replica();
   context_.keeper.reset();
+  if (context_.options.place) context_.options.place->end();
   if (context_.paging && dropped) context_.paging->remove_generation(kStoreWaitUs);
   context_.paging.reset();
+  return std::exchange(context_.loss, {});
 }
 
 }  // namespace replpage

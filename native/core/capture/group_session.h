@@ -8,6 +8,8 @@
 
 #include <atomic>
 #include <memory>
+#include <mutex>
+#include <string>
 
 #include "core/capture/checkpoint_taker.h"
 #include "core/capture/death_handler.h"
@@ -44,7 +46,8 @@ class GroupSession final {
   // group has no paging).
   std::vector<InspectedMapping> inspect(size_t cells) { return epochs_.inspect(cells); }
 
-  // Completes the page store to a checkpoint of the last epoch; see CheckpointTaker.
+  // Completes the page store to a checkpoint of the last epoch; see CheckpointTaker. Throws
+  // CheckpointCut when something more urgent was asked for.
   CheckpointReport checkpoint(const CheckpointRequest& request) {
     return CheckpointTaker(context_, tracer_, request).take();
   }
@@ -53,12 +56,17 @@ class GroupSession final {
   // KeeperLost or SysError; then the primary runs on.
   PromotionReport promote();
 
-  // Detaches and drops the replica. Waits for a promotion that has begun.
-  void stop();
+  // Detaches and drops the replica. Waits for a promotion that has begun, and until what was
+  // promoted has all of its memory, as long as its keeper goes on. Returns why that process was
+  // lost meanwhile; empty: it runs on.
+  std::string stop();
 
-  // Before stop(), which comes next: what start() or epoch() copies at the moment is cut short. Any
-  // thread.
-  void interrupt() { context_.cancelled = true; }
+  // Before promote(), which comes soon: a checkpoint that is being taken is given up. Any thread.
+  void hurry() { context_.hurried = true; }
+
+  // Before stop(), which comes next: what start() or epoch() copies or waits for at the moment is
+  // cut short. Any thread.
+  void interrupt();
 
   [[nodiscard]] TraceCounters trace_counters() { return tracer_.counters(); }
 
@@ -83,6 +91,8 @@ class GroupSession final {
   EpochTaker epochs_{context_, freezer_, tracer_};
   FirstCopy first_copy_{context_, freezer_};
   std::atomic<pid_t> holder_pid_ = 0;
+  std::mutex link_mutex_;
+  KeeperLink* link_ = nullptr;             // of the context, while interrupt() may use it
   std::unique_ptr<ExitWatch> exit_watch_;  // only where nobody is attached between epochs
 };
 

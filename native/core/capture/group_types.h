@@ -4,40 +4,33 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "core/capture/paging_types.h"
+#include "core/capture/replica_options.h"
 #include "core/image/refusal.h"
 #include "core/memory/memory_capture.h"
 
 namespace replpage {
 
-struct GroupOptions {
-  std::string name;
-  pid_t pid = 0;            // of the root, as the daemon sees it
-  uint64_t start_time = 0;  // of the root: see start_time_of(); 0: not known
-  uint64_t generation = 1;
-  std::string keeper_path;
-  std::string control_socket;  // path of the keeper's status socket
-  std::string spill_directory;
-  std::string stdio_path;  // empty: /dev/null
-  uid_t uid = 0;           // who asked: may trace the processes, and opens stdio_path
-  gid_t gid = 0;
-  std::vector<gid_t> groups;
+class ReplicaPlace;
+
+struct GroupOptions : ReplicaOptions {
+  pid_t pid = 0;              // of the root, as the daemon sees it
+  uint64_t start_time = 0;    // of the root: see start_time_of(); 0: not known
   bool attach_always = true;  // false: attached for captures only, loses up to one epoch
   bool promote_on_exit = false;
-  bool keep_files = false;
   int retries_left = 3;                  // crash promotions still allowed
   uint64_t crash_delay_us = 0;           // before a crash is answered by a promotion
   uint64_t freeze_deadline_us = 20'000;  // until everything stands still
   uint64_t max_pause_us = 50'000;        // until it runs again
-  uint64_t staging_bytes_max = 256ull << 20;
-  uint64_t spill_bytes_max = 64ull << 30;
   std::optional<TrackerKind> tracker;
   std::optional<PagingOptions> paging;  // none: the replica holds everything
+  std::shared_ptr<ReplicaPlace> place;  // where the replica is kept; null: here
 };
 
 struct StartReport {
@@ -78,6 +71,7 @@ struct PromotionReport {
   uint64_t decision_to_run_us = 0;
   uint64_t death_to_run_us = 0;  // from the first exit stop seen
   uint64_t lazy_pages = 0;       // pages still read from the old process when it ran
+  std::string why_not_exact;     // of a killed process; empty: it is exact, or was not to be
 };
 
 enum class DeathCause : uint8_t { kSigkill, kSignal, kCrash, kExit };

@@ -27,7 +27,7 @@ class KeeperLink {
   // `keeper` is a pidfd of the process at the other end. It is killed, and with it its replica,
   // when it answers nothing for `answer_ms` milliseconds: a group must not wait for ever for a
   // keeper that hangs, and one that goes on later must not find a promotion to carry out.
-  KeeperLink(Channel channel, UniqueFd keeper, News news, uint64_t answer_ms = kAnswerMs);
+  KeeperLink(Channel channel, UniqueFd keeper, News news, uint64_t answer_ms);
   // Hangs up. A keeper that was not promoted ends its replica then.
   ~KeeperLink();
   KeeperLink(const KeeperLink&) = delete;
@@ -39,6 +39,9 @@ class KeeperLink {
     send_encoded(type, encode(message), descriptors);
   }
   void send_empty(MessageType type);
+  // Before a short message that is sent where nobody may wait: waits here until there is room for
+  // it. Throws KeeperLost, SysError(ETIMEDOUT).
+  void wait_room();
 
   // Waits for the next reply (anything that is no news) and returns its body. Throws KeeperLost,
   // also when the reply is of another type than expected.
@@ -50,26 +53,41 @@ class KeeperLink {
     return decode<T>(wait_reply(type));
   }
 
- private:
-  static constexpr uint64_t kAnswerMs = 60'000;
+  // Replies are not waited for any more: who waits gets KeeperLost. News still come. Any thread.
+  void stop_waiting();
+  // Somebody waits until the promoted process needs nothing of the old one: from now on a keeper
+  // that fetches no page for as long as it may be silent is given up. What the process lacks then
+  // is lost, so it ends with its keeper. Any thread.
+  void insist_on_drain();
+  // Ends a replica that was not promoted, and never will be. Any thread.
+  void drop_replica();
 
+ private:
   void send_encoded(MessageType type, Bytes body, std::span<const int> descriptors);
   void read_messages();
   void deliver(ReceivedMessage message);
   void lose(const std::string& reason);
-  void give_up_keeper();
+  void note_progress(uint64_t pages);
+  void give_up_overdue();
+  void give_up_keeper(const char* what);
+  void kill_keeper() const;
 
   Channel channel_;
   UniqueFd keeper_;
   News news_;
   uint64_t answer_ms_;
-  std::atomic<uint64_t> promote_due_ms_ = UINT64_MAX;  // until the keeper tells of a promotion
+  std::atomic<uint64_t> promote_due_ms_ = UINT64_MAX;   // until the keeper tells of a promotion
+  std::atomic<uint64_t> drain_wanted_ms_ = UINT64_MAX;  // since when
   std::mutex send_mutex_;
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::deque<ReceivedMessage> replies_;
   bool lost_ = false;
+  bool waits_ = true;
   std::string lost_reason_;
+  // Of the reader.
+  bool draining_ = false;
+  uint64_t progress_ms_ = 0, pages_ = 0;
   std::thread reader_;
 };
 

@@ -1,96 +1,27 @@
 #include "core/capture/keeper_process.h"
 
 #include <fcntl.h>
-#include <signal.h>
-#include <spawn.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
-#include <array>
-
+#include "core/base/caller_rights.h"
 #include "core/base/sys_error.h"
+#include "core/capture/channel_child.h"
 #include "core/capture/keeper_lost.h"
 
 namespace replpage {
 namespace {
 
-constexpr int kChannelNumber = 3;  // in the started process
 constexpr int kAnswerTimeoutMs = 10'000;
-// Above what a dup2 to kChannelNumber could overwrite.
-constexpr int kLowestSource = 16;
-
-// Attributes and actions of posix_spawn, freed at the end of the scope.
-class SpawnPlan {
- public:
-  SpawnPlan() {
-    check(::posix_spawn_file_actions_init(&actions_));
-    check(::posix_spawnattr_init(&attributes_));
-    sigset_t none;
-    sigset_t all;
-    ::sigemptyset(&none);
-    ::sigfillset(&all);
-    check(::posix_spawnattr_setsigmask(&attributes_, &none));
-    check(::posix_spawnattr_setsigdefault(&attributes_, &all));
-    check(::posix_spawnattr_setflags(&attributes_, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF));
-  }
-  ~SpawnPlan() {
-    ::posix_spawn_file_actions_destroy(&actions_);
-    ::posix_spawnattr_destroy(&attributes_);
-  }
-  SpawnPlan(const SpawnPlan&) = delete;
-  SpawnPlan& operator=(const SpawnPlan&) = delete;
-
-  void pass_only(int fd) {
-    for (const int standard : {0, 1, 2}) {
-      check(::posix_spawn_file_actions_addopen(&actions_, standard, "/dev/null", O_RDWR, 0));
-    }
-    check(::posix_spawn_file_actions_adddup2(&actions_, fd, kChannelNumber));
-    check(::posix_spawn_file_actions_addclosefrom_np(&actions_, kChannelNumber + 1));
-  }
-
-  pid_t start(const std::string& executable) {
-    std::string path = executable;
-    std::string option = "--hold";
-    std::string number = std::to_string(kChannelNumber);
-    std::string locale = "LC_ALL=C";
-    std::array<char*, 4> arguments{path.data(), option.data(), number.data(), nullptr};
-    std::array<char*, 2> environment{locale.data(), nullptr};
-    pid_t child = 0;
-    const int error = ::posix_spawn(&child, path.c_str(), &actions_, &attributes_, arguments.data(),
-                                    environment.data());
-    if (error != 0) throw SysError("start the keeper", error, on_path(executable));
-    return child;
-  }
-
- private:
-  static void check(int error) {
-    if (error != 0) throw SysError("prepare the keeper's start", error);
-  }
-  posix_spawn_file_actions_t actions_{};
-  posix_spawnattr_t attributes_{};
-};
 
 // The started process only forks the holder and exits, so that the holder is init's child.
-void reap_starter(pid_t child) {
-  int status = 0;
-  while (::waitpid(child, &status, 0) < 0 && errno == EINTR) {
-  }
-}
-
 UniqueFd start_holder(const std::string& executable) {
-  int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) {
-    throw SysError::from_errno("socketpair for the keeper");
+  ChannelChild child = start_with_channel(executable, "--hold");
+  int status = 0;
+  while (::waitpid(child.pid, &status, 0) < 0 && errno == EINTR) {
   }
-  UniqueFd ours(ends[0]);
-  UniqueFd theirs(ends[1]);
-  UniqueFd high(::fcntl(theirs.get(), F_DUPFD_CLOEXEC, kLowestSource));
-  if (!high.valid()) throw SysError::from_errno("duplicate the keeper's channel");
-  SpawnPlan plan;
-  plan.pass_only(high.get());
-  reap_starter(plan.start(executable));
-  return ours;
+  return std::move(child.channel);
 }
 
 void send_configuration(Channel& channel, const KeeperOptions& options,
@@ -105,7 +36,9 @@ void send_configuration(Channel& channel, const KeeperOptions& options,
     stdio_path.clear();
   }
   UniqueFd primary;
+  PrimaryClocks clocks = options.clocks;
   if (options.primary != 0) {
+    clocks.inside = clock_offsets_of(options.primary) - clock_offsets_of(::getpid());
     primary.reset(static_cast<int>(::syscall(SYS_pidfd_open, options.primary, 0)));
     if (!primary.valid()) throw SysError::from_errno("pidfd_open", on_pid(options.primary));
     descriptors.push_back(primary.get());
@@ -117,7 +50,8 @@ void send_configuration(Channel& channel, const KeeperOptions& options,
                                 .spill_bytes_max = staging.spill_bytes_max(),
                                 .control_socket = options.control_socket,
                                 .stdio_path = stdio_path,
-                                .namespaces_of = options.primary},
+                                .namespaces_of = options.primary,
+                                .clocks = clocks},
                descriptors);
 }
 
@@ -141,6 +75,24 @@ KeeperProcess spawn_keeper(const KeeperOptions& options, const StagingArea& stag
           .keeper = ready.keeper_pid,
           .pidfd = std::move(answer->descriptors[0]),
           .notes = std::move(ready.notes)};
+}
+
+KeeperProcess spawn_keeper_of(const ReplicaOptions& group, pid_t primary,
+                              const StagingArea& staging) {
+  UniqueFd stdio;
+  if (!group.stdio_path.empty()) {
+    stdio = open_with_rights(group.stdio_path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW, 0600,
+                             {group.uid, group.gid, group.groups});
+  }
+  return spawn_keeper({.executable = group.keeper_path,
+                       .name = group.name,
+                       .generation = group.generation,
+                       .primary = primary,
+                       .control_socket = group.control_socket,
+                       .stdio = stdio.get(),
+                       .stdio_path = group.stdio_path,
+                       .clocks = group.clocks},
+                      staging);
 }
 
 }  // namespace replpage

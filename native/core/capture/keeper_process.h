@@ -11,7 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "core/base/clock_offsets.h"
 #include "core/base/unique_fd.h"
+#include "core/capture/replica_options.h"
 #include "core/capture/staging.h"
 #include "core/channel/channel.h"
 
@@ -25,6 +27,7 @@ struct KeeperOptions {
   std::string control_socket;  // made by the holder in our mount namespace, mode 0600
   int stdio = -1;              // borrowed; where streams leading outside go, -1: /dev/null
   std::string stdio_path;      // for messages only
+  PrimaryClocks clocks = {};   // `inside` is found out where `primary` is known
 };
 
 struct KeeperProcess {
@@ -38,5 +41,9 @@ struct KeeperProcess {
 // executable, no answer within 10 s) and KeeperLost with the holder's or keeper's own reason.
 // Whatever was started ends by itself when this throws.
 KeeperProcess spawn_keeper(const KeeperOptions& options, const StagingArea& staging);
+
+// The same for a group, whose owner's rights open its output. `primary` as in KeeperOptions.
+KeeperProcess spawn_keeper_of(const ReplicaOptions& group, pid_t primary,
+                              const StagingArea& staging);
 
 }  // namespace replpage

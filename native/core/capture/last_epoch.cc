@@ -27,12 +27,18 @@ void restore_dropped_signals(const GroupContext& context, uint64_t seen_us, Grou
   }
 }
 
+// Descriptors do not go to another machine, and a process that dies is not read from there.
+bool is_here(const GroupContext& context) { return context.options.place == nullptr; }
+
 // The keeper takes it up while the pages are looked for.
 std::vector<UniqueFd> send_state(GroupContext& context, GroupImage& image) {
   image.epoch = context.epoch + 1;
   image.generation = context.options.generation;
-  std::vector<UniqueFd> open_files = context.capture->take_descriptors(image);
-  send_open_files(context, image.epoch, open_files);
+  std::vector<UniqueFd> open_files;
+  if (is_here(context)) {
+    open_files = context.capture->take_descriptors(image);
+    send_open_files(context, image.epoch, open_files);
+  }
   send_last_state(context, image);
   return open_files;
 }
@@ -53,8 +59,9 @@ std::vector<LazyRange> united(std::span<const LazyRange> one, std::span<const La
 }
 
 // The pages written since the last epoch: few are copied, many are read lazily. What was staged for
-// an epoch that was under way may be both.
+// an epoch that was under way may be both. All are copied for another machine.
 std::vector<LazyRange> take_last_pages(GroupContext& context, const GroupImage& image) {
+  if (!is_here(context)) return context.capture->copy_last(image, context.runs, UINT64_MAX);
   std::vector<LazyRange> staged;
   if (context.runs.data_pages() > kLastPagesCopiedMax) staged = context.runs.as_lazy(image);
   const auto dense = context.capture->copy_last(image, context.runs, kLastPagesCopiedMax);
@@ -124,7 +131,7 @@ HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
   GroupImage image =
       context.capture->capture_state({.last = true,
                                       .inject = false,
-                                      .with_content = false,
+                                      .with_content = !is_here(context),
                                       .refusals = nullptr,
                                       .unseen_ends = !context.options.attach_always});
   restore_dropped_signals(context, seen_us, image);
@@ -139,7 +146,7 @@ HandOver capture_planned_epoch(GroupContext& context) {
   GroupImage image =
       context.capture->capture_state({.last = true,
                                       .inject = true,
-                                      .with_content = false,
+                                      .with_content = !is_here(context),
                                       .refusals = nullptr,
                                       .unseen_ends = !context.options.attach_always});
   std::vector<UniqueFd> open_files = send_state(context, image);
@@ -149,6 +156,7 @@ HandOver capture_planned_epoch(GroupContext& context) {
 
 HandOver committed_epoch(GroupContext& context) {
   context.runs.clear();
+  if (!is_here(context)) return {context.last_image, {}, {}, false};
   std::vector<UniqueFd> matched(context.last_image.open_files.size());
   if (context.options.attach_always && !context.root_gone) {
     try {

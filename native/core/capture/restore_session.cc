@@ -1,9 +1,12 @@
 #include "core/capture/restore_session.h"
 
-#include <fcntl.h>
-
 #include <algorithm>
+#include <chrono>
 #include <future>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
 
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
@@ -14,6 +17,8 @@
 
 namespace replpage {
 namespace {
+
+constexpr std::chrono::milliseconds kLook{100};
 
 // What a promoted process may find missing when it touches it.
 bool may_wait(const GroupImage& image, const PageRun& run) {
@@ -32,9 +37,10 @@ bool may_wait(const GroupImage& image, const PageRun& run) {
 
 class Restore {
  public:
-  explicit Restore(const RestoreOptions& options)
+  Restore(const RestoreOptions& options, const std::stop_token& stop)
       : options_(options),
-        reader_(options.place),
+        stop_(stop),
+        reader_(options.place, stop),
         staging_({.memory_bytes = options.staging_bytes_max,
                   .spill_bytes_max = options.spill_bytes_max,
                   .spill_directory = options.spill_directory}) {}
@@ -46,6 +52,7 @@ class Restore {
     adapt_image();
     split_pages();
     start_keeper();
+    const std::stop_callback stop_waiting(stop_, [this] { keeper_->stop_waiting(); });
     build();
     write_pages();
     commit();
@@ -56,7 +63,8 @@ class Restore {
             .exact = false,
             .decision_to_run_us = promoted.ran_us - began,
             .death_to_run_us = 0,
-            .lazy_pages = 0};
+            .lazy_pages = 0,
+            .why_not_exact = {}};
   }
 
  private:
@@ -86,20 +94,22 @@ class Restore {
     state_.pages.runs.clear();
   }
 
-  void start_keeper() {
-    UniqueFd stdio;
-    if (!options_.stdio_path.empty()) {
-      stdio = open_with_rights(options_.stdio_path, O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW,
-                               0600, {options_.uid, options_.gid, options_.groups});
+  // A machine that was started after the checkpoint was taken counts from anew; the program goes
+  // on.
+  [[nodiscard]] ClockOffsets clocks_ahead() const {
+    const uint64_t now = now_ns();
+    uint64_t captured = now;
+    for (const ProcessImage& process : state_.image.processes) {
+      captured = std::max(captured, process.captured_ns);
     }
-    KeeperProcess keeper = spawn_keeper({.executable = options_.keeper_path,
-                                         .name = options_.name,
-                                         .generation = options_.generation,
-                                         .primary = 0,
-                                         .control_socket = options_.control_socket,
-                                         .stdio = stdio.get(),
-                                         .stdio_path = options_.stdio_path},
-                                        staging_);
+    const auto ahead = static_cast<int64_t>(captured - now);
+    return {.monotonic_ns = ahead, .boottime_ns = ahead};
+  }
+
+  void start_keeper() {
+    ReplicaOptions options = options_;
+    options.clocks.machine = clocks_ahead();
+    KeeperProcess keeper = spawn_keeper_of(options, 0, staging_);
     const KeeperLink::News news{
         .promoted = [this](const PromotedMessage& message) { promoted_.set_value(message); },
         .drained = [](const DrainedMessage&) {},
@@ -110,8 +120,8 @@ class Restore {
               } catch (const std::future_error&) {  // it runs already
               }
             }};
-    keeper_ =
-        std::make_unique<KeeperLink>(std::move(keeper.channel), std::move(keeper.pidfd), news);
+    keeper_ = std::make_unique<KeeperLink>(std::move(keeper.channel), std::move(keeper.pidfd), news,
+                                           options_.keeper_answer_ms);
   }
 
   void build() {
@@ -193,10 +203,16 @@ class Restore {
                                .runs = {},
                                .lazy = {}};
     keeper_->send(MessageType::kPromote, order);
-    return promoted_.get_future().get();  // the link gives up a keeper that does not answer
+    std::future<PromotedMessage> promoted = promoted_.get_future();
+    // The link gives up a keeper that does not answer.
+    while (promoted.wait_for(kLook) != std::future_status::ready) {
+      if (stop_.stop_requested()) throw KeeperLost("nobody waits for it any more");
+    }
+    return promoted.get();
   }
 
   const RestoreOptions& options_;
+  const std::stop_token stop_;
   CheckpointReader reader_;
   StagingArea staging_;
   CheckpointState state_;
@@ -208,6 +224,8 @@ class Restore {
 
 }  // namespace
 
-PromotionReport restore_checkpoint(const RestoreOptions& options) { return Restore(options).run(); }
+PromotionReport restore_checkpoint(const RestoreOptions& options, const std::stop_token& stop) {
+  return Restore(options, stop).run();
+}
 
 }  // namespace replpage

@@ -15,11 +15,12 @@ constexpr uint64_t kPeriodUs = 1'000'000;
 constexpr uint64_t kCostDivisor = 200;
 constexpr uint64_t kExiting = 0x4;  // PF_EXITING of include/linux/sched.h
 
-Refusals refusals_of(const std::vector<pid_t>& pids) {
+Refusals refusals_of(pid_t root, const std::vector<pid_t>& pids) {
   Refusals all;
   for (const pid_t pid : pids) {
     Refusals found;
     find_process_refusals(pid, found, RefusalScope::kLater);
+    find_clock_refusals(root, pid, found);
     if (found.empty()) continue;
     // One that is about to end loses this and that, and is in no epoch soon.
     const auto stat = read_task_stat(pid);
@@ -49,7 +50,7 @@ void SlowLook::look() {
     pids = context_.capture->host_pids();
   }
   primary_bytes_ = resident_bytes(pids);
-  Refusals refusals = refusals_of(pids);
+  Refusals refusals = refusals_of(context_.options.pid, pids);
   context_.irreplicable = !refusals.empty();
   if (!refusals.empty()) throw RefusedError(std::move(refusals));
   const uint64_t took_us = now_us() - began;

@@ -44,7 +44,9 @@ UniqueFd make_spill(const std::string& directory) {
 }  // namespace
 
 StagingArea::StagingArea(const StagingOptions& options)
-    : memory_bytes_(options.memory_bytes), spill_bytes_max_(options.spill_bytes_max) {
+    : memory_bytes_(options.memory_bytes),
+      spill_bytes_max_(options.spill_bytes_max),
+      check_wanted_(options.check_wanted) {
   if (memory_bytes_ > kStagingBytesMax || memory_bytes_ < 4 * kStagingChunkBytes ||
       memory_bytes_ % kPageSize != 0) {
     throw SysError("staging area of " + std::to_string(memory_bytes_) + " bytes", EINVAL);
@@ -75,7 +77,8 @@ StagingArea::~StagingArea() { ::munmap(memory_, memory_bytes_); }
 // Where `bytes` more go: never across the border between memory and spill file. Without a spill
 // file there is nothing to keep a part of the memory free with.
 uint64_t StagingArea::place(uint64_t bytes) const {
-  const uint64_t kept = spill_bytes_max_ == 0 ? 0 : std::min(kPauseBytesMax, memory_bytes_ / 2);
+  const bool all = hurried_ || spill_bytes_max_ == 0;
+  const uint64_t kept = all ? 0 : std::min(kPauseBytesMax, memory_bytes_ / 2);
   if (memory_used_ + bytes + kept <= memory_bytes_) return memory_used_;
   if (bytes > spill_bytes_max_ - spill_used_) {
     throw SysError("stage " + std::to_string(bytes) + " more bytes", ENOSPC);
@@ -119,7 +122,9 @@ uint64_t StagingArea::keep(uint64_t used) {
 void StagingArea::write_spill(uint64_t offset, std::span<const uint8_t> bytes) {
   auto at = static_cast<off_t>(offset - memory_bytes_);
   while (!bytes.empty()) {
-    const ssize_t put = ::pwrite(spill_fd_.get(), bytes.data(), bytes.size(), at);
+    if (check_wanted_ && !hurried_) check_wanted_();
+    const size_t piece = std::min<size_t>(bytes.size(), kSpillPieceBytes);
+    const ssize_t put = ::pwrite(spill_fd_.get(), bytes.data(), piece, at);
     if (put < 0 && errno == EINTR) continue;
     if (put < 0) throw SysError::from_errno("write the spill file");
     bytes = bytes.subspan(static_cast<size_t>(put));
@@ -191,6 +196,7 @@ void StagingArea::reset() {
     if (::ftruncate(spill_fd_.get(), 0) != 0) throw SysError::from_errno("empty the spill file");
     spill_buffer_ = {};
   }
+  hurried_ = false;
   memory_used_ = 0;
   spill_used_ = 0;
   reserved_bytes_ = 0;

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -23,11 +24,15 @@ namespace replpage {
 inline constexpr uint64_t kStagingBytesMax = 256ull << 20;
 // Largest single reservation; process_vm_readv gains nothing from more.
 inline constexpr uint64_t kStagingChunkBytes = 2ull << 20;
+inline constexpr uint64_t kSpillPieceBytes = 128ull << 10;
 
 struct StagingOptions {
   uint64_t memory_bytes = kStagingBytesMax;  // at most kStagingBytesMax, at least 4 chunks
   uint64_t spill_bytes_max = 0;              // 0: no spill file
   std::string spill_directory;               // on a file system of its own choosing; not tmpfs
+  // Throws when what is being staged is not wanted any more: asked between pieces of at most
+  // kSpillPieceBytes that are written to the disk, which may be slow. Null: it always is.
+  std::function<void()> check_wanted = {};
 };
 
 class StagingArea : public PageSink {
@@ -57,6 +62,10 @@ class StagingArea : public PageSink {
   StagedBytes put_runs();
   [[nodiscard]] size_t runs_waiting() const { return runs_.size(); }
 
+  // From now on, until reset(), the kept part of the memory is used before the disk is, and
+  // check_wanted is asked no more: nobody may wait for a disk as long as there is memory.
+  void hurry() { hurried_ = true; }
+
   // Forgets everything staged. Memory that recent epochs did not need goes back to the system at
   // once, the rest over some dozen idle epochs: the next epoch finds warm pages, idle costs
   // nothing.
@@ -73,6 +82,8 @@ class StagingArea : public PageSink {
   [[nodiscard]] uint64_t memory_bytes() const { return memory_bytes_; }
   // Of the memory, what takes RAM at present, on both sides together. Any thread.
   [[nodiscard]] uint64_t populated_bytes() const;
+  // All of the memory, whatever lies in it.
+  [[nodiscard]] std::span<uint8_t> memory() const { return {memory_, memory_bytes_}; }
   [[nodiscard]] uint64_t spill_bytes_max() const { return spill_bytes_max_; }
   [[nodiscard]] int memory_fd() const { return memory_fd_.get(); }
   [[nodiscard]] int spill_fd() const { return spill_fd_.get(); }  // -1: none
@@ -89,6 +100,8 @@ class StagingArea : public PageSink {
   uint64_t memory_bytes_ = 0, spill_bytes_max_ = 0;
   UniqueFd memory_fd_, spill_fd_;
   std::string spill_problem_;
+  std::function<void()> check_wanted_;
+  bool hurried_ = false;
   uint8_t* memory_ = nullptr;
   std::vector<uint8_t> spill_buffer_;
   std::vector<PageRun> runs_;

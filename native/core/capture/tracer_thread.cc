@@ -11,11 +11,7 @@
 namespace replpage {
 
 TracerThread::TracerThread(Owner& owner)
-    : owner_(owner),
-      jobs_([this] {
-        if (TraceTree* tree = wakeable_.load()) tree->wake();
-      }),
-      thread_([this] { run(); }) {}
+    : owner_(owner), tree_(owner), jobs_([this] { tree_.wake(); }), thread_([this] { run(); }) {}
 
 TracerThread::~TracerThread() {
   quit_ = true;
@@ -26,9 +22,6 @@ TracerThread::~TracerThread() {
 void TracerThread::run() {
   // Every signal of the primary waits for this thread.
   run_promptly();
-  TraceTree tree(owner_);
-  tree_ = &tree;
-  wakeable_ = &tree;
   while (!quit_) {
     try {
       turn();
@@ -36,21 +29,20 @@ void TracerThread::run() {
       owner_.on_trouble(std::string("tracing failed: ") + error.what());
     }
   }
-  wakeable_ = nullptr;
-  tree.detach();
+  tree_.detach();
 }
 
 void TracerThread::turn() {
   const uint64_t due_us = owner_.due_us();
-  if (tree_->processes().empty() && due_us == 0) {
+  if (tree_.processes().empty() && due_us == 0) {
     jobs_.wait();
   } else {
-    tree_->wait_events(due_us * 1000);
+    tree_.wait_events(due_us * 1000);
   }
   jobs_.run_pending();
   {
     const std::lock_guard lock(counters_mutex_);
-    counters_ = tree_->counters();
+    counters_ = tree_.counters();
   }
   owner_.after_events();
 }

@@ -37,7 +37,7 @@ class TracerThread {
   // Runs `work(tree)` on the tracer thread and waits for it; its exception comes back.
   template <class Work>
   auto call(Work work) {
-    return jobs_.call([this, work = std::move(work)]() mutable { return work(*tree_); });
+    return jobs_.call([this, work = std::move(work)]() mutable { return work(tree_); });
   }
   // The same without waiting.
   void post(JobQueue::Job job) { jobs_.post(std::move(job)); }
@@ -52,9 +52,8 @@ class TracerThread {
   void turn();
 
   Owner& owner_;
-  TraceTree* tree_ = nullptr;  // lives on the thread's stack
+  TraceTree tree_;  // outlives the thread: whoever posts a job wakes it
   std::atomic<bool> quit_ = false;
-  std::atomic<TraceTree*> wakeable_ = nullptr;
   std::mutex counters_mutex_;
   TraceCounters counters_;
   JobQueue jobs_;

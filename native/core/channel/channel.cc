@@ -22,9 +22,9 @@ constexpr size_t kControlBytes = CMSG_SPACE(kDescriptorsMax * sizeof(int));
 bool known_type(MessageType type) {
   const auto number = static_cast<uint16_t>(type);
   return (number >= static_cast<uint16_t>(MessageType::kConfigure) &&
-          number <= static_cast<uint16_t>(MessageType::kLook)) ||
+          number <= static_cast<uint16_t>(MessageType::kFiles)) ||
          (number >= static_cast<uint16_t>(MessageType::kReady) &&
-          number <= static_cast<uint16_t>(MessageType::kView));
+          number <= static_cast<uint16_t>(MessageType::kFilesReady));
 }
 
 uint32_t header_crc(const MessageHeader& header) {
@@ -123,6 +123,15 @@ void Channel::send(MessageType type, Bytes body, std::span<const int> descriptor
       throw SysError("send to the other end of the channel", ETIMEDOUT);
     }
   }
+}
+
+// A socket is writable while at most a quarter of its buffer is in use (unix_writable in
+// net/unix/af_unix.c).
+void Channel::wait_room() const {
+  if (!wait_for(socket_.get(), POLLOUT, kSendTimeoutMs)) {
+    throw SysError("send to the other end of the channel", ETIMEDOUT);
+  }
+  if (hung_up(socket_.get())) throw SysError("send to the other end of the channel", EPIPE);
 }
 
 std::optional<ReceivedMessage> Channel::receive(int timeout_ms) {

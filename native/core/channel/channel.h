@@ -30,6 +30,10 @@ class Channel {
     send(type, encode(message), descriptors);
   }
 
+  // Waits until the other end has taken so much that small messages are sent without waiting.
+  // Throws SysError (ETIMEDOUT after two seconds; EPIPE).
+  void wait_room() const;
+
   // Waits for one message. nullopt: the other end is gone or timeout_ms passed (-1: for ever).
   // Throws FormatError on damage, SysError otherwise. One thread at a time.
   std::optional<ReceivedMessage> receive(int timeout_ms = -1);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/base/archive.h"
+#include "core/base/clock_offsets.h"
 #include "core/memory/memory_capture.h"
 #include "core/memory/page_run.h"
 
@@ -35,15 +36,18 @@ enum class MessageType : uint16_t {
   kLastState = 11,   // ImageMessage: what kPromote of this epoch will say, ahead of its pages
   kStore = 12,       // StoreMessage + the directory of the generation's segments, before kCold runs
   kLook = 13,        // empty: show the replica's memory, then kView
+  kFiles = 14,       // FilesMessage: files here of a primary elsewhere, before kBuild; kFilesReady
   // keeper -> tracer
-  kReady = 32,      // ReadyMessage + a pidfd of the keeper
-  kPagesDone = 33,  // empty: the chunk's room in the staging area is free again
-  kCommitted = 34,  // CommittedMessage
-  kPromoted = 35,   // PromotedMessage
-  kDrained = 36,    // DrainedMessage: nothing is read from the dying process any more
-  kFailed = 37,     // FailedMessage: the replica is lost (before promotion) or promotion failed
-  kBuilt = 38,      // empty
-  kView = 39,       // ViewMessage + descriptors as listed there
+  kReady = 32,       // ReadyMessage + a pidfd of the keeper
+  kPagesDone = 33,   // empty: the chunk's room in the staging area is free again
+  kCommitted = 34,   // CommittedMessage
+  kPromoted = 35,    // PromotedMessage
+  kDrained = 36,     // DrainedMessage: nothing is read from the dying process any more
+  kFailed = 37,      // FailedMessage: the replica is lost (before promotion) or promotion failed
+  kBuilt = 38,       // empty
+  kView = 39,        // ViewMessage + descriptors as listed there
+  kDraining = 40,    // DrainingMessage: now and then between kPromoted and kDrained
+  kFilesReady = 41,  // FilesReadyMessage
 };
 
 struct MessageHeader {
@@ -67,9 +71,11 @@ struct ConfigureMessage {
   std::string control_socket;  // path the keeper listens on, answers "status\n" with one JSON line
   std::string stdio_path;  // opened by the tracer, descriptor travels with the message; empty: null
   int32_t namespaces_of = 0;  // host pid whose mount, net, ipc, uts namespaces were entered
+  PrimaryClocks clocks = {};
   template <class A>
   void visit(A& a) {
-    a(name, generation, staging_bytes, spill_bytes_max, control_socket, stdio_path, namespaces_of);
+    a(name, generation, staging_bytes, spill_bytes_max, control_socket, stdio_path, namespaces_of,
+      clocks);
   }
 };
 
@@ -173,6 +179,37 @@ struct ViewMessage {
   }
 };
 
+// A file that a primary on another machine uses, and that this one has, or has a copy of.
+struct PeerFile {
+  std::string path;         // both here and there
+  std::string copy;         // path here of what was shipped; empty: the file here will do
+  uint64_t inode = 0;       // there, as the image names it
+  bool on_network = false;  // one file system on both machines, whose times tell
+  template <class A>
+  void visit(A& a) {
+    a(path, copy, inode, on_network);
+  }
+};
+
+// As many as a message takes; others follow in further ones.
+struct FilesMessage {
+  std::vector<PeerFile> files;
+  template <class A>
+  void visit(A& a) {
+    a(files);
+  }
+};
+
+// Empty files and directories that had to be made for copies to appear at their paths, in the order
+// in which they were made: to be removed when the replica has ended.
+struct FilesReadyMessage {
+  std::vector<std::string> made;
+  template <class A>
+  void visit(A& a) {
+    a(made);
+  }
+};
+
 struct CommittedMessage {
   uint64_t epoch = 0, apply_us = 0, resident_bytes = 0, cold_bytes = 0;
   template <class A>
@@ -198,6 +235,14 @@ struct DrainedMessage {
   template <class A>
   void visit(A& a) {
     a(pages, took_us);
+  }
+};
+
+struct DrainingMessage {
+  uint64_t pages = 0;  // filled so far
+  template <class A>
+  void visit(A& a) {
+    a(pages);
   }
 };
 

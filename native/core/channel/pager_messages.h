@@ -29,6 +29,7 @@ enum class PagerMessageType : uint16_t {
   kCheckpoint = 9,    // PagerCheckpointMessage; then kDone or kFailed
   kFind = 10,         // PagerFindMessage, instead of kConfigure; then kFound or kFailed (ticket 0)
   kFetch = 11,        // PagerFetchMessage, after kFound; then kDone or kFailed
+  kRemoveFound = 12,  // PagerFindMessage, instead of kConfigure; then kDone or kFailed (ticket 0)
   // pager -> worker
   kOpened = 32,   // PagerDoneMessage + the directory of the generation
   kWritten = 33,  // PagerWrittenMessage
@@ -183,7 +184,7 @@ struct PagerCheckpointMessage {
 
 struct PagerFindMessage {
   PagerConfigureMessage store;  // which group's, and with whose rights; opened for reading
-  std::string id;               // empty: the newest
+  std::string id;               // empty: the newest; for kRemoveFound: all
   template <class A>
   void visit(A& a) {
     a(store, id);
@@ -223,8 +224,8 @@ struct PagerDoneMessage {
   uint64_t ticket = 0;
   bool found = false;  // the answer to PagerProbe::kCheck
   PagerUsage usage;
-  std::string id;      // of the checkpoint that was made
-  uint64_t bytes = 0;  // of all segments that it keeps
+  std::string id;      // of the checkpoint that was made; of those removed, by spaces
+  uint64_t bytes = 0;  // of all segments that it keeps; that were freed
   template <class A>
   void visit(A& a) {
     a(ticket, found, usage, id, bytes);

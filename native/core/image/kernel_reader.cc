@@ -15,6 +15,7 @@
 #include <string_view>
 
 #include "core/base/clock.h"
+#include "core/base/clock_offsets.h"
 #include "core/base/sys_error.h"
 #include "core/image/kernel_offsets.h"
 
@@ -43,10 +44,10 @@ T value_at(std::span<const uint8_t> bytes, uint32_t offset) {
   return value;
 }
 
-uint64_t clock_ns(clockid_t clock) {
-  timespec t{};
-  ::clock_gettime(clock, &t);
-  return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
+// The machine's own, whatever time namespace we live in.
+uint64_t machine_clock_ns(clockid_t clock) {
+  static const ClockOffsets ahead = clock_offsets_of(::getpid());
+  return clock_ns(clock) - static_cast<uint64_t>(ahead.of(clock));
 }
 
 // CPU time of a process as a clock: MAKE_PROCESS_CPUCLOCK of include/linux/posix-timers.h.
@@ -142,7 +143,9 @@ void read_interval_timers(std::span<const uint8_t> bytes, const KernelOffsets& a
   const auto expires = value_at<uint64_t>(bytes, at.signals.real_expires);
   // An expired periodic timer is armed again when its SIGALRM is delivered.
   const bool waits = !armed && interval != 0 && expires != 0;
-  const uint64_t left = armed || waits ? time_left(expires, now_ns(), interval) / 1000 + 1 : 0;
+  const uint64_t left =
+      armed || waits ? time_left(expires, machine_clock_ns(CLOCK_MONOTONIC), interval) / 1000 + 1
+                     : 0;
   image.interval_timers[ITIMER_REAL] = {.value_us = left,
                                         .interval_us = left == 0 ? 0 : interval / 1000};
   const auto user = value_at<uint64_t>(bytes, at.signals.user_time);
@@ -370,7 +373,7 @@ std::optional<PosixTimer> KernelReader::read_posix_timer(pid_t host_pid, uint64_
   const auto base = value_at<uint64_t>(bytes, at_->timer.base);
   const auto clock = read_pointer(base + at_->base_clock);
   if (!clock) return std::nullopt;
-  const uint64_t now = clock_ns(static_cast<clockid_t>(*clock & 0xFFFFFFFF));
+  const uint64_t now = machine_clock_ns(static_cast<clockid_t>(*clock & 0xFFFFFFFF));
   const bool over = silent && timer.interval_ns == 0 && expires <= now;
   timer.value_ns = over ? 0 : time_left(expires, now, timer.interval_ns);
   return timer;

@@ -91,6 +91,12 @@ void age_posix_timers(const std::vector<PosixTimer>& previous, uint64_t elapsed_
   }
 }
 
+void date_back_posix_timers(uint64_t by_ns, std::vector<PosixTimer>& timers) {
+  for (PosixTimer& timer : timers) {
+    if (timer.value_ns != 0 && counts_real_time(timer.clock)) timer.value_ns += by_ns;
+  }
+}
+
 void age_real_timer(uint64_t elapsed_us, IntervalTimer& timer) {
   timer.value_us = left_after(timer.value_us, timer.interval_us, elapsed_us);
 }

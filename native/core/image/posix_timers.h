@@ -19,6 +19,8 @@ std::optional<std::vector<PosixTimer>> list_posix_timers(pid_t host_pid,
 // count real time have run since. Timers on CPU time keep their values.
 void age_posix_timers(const std::vector<PosixTimer>& previous, uint64_t elapsed_ns,
                       std::vector<PosixTimer>& timers);
+// What is left of them was read `by_ns` later than it is to be told of.
+void date_back_posix_timers(uint64_t by_ns, std::vector<PosixTimer>& timers);
 void age_real_timer(uint64_t elapsed_us, IntervalTimer& timer);
 
 }  // namespace replpage

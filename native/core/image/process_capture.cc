@@ -188,11 +188,13 @@ bool estimate_hidden_state(const ProcessCaptureInput& input, std::vector<PosixTi
 bool read_timers(pid_t pid, KernelReader& reader, ProcessImage& image) {
   auto values = reader.read_posix_timers(pid);
   if (!values) return false;
+  const uint64_t passed_ns = now_ns() - image.captured_ns;
   image.posix_timers.clear();
   if (values->empty()) return true;
   auto timers = list_posix_timers(pid, image.threads);
   if (!timers) return false;
   age_posix_timers(*values, 0, *timers);
+  date_back_posix_timers(passed_ns, *timers);
   image.posix_timers = std::move(*timers);
   return true;
 }
@@ -225,6 +227,7 @@ bool read_hidden_state(const ProcessCaptureInput& input, bool slow, uint64_t han
   auto state = inject_process_state(input.host_tids.front(), input.inject, std::move(known), asked);
   if (!state) return false;
   apply_hidden_state(std::move(*state), image);
+  date_back_posix_timers(now_ns() - image.captured_ns, image.posix_timers);
   return true;
 }
 

@@ -51,8 +51,8 @@ struct ProcessCaptureInput {
 std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input);
 
 // What of a process cannot be replicated, except mappings and descriptors: seccomp filters,
-// namespaces other than those a keeper can enter (mount, net, ipc, uts, cgroup; pid is our own
-// business; user and time are refused), 32-bit mode, shadow stacks, AIO contexts, io_uring
+// namespaces other than those a keeper can enter or make (mount, net, ipc, uts, cgroup, time; pid
+// is our own business; user is refused), 32-bit mode, shadow stacks, AIO contexts, io_uring
 // registrations, tracing by others, setuid states we cannot restore.
 //
 // kLater leaves out what the replica has already, such as the executable, and what costs more than
@@ -60,6 +60,9 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input);
 enum class RefusalScope : uint8_t { kFirst, kLater };
 void find_process_refusals(pid_t host_pid, Refusals& refusals,
                            RefusalScope scope = RefusalScope::kFirst);
+
+// A process that lives by other clocks than the group's root.
+void find_clock_refusals(pid_t root, pid_t host_pid, Refusals& refusals);
 
 // A process whose main thread has ended while others run on: hardly anything of it can be read by
 // its pid, and a process of that kind is not rebuilt.

@@ -103,22 +103,14 @@ void check_thread_status(Finder& finder, pid_t tid, const TaskStatus& status) {
   }
 }
 
-struct NamespaceRule {
-  const char* file;
-  const char* kind;
-  const char* why;
-};
-constexpr std::array<NamespaceRule, 3> kOwnNamespaces = {{
-    {"/ns/user", "user namespace", "the replica would have other rights than the process"},
-    {"/ns/time", "time namespace", "the replica would see other times than the process"},
-    {"/ns/time_for_children", "time namespace", "its children would see other times"},
-}};
-
 void check_namespaces(Finder& finder, const TaskStatus& status) {
-  for (const NamespaceRule& rule : kOwnNamespaces) {
-    const auto theirs = read_link(proc_path(finder.pid(), rule.file));
-    const auto ours = read_link(std::string("/proc/self") + rule.file);
-    if (theirs && ours && *theirs != *ours) finder.refuse_process(rule.kind, rule.why);
+  const auto user = read_link(proc_path(finder.pid(), "/ns/user"));
+  if (user && user != read_link("/proc/self/ns/user")) {
+    finder.refuse_process("user namespace", "the replica would have other rights than the process");
+  }
+  const auto time = read_link(proc_path(finder.pid(), "/ns/time"));
+  if (time && time != read_link(proc_path(finder.pid(), "/ns/time_for_children"))) {
+    finder.refuse_process("time namespace", "its children are made with other clocks than its own");
   }
   const auto own = read_link(proc_path(finder.pid(), "/ns/pid"));
   const auto children = read_link(proc_path(finder.pid(), "/ns/pid_for_children"));
@@ -251,6 +243,14 @@ Refusal no_main_thread(pid_t host_pid) {
           .why =
               "its main thread has ended (pthread_exit in main) while others run on, and such a "
               "process cannot be rebuilt yet"};
+}
+
+void find_clock_refusals(pid_t root, pid_t host_pid, Refusals& refusals) {
+  const auto time = read_link(proc_path(root, "/ns/time"));
+  const auto theirs = read_link(proc_path(host_pid, "/ns/time"));
+  if (!time || !theirs || *theirs == *time) return;
+  Finder(host_pid, refusals)
+      .refuse_process("time namespace", "it has other clocks than the rest of the group");
 }
 
 void find_process_refusals(pid_t host_pid, Refusals& refusals, RefusalScope scope) {

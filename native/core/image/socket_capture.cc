@@ -1,6 +1,7 @@
 #include "core/image/socket_capture.h"
 
 #include <linux/netlink.h>
+#include <linux/socket.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -12,6 +13,7 @@
 
 #include "core/base/sys_error.h"
 #include "core/image/socket_options.h"
+#include "core/image/tcp_connection.h"
 
 namespace replpage {
 namespace {
@@ -190,6 +192,19 @@ bool peek_stream(int socket, size_t bytes, SocketState& state) {
   return true;
 }
 
+// Options of a connection that a program may have set. `locked`: SO_BUF_LOCK (Linux 5.14): a size
+// that the kernel has chosen is none of these. Nor is what it notes of the first packet, where
+// multicasts' time to live is kept otherwise.
+void drop_kernels_own(std::vector<SocketOption>& options, int locked) {
+  std::erase_if(options, [locked](const SocketOption& option) {
+    if (option.level == IPPROTO_IP) return option.name == IP_MULTICAST_TTL;
+    if (option.level == IPPROTO_IPV6) return option.name == IPV6_MULTICAST_HOPS;
+    if (option.level != SOL_SOCKET) return false;
+    return (option.name == SO_SNDBUF && (locked & SOCK_SNDBUF_LOCK) == 0) ||
+           (option.name == SO_RCVBUF && (locked & SOCK_RCVBUF_LOCK) == 0);
+  });
+}
+
 }  // namespace
 
 SocketFinding read_socket(int socket, OpenFileImage& file) {
@@ -206,6 +221,20 @@ SocketFinding read_socket(int socket, OpenFileImage& file) {
   finding.refused = read_by_domain(socket, file);
   finding.settled = state.listening || state.connected;
   return finding;
+}
+
+bool take_tcp_connection(int socket, OpenFileImage& file, size_t bytes_max) {
+  if (file.kind != OpenFileKind::kTcpSocket || !file.socket.connected) return false;
+  SocketState& state = file.socket;
+  std::vector<SocketOption> options = read_socket_options(socket, state);
+  drop_kernels_own(options, integer_option(socket, SOL_SOCKET, SO_BUF_LOCK));
+  auto connection = take_connection(socket, bytes_max);
+  if (!connection) return false;
+  Writer writer;
+  writer(*connection);
+  state.queue.assign(1, writer.take());
+  state.options = std::move(options);
+  return true;
 }
 
 std::string unix_path_of(const Bytes& address) {

@@ -27,4 +27,10 @@ void read_unix_facts(const UnixSocketFacts& facts, OpenFileImage& file);
 // in flight in it, or it holds more than `bytes_max`. Throws SysError.
 bool peek_unix_queue(int socket, size_t bytes_max, SocketState& state);
 
+// Takes the connection of a TCP socket, for a replica on a node to which its address moves along:
+// into `queue`, as one piece, and `options`. `file` comes from read_socket(). On what
+// take_connection() asks for and does, see there. False: it is no established connection, and left
+// as it was. Throws SysError.
+bool take_tcp_connection(int socket, OpenFileImage& file, size_t bytes_max);
+
 }  // namespace replpage

@@ -5,6 +5,7 @@
 #include <string>
 #include <string_view>
 
+#include "core/base/proc_stat.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 
@@ -70,38 +71,6 @@ Credentials parse_credentials(const StatusLines& lines) {
   return credentials;
 }
 
-// Fields of /proc/PID/stat by their numbers in proc_pid_stat(5), from 4 on; negative ones wrap.
-class StatFields {
- public:
-  explicit StatFields(std::string_view text) {
-    // The name may hold blanks and parentheses: fields count from behind the last one.
-    const size_t name_end = text.rfind(')');
-    if (name_end == std::string_view::npos || name_end + 4 > text.size()) {
-      throw FormatError("/proc/PID/stat has no name");
-    }
-    text.remove_prefix(name_end + 4);
-    while (!text.empty()) {
-      const size_t end = std::min(text.find(' '), text.size());
-      values_.push_back(parse(text.substr(0, end)));
-      text.remove_prefix(std::min(end + 1, text.size()));
-    }
-  }
-  uint64_t operator[](size_t number) const {
-    if (number - 4 >= values_.size()) throw FormatError("/proc/PID/stat has too few fields");
-    return values_[number - 4];
-  }
-
- private:
-  static uint64_t parse(std::string_view text) {
-    const bool negative = text.starts_with('-');
-    if (negative) text.remove_prefix(1);
-    uint64_t value = 0;
-    std::from_chars(text.data(), text.data() + text.size(), value);
-    return negative ? 0 - value : value;
-  }
-  std::vector<uint64_t> values_;
-};
-
 std::string task_path(pid_t task, const char* file) {
   return "/proc/" + std::to_string(task) + file;
 }
@@ -134,11 +103,11 @@ std::optional<TaskStatus> read_task_status(pid_t task) {
 }
 
 std::optional<TaskStat> read_task_stat(pid_t pid) {
-  const auto text = read_proc(task_path(pid, "/stat"));
-  if (!text) return std::nullopt;
-  const StatFields fields(*text);
+  const auto read = ProcStat::of(pid);
+  if (!read) return std::nullopt;
+  const ProcStat& fields = *read;
   TaskStat stat;
-  stat.flags = fields[9];
+  stat.flags = fields[ProcStat::kFlags];
   stat.exit_signal = static_cast<int32_t>(fields[38]);
   MemoryLayout& layout = stat.layout;
   layout.start_code = fields[26];

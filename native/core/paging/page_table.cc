@@ -116,13 +116,14 @@ void PageTable::put(Process& process, PageBlock& block, size_t page, uint8_t fla
   if (block.stored == 0) block.locations.reset();
 }
 
-void PageTable::fit(int32_t pid, std::span<const MappingImage> mappings) {
+void PageTable::fit(int32_t pid, std::span<const MappingImage> mappings, const PageRanges& kept) {
   PageRanges mapped, eligible;
   for (const MappingImage& mapping : mappings) {
     if (mapping.kind != MappingKind::kAnonymous) continue;
     append_range(mapped, mapping.range());
     if ((mapping.flags & (kLocked | kGrowsDown)) == 0) append_range(eligible, mapping.range());
   }
+  if (!kept.empty()) eligible = subtract_ranges(eligible, kept);
   auto& process = processes_[pid];
   if (!process) process = std::make_unique<Process>();
   if (process->mapped == mapped && process->eligible == eligible) return;

@@ -62,9 +62,9 @@ class PageTable {
 
   // Takes in the mappings of a process as of an epoch, before note_runs() of that epoch: pages that
   // are in no private anonymous mapping are forgotten and not noted. Those of locked mappings and
-  // of growing stacks are kept resident: cold ones count as touched again. Cheap when nothing has
-  // changed.
-  void fit(int32_t pid, std::span<const MappingImage> mappings);
+  // of growing stacks are kept resident, and those of `kept`: cold ones count as touched again.
+  // Cheap when nothing has changed.
+  void fit(int32_t pid, std::span<const MappingImage> mappings, const PageRanges& kept = {});
   // Forgets a process that has ended.
   void forget(int32_t pid);
 

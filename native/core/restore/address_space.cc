@@ -61,7 +61,12 @@ void AddressSpace::shape(ReplicaProcess& process, const std::vector<MappingImage
     }
     Mapper(process, sources, std::move(gaps)).make(steps);
   }
-  keep_regions(next);
+  keep_regions(process, next);
+}
+
+void AddressSpace::cover(ReplicaProcess& process, Region& region) {
+  if (!region.guarded) guard_.cover(process, region.image.range());
+  region.guarded = true;
 }
 
 void AddressSpace::forget_cold(const std::vector<MappingStep>& steps) {
@@ -86,17 +91,29 @@ bool AddressSpace::is_shaped(const std::vector<MappingImage>& next) const {
   return region == regions_.size() && special == special_.size();
 }
 
-// Takes over the image, with what is known about regions that stay.
-void AddressSpace::keep_regions(const std::vector<MappingImage>& next) {
+// Takes over the image, with what is known about regions that stay. One that is guarded in part has
+// grown, or what differed has become alike: guarded whole before anything else is written to it, it
+// is one mapping of the kernel as in the primary, and the program can mremap(2) it.
+void AddressSpace::keep_regions(ReplicaProcess& process, const std::vector<MappingImage>& next) {
   std::vector<Region> regions;
   regions.reserve(next.size());
   size_t old = 0;
   for (const MappingImage& mapping : next) {
     if (is_special(mapping.kind)) continue;
-    Region& region = regions.emplace_back(Region{mapping, false});
+    Region& region = regions.emplace_back(Region{.image = mapping});
+    bool touches_guarded = false;
     while (old < regions_.size() && regions_[old].image.end <= mapping.start) ++old;
     for (size_t i = old; i < regions_.size() && regions_[i].image.start < mapping.end; ++i) {
-      region.written |= regions_[i].written;
+      const Region& before = regions_[i];
+      region.written |= before.written;
+      touches_guarded |= before.guarded;
+      const bool contained = before.image.start <= mapping.start && mapping.end <= before.image.end;
+      region.guarded |= before.guarded && contained;
+    }
+    if (mapping.kind != MappingKind::kAnonymous) {
+      region.guarded = false;
+    } else if (touches_guarded) {
+      cover(process, region);
     }
   }
   regions_ = std::move(regions);

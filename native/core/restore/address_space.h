@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/image/mapping_image.h"
+#include "core/restore/cold_guard.h"
 #include "core/restore/mapper.h"
 #include "core/restore/mapping_plan.h"
 #include "core/restore/replica.h"
@@ -16,6 +17,7 @@ class AddressSpace {
   struct Region {
     MappingImage image;
     bool written = false;  // pages were written since it was mapped
+    bool guarded = false;  // by guard(), from one end to the other
   };
 
   explicit AddressSpace(std::vector<MappingImage> special) : special_(std::move(special)) {}
@@ -31,6 +33,9 @@ class AddressSpace {
   // Pages that are in the page store only.
   [[nodiscard]] LazyRanges& cold() { return cold_; }
   [[nodiscard]] const LazyRanges& cold() const { return cold_; }
+  [[nodiscard]] ColdGuard& guard() { return guard_; }
+  // Before anything of the region gets cold.
+  void cover(ReplicaProcess& process, Region& region);
 
   // Address of a `syscall` instruction in code that stays, 0: none known.
   [[nodiscard]] uint64_t syscall_instruction() const;
@@ -39,11 +44,12 @@ class AddressSpace {
   void move_special(ReplicaProcess& process, const std::vector<MappingImage>& next, PageRange stub);
   void allocate_keys(ReplicaProcess& process, const std::vector<MappingImage>& next);
   [[nodiscard]] bool is_shaped(const std::vector<MappingImage>& next) const;
-  void keep_regions(const std::vector<MappingImage>& next);
+  void keep_regions(ReplicaProcess& process, const std::vector<MappingImage>& next);
 
   void forget_cold(const std::vector<MappingStep>& steps);
 
   LazyRanges cold_;
+  ColdGuard guard_;
   std::vector<Region> regions_;        // without special ones, ascending
   std::vector<MappingImage> special_;  // ascending
   std::set<int> keys_;                 // protection keys that are allocated

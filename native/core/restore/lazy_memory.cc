@@ -1,8 +1,5 @@
 #include "core/restore/lazy_memory.h"
 
-#include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -12,7 +9,7 @@
 #include "core/base/sys_error.h"
 #include "core/memory/page_ranges.h"
 #include "core/restore/address_gaps.h"
-#include "core/uffd/uffd.h"
+#include "core/restore/remote_uffd.h"
 
 namespace replpage {
 namespace {
@@ -22,14 +19,6 @@ constexpr uint64_t kDropBytesMax = 256 * 1024;
 constexpr uint64_t kHugeBytes = 2u << 20;
 constexpr int kMremapDontUnmap = 4;  // MREMAP_DONTUNMAP, since Linux 5.7
 constexpr int kDontneedLocked = 24;  // MADV_DONTNEED_LOCKED
-
-UniqueFd take_descriptor(pid_t pid, int remote) {
-  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
-  if (!process.valid()) throw SysError::from_errno("pidfd_open", on_pid(pid));
-  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), remote, 0)));
-  if (!fd.valid()) throw SysError::from_errno("take the userfaultfd", on_pid(pid));
-  return fd;
-}
 
 }  // namespace
 
@@ -74,7 +63,7 @@ std::vector<PageRange> LazyMemory::missing(std::span<const PageRange> ranges) co
   return unite_ranges(ranges, mappings);
 }
 
-UniqueFd LazyMemory::prepare(std::span<const PageRange> ranges) {
+Uffd LazyMemory::prepare(std::span<const PageRange> ranges) {
   AddressGaps gaps;
   gaps.occupy(process_.stub_range());
   for (const auto& region : process_.memory().regions()) gaps.occupy(region.image.range());
@@ -83,25 +72,13 @@ UniqueFd LazyMemory::prepare(std::span<const PageRange> ranges) {
   // khugepaged must not fill what is dropped before it is registered (PageWriter).
   batch.add("huge pages", SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
   for (const PageRange& range : ranges) drop(range, gaps, batch);
-  const size_t uffd = batch.add("userfaultfd", SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK});
-  const uffdio_api api{.api = UFFD_API, .features = kLazyFeatures, .ioctls = 0};
-  batch.add(
-      "userfaultfd handshake", SYS_ioctl,
-      {BatchArgument::result_of(uffd), UFFDIO_API, BatchArgument::data(batch.put_value(api))});
-  for (const PageRange& range : missing(ranges)) {
-    const uffdio_register registration{.range = {.start = range.start, .len = range.bytes()},
-                                       .mode = UFFDIO_REGISTER_MODE_MISSING,
-                                       .ioctls = 0};
-    batch.add("register lazy memory", SYS_ioctl,
-              {BatchArgument::result_of(uffd), UFFDIO_REGISTER,
-               BatchArgument::data(batch.put_value(registration))});
-  }
+  const size_t uffd = add_uffd(kLazyFeatures, batch);
   const auto remote = static_cast<int>(process_.run(batch).results[uffd]);
-  UniqueFd fd = take_descriptor(process_.pid(), remote);
-  SyscallBatch close;
-  close.add("close", SYS_close, {remote});
-  process_.run(close);
-  return fd;
+  Uffd served(take_uffd(process_, remote));
+  ColdGuard& guard = process_.memory().guard();
+  for (const PageRange& range : missing(ranges)) guard.hand_over(range, served);
+  guard.end();
+  return served;
 }
 
 }  // namespace replpage

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "core/base/page.h"
-#include "core/base/unique_fd.h"
 #include "core/restore/address_gaps.h"
 #include "core/restore/stub_process.h"
+#include "core/uffd/uffd.h"
 
 namespace replpage {
 
@@ -18,9 +18,9 @@ class LazyMemory {
   explicit LazyMemory(StubProcess& process) : process_(process) {}
 
   // Drops what the process has in the ranges (ascending, within private anonymous mappings), and
-  // registers them, and all mappings with cold pages, MISSING with a userfaultfd, which is returned
-  // and closed in the process. Throws SysError.
-  UniqueFd prepare(std::span<const PageRange> ranges);
+  // registers them, and all mappings with cold pages, MISSING with the userfaultfd returned; what
+  // guarded them ends. Throws SysError.
+  Uffd prepare(std::span<const PageRange> ranges);
 
   // Old content that was only moved away.
   [[nodiscard]] const std::vector<PageRange>& moved() const { return moved_; }

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 
+#include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/restore/open_files.h"
@@ -106,18 +107,25 @@ UniqueFd event_counter(const OpenFileImage& file) {
   return made;
 }
 
-UniqueFd timer(const OpenFileImage& file) {
+UniqueFd timer(const OpenFileImage& file, uint64_t since_ns) {
   UniqueFd made(::timerfd_create(file.clock, TFD_CLOEXEC | TFD_NONBLOCK));
   if (!made.valid()) throw SysError::from_errno("timerfd_create");
   if (file.timer_value_ns == 0 && file.timer_ticks == 0) return made;
-  // What was left at the epoch is left now: the time in between did not pass for the program.
+  // The deadline stays what it was, since the program's clock went on, too.
   itimerspec setting{};
   setting.it_interval = to_timespec(file.timer_interval_ns);
   setting.it_value = to_timespec(file.timer_value_ns);
-  if (::timerfd_settime(made.get(), 0, &setting, nullptr) != 0) {
+  uint64_t ticks = file.timer_ticks;
+  int flags = 0;
+  if (file.timer_value_ns != 0 && (file.clock == CLOCK_MONOTONIC || file.clock == CLOCK_BOOTTIME)) {
+    setting.it_value = to_timespec(clock_ns(file.clock) - since_ns + file.timer_value_ns);
+    flags = TFD_TIMER_ABSTIME;
+    // Then it expires at once, which is overwritten below.
+    if (ticks != 0 && file.timer_value_ns <= since_ns) ++ticks;
+  }
+  if (::timerfd_settime(made.get(), flags, &setting, nullptr) != 0) {
     throw SysError::from_errno("timerfd_settime");
   }
-  uint64_t ticks = file.timer_ticks;
   if (ticks == 0 || ::ioctl(made.get(), kSetTicks, &ticks) == 0) return made;
   // A kernel without CONFIG_CHECKPOINT_RESTORE: let it expire once, at once.
   setting.it_value = to_timespec(1);

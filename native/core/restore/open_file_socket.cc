@@ -14,6 +14,7 @@
 #include "core/base/sys_error.h"
 #include "core/image/socket_capture.h"
 #include "core/image/socket_options.h"
+#include "core/image/tcp_connection.h"
 #include "core/restore/open_files.h"
 
 namespace replpage::recreate {
@@ -83,6 +84,28 @@ bool reset_over_loopback(int socket, int domain) {
   const linger at_once{1, 0};
   return other.valid() &&
          ::setsockopt(other.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) == 0;
+}
+
+// The very connection, from where its image left it. Invalid: its address is not on this machine,
+// so that it is lost.
+UniqueFd moved_connection(const SocketState& state) {
+  TcpConnection connection;
+  Reader reader(state.queue.front());
+  reader(connection);
+  reader.finish();
+  UniqueFd made;
+  try {
+    made = make_connection(connection, [&](int socket) {
+      set_socket_options(socket, state.options, OptionTime::kBeforeBind);
+    });
+  } catch (const SysError& error) {
+    if (error.error() == EADDRNOTAVAIL) return {};
+    throw;
+  }
+  ::fcntl(made.get(), F_SETFL, O_NONBLOCK);
+  go_live(made.get(), connection);
+  set_socket_options(made.get(), state.options, OptionTime::kAfterBind);
+  return made;
 }
 
 // Whether a socket of some type answers at the address.
@@ -177,6 +200,10 @@ void socket_pair(const SocketState& state, UniqueFd& one, UniqueFd& other) {
 
 UniqueFd tcp(const OpenFileImage& file) {
   const SocketState& state = file.socket;
+  if (state.connected && !state.queue.empty()) {
+    UniqueFd moved = moved_connection(state);
+    if (moved.valid()) return moved;
+  }
   UniqueFd made = new_socket(state);
   if (!state.connected) {
     bind_internet(made.get(), state);

@@ -14,6 +14,7 @@
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/restore/descriptors.h"
+#include "core/restore/process_state.h"
 
 namespace replpage {
 namespace {
@@ -97,8 +98,13 @@ OpenFiles::OpenFiles(const PromoteInput& input)
     if (needed(i)) adopt(i);
   }
   make_paired_sockets();
-  for (uint32_t i = 0; i < files_.size(); ++i) {
-    if (needed(i) && ready_[i].fd < 0) make(i);
+  // Connections last: one that does not share its port would keep the listening socket from it.
+  for (const bool connections : {false, true}) {
+    for (uint32_t i = 0; i < files_.size(); ++i) {
+      const bool connection =
+          files_[i].kind == OpenFileKind::kTcpSocket && files_[i].socket.connected;
+      if (needed(i) && ready_[i].fd < 0 && connection == connections) make(i);
+    }
   }
 }
 
@@ -197,7 +203,7 @@ UniqueFd OpenFiles::make_by_kind(uint32_t position) {
     case OpenFileKind::kEventFd:
       return recreate::event_counter(file);
     case OpenFileKind::kTimerFd:
-      return recreate::timer(file);
+      return recreate::timer(file, time_since_capture_ns(input_.image->processes.front()));
     case OpenFileKind::kSignalFd:
       return recreate::signal_set(file);
     case OpenFileKind::kEpoll: {

@@ -57,7 +57,8 @@ namespace recreate {
 // open is ESTALE unless `keep_files`.
 UniqueFd by_path(const OpenFileImage& file, bool keep_files);
 UniqueFd event_counter(const OpenFileImage& file);
-UniqueFd timer(const OpenFileImage& file);
+// `since_ns`: how long ago the image was taken.
+UniqueFd timer(const OpenFileImage& file, uint64_t since_ns);
 UniqueFd signal_set(const OpenFileImage& file);
 UniqueFd notifier(const OpenFileImage& file);
 UniqueFd process_handle(const OpenFileImage& file);
@@ -70,7 +71,8 @@ UniqueFd reopened(int file, uint32_t flags);
 // Both ends, with the content of `reader`.
 void pipe(const OpenFileImage& reader, UniqueFd& read_end, UniqueFd& write_end);
 
-// A connection of TCP becomes one that was reset; one of UNIX to outside one that was closed.
+// A connection of TCP lives on where the image has all of it and its address is here, else it
+// becomes one that was reset; one of UNIX to outside one that was closed.
 UniqueFd tcp(const OpenFileImage& file);
 UniqueFd udp(const OpenFileImage& file);
 UniqueFd netlink(const OpenFileImage& file);

@@ -14,6 +14,7 @@ namespace replpage {
 namespace {
 
 constexpr size_t kVectorMax = 1024;  // IOV_MAX
+constexpr size_t kVectorAfterStop = 64;
 constexpr size_t kDiscardsMax = 2048;
 constexpr int kDontneedLocked = 24;  // MADV_DONTNEED_LOCKED, since Linux 5.18
 constexpr uint64_t kZeroBytes = 1u << 20;
@@ -29,18 +30,15 @@ bool is_shared(MappingKind kind) {
          kind == MappingKind::kSharedObject;
 }
 
-// Copies by /proc/PID/mem, which may write what the process itself may not.
-void write_forced(StubProcess& process, iovec local, iovec remote) {
-  auto* from = static_cast<const uint8_t*>(local.iov_base);
-  auto at = reinterpret_cast<uint64_t>(remote.iov_base);
-  size_t left = local.iov_len;
-  while (left > 0) {
-    const ssize_t put = ::pwrite(process.memory_file(), from, left, static_cast<off_t>(at));
-    if (put < 0 && errno == EINTR) continue;
-    if (put <= 0) throw SysError::from_errno("write memory", at_address(process.pid(), at));
-    from += put;
-    at += static_cast<uint64_t>(put);
-    left -= static_cast<size_t>(put);
+// By /proc/PID/mem, which may write what the process itself may not. Returns how many bytes.
+uint64_t write_forced(StubProcess& process, uint64_t at, std::span<const uint8_t> bytes) {
+  for (;;) {
+    const ssize_t put =
+        ::pwrite(process.memory_file(), bytes.data(), bytes.size(), static_cast<off_t>(at));
+    if (put > 0) return static_cast<uint64_t>(put);
+    if (put == 0 || errno != EINTR) {
+      throw SysError::from_errno("write memory", at_address(process.pid(), at));
+    }
   }
 }
 
@@ -67,13 +65,17 @@ void PageWriter::piece(const PageRun& run, uint64_t start, uint64_t end, Region&
   const MappingKind kind = region.image.kind;
   if (is_shared(kind)) return;
   LazyRanges& cold = process_.memory().cold();
+  const uint64_t cold_before = cold.pages();
   if (!cold.empty()) cold.erase({start, end});
+  const bool was_cold = cold.pages() != cold_before;
   const bool copied = kind == MappingKind::kFilePrivate || kind == MappingKind::kMemfdPrivate;
   switch (run.kind) {
-    case PageRunKind::kData:
+    case PageRunKind::kData: {
       region.written = true;
-      data(start, staged_.data(run.data_offset + (start - run.address), end - start), region);
+      const auto bytes = staged_.data(run.data_offset + (start - run.address), end - start);
+      was_cold ? put(start, bytes) : data(start, bytes, region);
       break;
+    }
     case PageRunKind::kZero:
       if (copied) {
         region.written = true;
@@ -88,6 +90,7 @@ void PageWriter::piece(const PageRun& run, uint64_t start, uint64_t end, Region&
     case PageRunKind::kCold:
       if (kind != MappingKind::kAnonymous) throw FormatError("cold pages of a file's mapping");
       if (cold.empty()) forbid_huge_pages();
+      process_.memory().cover(process_, region);
       cold.add({start, end}, {kStoreSource, run.data_offset + (start - run.address)});
       if (region.written) discard(start, end, region);
       break;
@@ -108,10 +111,7 @@ void PageWriter::data(uint64_t start, std::span<const uint8_t> bytes, const Regi
   // process_vm_writev(2) only reads `local`.
   const iovec local{const_cast<uint8_t*>(bytes.data()), bytes.size()};
   const iovec remote{reinterpret_cast<void*>(start), bytes.size()};  // NOLINT: replica's address
-  if ((region.image.prot & PROT_WRITE) == 0) {
-    write_forced(process_, local, remote);
-    return;
-  }
+  if ((region.image.prot & PROT_WRITE) == 0) return put(start, bytes);
   if (!remote_.empty()) {
     // Runs that go on where the last ended are one.
     auto* local_end = static_cast<uint8_t*>(local_.back().iov_base) + local_.back().iov_len;
@@ -125,6 +125,16 @@ void PageWriter::data(uint64_t start, std::span<const uint8_t> bytes, const Regi
   local_.push_back(local);
   remote_.push_back(remote);
   if (local_.size() == kVectorMax) flush_data();
+}
+
+// What the process may not write, and what it could not: pages that are missing and guarded.
+void PageWriter::put(uint64_t start, std::span<const uint8_t> bytes) {
+  while (!bytes.empty()) {
+    uint64_t done = process_.memory().guard().put(start, bytes);
+    if (done == 0) done = write_forced(process_, start, bytes);
+    start += done;
+    bytes = bytes.subspan(done);
+  }
 }
 
 void PageWriter::zeros(uint64_t start, uint64_t end, const Region& region) {
@@ -153,23 +163,25 @@ void PageWriter::add_discard() {
 }
 
 void PageWriter::flush_data() {
-  size_t first = 0;
-  while (first < local_.size()) {
-    const ssize_t put = ::process_vm_writev(process_.pid(), &local_[first], local_.size() - first,
-                                            &remote_[first], remote_.size() - first, 0);
-    if (put < 0 && errno != EFAULT) {
+  // The kernel reads all vectors at every call: after a page that stopped it, others may follow.
+  size_t at_once = kVectorMax;
+  for (size_t first = 0; first < local_.size();) {
+    const size_t count = std::min(at_once, local_.size() - first);
+    const ssize_t done =
+        ::process_vm_writev(process_.pid(), &local_[first], count, &remote_[first], count, 0);
+    if (done < 0 && errno != EFAULT) {
       throw SysError::from_errno("process_vm_writev", on_pid(process_.pid()));
     }
-    auto left = static_cast<size_t>(std::max<ssize_t>(put, 0));
-    while (first < local_.size() && left >= local_[first].iov_len) left -= local_[first++].iov_len;
-    if (first == local_.size()) break;
-    // It stopped inside this element, at a page it may not write.
-    iovec local = local_[first], remote = remote_[first];
-    local.iov_base = static_cast<uint8_t*>(local.iov_base) + left;
-    remote.iov_base = static_cast<uint8_t*>(remote.iov_base) + left;
-    local.iov_len = remote.iov_len = local.iov_len - left;
-    write_forced(process_, local, remote);
+    auto left = static_cast<size_t>(std::max<ssize_t>(done, 0));
+    const size_t last = first + count;
+    while (first < last && left >= local_[first].iov_len) left -= local_[first++].iov_len;
+    if (first == last) continue;
+    // It stopped inside this element.
+    const iovec& local = local_[first];
+    put(reinterpret_cast<uint64_t>(remote_[first].iov_base) + left,
+        {static_cast<const uint8_t*>(local.iov_base) + left, local.iov_len - left});
     ++first;
+    at_once = kVectorAfterStop;
   }
   local_.clear();
   remote_.clear();

@@ -26,6 +26,7 @@ class PageWriter {
   void piece(const PageRun& run, uint64_t start, uint64_t end, Region& region);
   void forbid_huge_pages();
   void data(uint64_t start, std::span<const uint8_t> bytes, const Region& region);
+  void put(uint64_t start, std::span<const uint8_t> bytes);
   void zeros(uint64_t start, uint64_t end, const Region& region);
   void discard(uint64_t start, uint64_t end, const Region& region);
   void flush_data();

@@ -14,6 +14,8 @@
 #include <ctime>
 #include <optional>
 
+#include "core/base/clock.h"
+#include "core/base/clock_offsets.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/restore/thread_state.h"
@@ -156,7 +158,26 @@ void add_dummy_timers(int32_t from, int32_t to, SyscallBatch& batch) {
   }
 }
 
-void add_posix_timer(const PosixTimer& timer, SyscallBatch& batch) {
+// Its deadline stays what it was, since the program's clock went on, too: by the clock itself where
+// nobody can set that, so that a period keeps its beat.
+void add_timer_value(const PosixTimer& timer, uint64_t since_ns, SyscallBatch& batch) {
+  itimerspec value{.it_interval = nanoseconds(timer.interval_ns), .it_value = {}};
+  const bool by_clock = timer.clock == CLOCK_MONOTONIC || timer.clock == CLOCK_BOOTTIME;
+  if (by_clock) {
+    const auto ahead = static_cast<uint64_t>(clocks_of_children().of(timer.clock));
+    const uint64_t captured = clock_ns(timer.clock) + ahead - since_ns;
+    value.it_value = nanoseconds(captured + timer.value_ns);
+  } else if (timer.clock == CLOCK_REALTIME || timer.clock == CLOCK_TAI) {
+    value.it_value = nanoseconds(timer.value_ns > since_ns ? timer.value_ns - since_ns : 1);
+  } else {
+    value.it_value = nanoseconds(timer.value_ns);
+  }
+  batch.add(
+      "timer value", SYS_timer_settime,
+      {timer.id, by_clock ? TIMER_ABSTIME : 0, BatchArgument::data(batch.put_value(value)), 0});
+}
+
+void add_posix_timer(const PosixTimer& timer, uint64_t since_ns, SyscallBatch& batch) {
   const KernelSigevent event{.value = timer.signal_value,
                              .signal = timer.signal,
                              .notify = timer.notify,
@@ -164,11 +185,7 @@ void add_posix_timer(const PosixTimer& timer, SyscallBatch& batch) {
   batch.add("timer", SYS_timer_create,
             {timer.clock, BatchArgument::data(batch.put_value(event)),
              BatchArgument::data(batch.put_value<int64_t>(timer.id))});
-  if (timer.value_ns == 0) return;
-  const itimerspec value{.it_interval = nanoseconds(timer.interval_ns),
-                         .it_value = nanoseconds(timer.value_ns)};
-  batch.add("timer value", SYS_timer_settime,
-            {timer.id, 0, BatchArgument::data(batch.put_value(value)), 0});
+  if (timer.value_ns != 0) add_timer_value(timer, since_ns, batch);
 }
 
 void add_posix_timers(const ProcessImage& process, SyscallBatch& batch) {
@@ -177,10 +194,11 @@ void add_posix_timers(const ProcessImage& process, SyscallBatch& batch) {
   if (by_number) {
     batch.add("timer numbers", SYS_prctl, {kPrTimerCreateRestoreIds, kRestoreIdsOn, 0, 0, 0});
   }
+  const uint64_t since_ns = time_since_capture_ns(process);
   int32_t next = 0;
   for (const PosixTimer& timer : process.posix_timers) {
     if (!by_number) add_dummy_timers(next, timer.id, batch);
-    add_posix_timer(timer, batch);
+    add_posix_timer(timer, since_ns, batch);
     next = timer.id + 1;
   }
   if (by_number) {
@@ -277,6 +295,12 @@ void add_passing_state(const ProcessImage& process, int directory,
   add_posix_timers(process, batch);
   add_pending(process, batch);
   add_limits(process, current, batch);
+}
+
+uint64_t time_since_capture_ns(const ProcessImage& process) {
+  const uint64_t now = now_ns();
+  const bool known = process.captured_ns != 0 && process.captured_ns <= now;
+  return known ? now - process.captured_ns : 0;
 }
 
 void add_process_state(const ProcessImage& process, int directory, SyscallBatch& batch) {

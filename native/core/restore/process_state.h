@@ -34,6 +34,9 @@ void add_passing_state(const ProcessImage& process, int directory,
 // Resource limits of a process in number order; empty when they are not to be had.
 std::vector<ResourceLimit> limits_of(pid_t pid);
 
+// How long ago the image was taken; 0 where it was taken before a restart of the machine.
+uint64_t time_since_capture_ns(const ProcessImage& process);
+
 // Whether a path of /proc/PID/cwd says that the directory has been removed.
 bool is_removed(std::string_view path);
 

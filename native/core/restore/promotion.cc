@@ -136,14 +136,18 @@ void Promotion::prepare_lazy(const PromoteInput& input, PromotedReplica& promote
   for (const LazyRange& range : input.lazy) by_pid[range.pid].push_back({range.start, range.end});
   for (StubProcess* process : tree_.processes()) {
     LazyRanges& cold = process->memory().cold();
-    if (!cold.empty()) by_pid.try_emplace(process->pid());
+    if (!cold.empty()) {
+      by_pid.try_emplace(process->pid());
+    } else if (!by_pid.contains(process->pid())) {
+      process->memory().guard().end();
+    }
   }
   for (auto& [pid, told] : by_pid) {
     PageRanges ranges = normal_ranges(std::move(told));
     StubProcess* process = tree_.find(pid);
     if (process == nullptr) throw SysError("serve memory later", ESRCH, on_pid(pid));
     LazyMemory lazy(*process);
-    UniqueFd uffd = lazy.prepare(ranges);
+    Uffd uffd = lazy.prepare(ranges);
     if (!lazy.moved().empty()) moved_[pid] = lazy.moved();
     promoted.lazy.push_back(
         {pid, std::move(uffd), std::move(ranges), std::exchange(process->memory().cold(), {})});

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 
 #include "core/base/sys_error.h"
+#include "core/restore/wait_limit.h"
 
 namespace replpage {
 namespace {
@@ -39,20 +40,9 @@ RemoteThread RemoteThread::seize(pid_t tid) {
 }
 
 RemoteThread RemoteThread::adopt(pid_t tid) {
-  int status = 0;
-  while (::waitpid(tid, &status, __WALL) < 0) {
-    if (errno != EINTR) throw SysError::from_errno("wait for the first stop", on_pid(tid));
-  }
+  const int status = wait_for_tracee(tid, "wait for the first stop");
   if (!WIFSTOPPED(status)) throw SysError("wait for the first stop", ESRCH, on_pid(tid));
   return RemoteThread(tid);
-}
-
-int RemoteThread::wait_status() {
-  int status = 0;
-  while (::waitpid(tid_, &status, __WALL) < 0) {
-    if (errno != EINTR) throw SysError::from_errno("wait", on_pid(tid_));
-  }
-  return status;
 }
 
 void RemoteThread::set_registers(const user_regs_struct& registers) {
@@ -69,7 +59,7 @@ void RemoteThread::resume(int request) {
 
 void RemoteThread::wait_breakpoint(const Stub& stub, const StubSlot& slot, const char* label) {
   for (;;) {
-    const int status = wait_status();
+    const int status = wait_for_tracee(tid_, label);
     if (!WIFSTOPPED(status)) throw SysError(label, ESRCH, on_pid(tid_));
     if (stub.done(slot)) return;
     // Signals stay blocked here, so what else stops the thread is a SIGSTOP from outside, dropped,
@@ -157,7 +147,7 @@ int RemoteThread::run_to_end(Stub& stub, const SyscallBatch& batch) {
     if (::ptrace(PTRACE_CONT, tid_, nullptr, static_cast<uintptr_t>(deliver)) != 0) {
       throw SysError::from_errno("continue", on_pid(tid_));
     }
-    const int status = wait_status();
+    const int status = wait_for_tracee(tid_, "wait for the end");
     if (!WIFSTOPPED(status)) return status;
     if (stub.done(whole)) throw SysError("end a thread", EBUSY, on_pid(tid_));
     deliver = status >> 16 == 0 ? WSTOPSIG(status) : 0;
@@ -197,7 +187,7 @@ void RemoteThread::start_step(uint64_t instruction, long number,
 
 long RemoteThread::finish_step(uint64_t instruction) {
   for (;;) {
-    const int status = wait_status();
+    const int status = wait_for_tracee(tid_, "step");
     if (!WIFSTOPPED(status)) throw SysError("step", ESRCH, on_pid(tid_));
     if (is_fatal(WSTOPSIG(status)) && status >> 16 == 0) {
       throw SysError("step", EFAULT, on_pid(tid_));
@@ -223,7 +213,7 @@ bool RemoteThread::detach(const SignalInfo& info) {
 
 int RemoteThread::wait_end() {
   for (;;) {
-    const int status = wait_status();
+    const int status = wait_for_tracee(tid_, "wait for the end");
     if (!WIFSTOPPED(status)) return status;
     ::ptrace(PTRACE_CONT, tid_, nullptr, nullptr);
   }

@@ -1,6 +1,7 @@
 // One thread of a replica, traced by the keeper and stopped whenever no batch runs in it.
 //
-// All functions must be called from the thread that attached: ptrace(2).
+// All functions must be called from the thread that attached: ptrace(2). Those that wait throw
+// SysError(ETIMEDOUT) when that thread has a WaitLimit and it has passed.
 #pragma once
 
 #include <sys/types.h>
@@ -71,7 +72,6 @@ class RemoteThread {
                     BatchResult& result);
   void wait_breakpoint(const Stub& stub, const StubSlot& slot, const char* label);
   void resume(int request);
-  int wait_status();
 
   pid_t tid_ = 0;
   user_regs_struct registers_{};  // of the first stop: a base for those of the stub

@@ -17,6 +17,7 @@
 #include "core/memory/page_run.h"
 #include "core/restore/syscall_batch.h"
 #include "core/uffd/lazy_ranges.h"
+#include "core/uffd/uffd.h"
 
 namespace replpage {
 
@@ -49,7 +50,7 @@ struct PromoteInput {
 // A process whose missing pages must be served from the moment it runs.
 struct LazyProcess {
   int32_t pid = 0;
-  UniqueFd uffd;                  // MISSING registered over the mappings
+  Uffd uffd;                      // MISSING registered over the mappings
   std::vector<PageRange> ranges;  // to be read from the dying process
   LazyRanges cold;                // to be read from kStoreSource, but for those
 };

@@ -141,6 +141,23 @@ void set_registers(pid_t tid, unsigned set, const void* data, size_t size, const
   }
 }
 
+// Nothing but a whole area is taken (xstateregs_set in arch/x86/kernel/fpu/regset.c). A processor
+// with more registers has a longer one; what the primary's did not have is in its first state.
+void set_xstate(pid_t tid, const Bytes& xstate) {
+  constexpr size_t kAreaBytesMax = 64 * 1024;
+  constexpr const char* kOperation = "set extended registers";
+  iovec area{const_cast<uint8_t*>(xstate.data()), xstate.size()};  // NOLINT: ptrace only reads it
+  if (::ptrace(PTRACE_SETREGSET, tid, NT_X86_XSTATE, &area) == 0) return;
+  const int error = errno;
+  Bytes whole(kAreaBytesMax);
+  area = {whole.data(), whole.size()};
+  const bool known = ::ptrace(PTRACE_GETREGSET, tid, NT_X86_XSTATE, &area) == 0;
+  if (!known || area.iov_len <= xstate.size()) throw SysError(kOperation, error, on_pid(tid));
+  whole = xstate;
+  whole.resize(area.iov_len);
+  set_registers(tid, NT_X86_XSTATE, whole.data(), whole.size(), kOperation);
+}
+
 }  // namespace
 
 void add_lasting_state(const ThreadImage& thread, SetScheduling when, SyscallBatch& batch) {
@@ -224,8 +241,7 @@ void apply_registers(pid_t tid, const ThreadImage& thread) {
     registers.rax = static_cast<uint64_t>(kRestartNoHandler);
   }
   set_registers(tid, NT_PRSTATUS, &registers, sizeof registers, "set registers");
-  set_registers(tid, NT_X86_XSTATE, thread.xstate.data(), thread.xstate.size(),
-                "set extended registers");
+  set_xstate(tid, thread.xstate);
   if (::ptrace(PTRACE_SETSIGMASK, tid, sizeof thread.blocked_signals, &thread.blocked_signals) !=
       0) {
     throw SysError::from_errno("set signal mask", on_pid(tid));

@@ -2,12 +2,14 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
 #include <chrono>
+#include <map>
 #include <memory>
 
 #include "core/store/store_files.h"
@@ -80,17 +82,70 @@ uint64_t wall_ms() {
   return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
 }
 
-// The manifest goes first: what is left without one is no checkpoint.
-void remove_directory(int named, const std::string& name) {
+// What it has a name of, once for each segment: with how many names, and in how many checkpoints.
+struct KeptSegment {
+  uint64_t names = 0, in_checkpoints = 0, bytes = 0;
+};
+using KeptSegments = std::map<std::pair<dev_t, ino_t>, KeptSegment>;
+
+void count_segments(int folder, const std::string& path, KeptSegments& kept) {
+  for (const SegmentFile& segment : list_segments(folder, path)) {
+    struct stat status {};
+    const std::string name = segment_file_name(segment.number);
+    if (::fstatat(folder, name.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) continue;
+    KeptSegment& one = kept[{status.st_dev, status.st_ino}];
+    one.names = status.st_nlink;
+    one.bytes = static_cast<uint64_t>(status.st_size);
+    ++one.in_checkpoints;
+  }
+}
+
+uint64_t bytes_of_nobody_else(const KeptSegments& kept) {
+  uint64_t bytes = 0;
+  for (const auto& [file, segment] : kept) {
+    if (segment.names == segment.in_checkpoints) bytes += segment.bytes;
+  }
+  return bytes;
+}
+
+// Shared by whoever reads from it, alone for whoever removes it. A lock of this machine alone, and
+// where a file system has none nothing tells.
+bool lock_folder(int folder, int kind) {
+  return ::flock(folder, kind | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+}
+
+// The manifest goes first: what is left without one is no checkpoint. False: it is in use.
+bool remove_directory(int named, const std::string& name) {
   const UniqueFd folder = open_folder(named, name);
-  if (!folder.valid()) return;
+  if (!folder.valid()) return true;
+  if (!lock_folder(folder.get(), LOCK_EX)) return false;
   ::unlinkat(folder.get(), kManifestName, 0);
   ::unlinkat(folder.get(), kFreshName, 0);
   ::fsync(folder.get());
   for (const SegmentFile& segment : list_segments(folder.get(), name)) {
     ::unlinkat(folder.get(), segment_file_name(segment.number).c_str(), 0);
   }
-  ::unlinkat(named, name.c_str(), AT_REMOVEDIR);
+  return ::unlinkat(named, name.c_str(), AT_REMOVEDIR) == 0 || errno == ENOENT;
+}
+
+// False: it is not there. Throws where it may not be removed.
+bool check_removable(int named, const std::string& name, const std::string& path,
+                     KeptSegments& freed) {
+  const std::string full = path + "/" + name;
+  const UniqueFd folder = open_folder(named, name);
+  if (!folder.valid() && errno == ENOENT) return false;
+  if (!folder.valid()) throw_store_error("open the directory", full);
+  if (!lock_folder(folder.get(), LOCK_EX)) {
+    throw StoreError(
+        StoreFailure::kUnusable,
+        "page store: " + full + " is in use: what was restored from it has not read all of it yet",
+        EBUSY);
+  }
+  for (const char* at : {name.c_str(), "."}) {
+    if (::faccessat(named, at, W_OK, AT_EACCESS) != 0) throw_store_error("remove", full);
+  }
+  count_segments(folder.get(), full, freed);
+  return true;
 }
 
 uint64_t link_segments(int generation, int folder, const std::string& path,
@@ -155,7 +210,7 @@ WrittenCheckpoint write_checkpoint(int store, const std::string& path, int gener
     return {.id = id, .linked_bytes = bytes};
   } catch (...) {
     try {
-      remove_directory(named.get(), name);
+      (void)remove_directory(named.get(), name);
     } catch (const StoreError&) {  // without a manifest it is nothing
     }
     throw;
@@ -167,8 +222,47 @@ void remove_other_checkpoints(int store, const std::string& path, const std::str
   const UniqueFd named = open_named(store, path, group);
   for (const Id& other : list_ids(named.get(), path + "/" + group)) {
     if (other.text == id || other.group_id != id.substr(0, kIdDigits)) continue;
-    remove_directory(named.get(), kPrefix + other.text);
+    (void)remove_directory(named.get(), kPrefix + other.text);
   }
+}
+
+RemovedCheckpoints remove_checkpoints(int store, const std::string& path, const std::string& group,
+                                      const std::string& id) {
+  const std::string full = path + "/" + group;
+  const UniqueFd named = open_named(store, path, group);
+  RemovedCheckpoints removed;
+  KeptSegments freed;
+  for (const Id& known : list_ids(named.get(), full)) {
+    if (!id.empty() && known.text != id) continue;
+    if (check_removable(named.get(), kPrefix + known.text, full, freed)) {
+      removed.ids.push_back(known.text);
+    }
+  }
+  if (removed.ids.empty()) {
+    throw StoreError(StoreFailure::kGone, "page store: there is no " +
+                                              (id.empty() ? "checkpoint" : "checkpoint " + id) +
+                                              " in " + full);
+  }
+  for (const std::string& one : removed.ids) {
+    if (remove_directory(named.get(), kPrefix + one)) continue;
+    throw_store_error("remove", full + "/" + kPrefix + one);
+  }
+  if (::fsync(named.get()) != 0) throw_store_error("fsync", full);
+  ::unlinkat(store, group.c_str(), AT_REMOVEDIR);  // where nothing else is in it
+  removed.freed_bytes = bytes_of_nobody_else(freed);
+  return removed;
+}
+
+uint64_t bytes_of_checkpoints(int store, const std::string& path, const std::string& group) {
+  const UniqueFd named = open_folder(store, group);
+  if (!named.valid()) return 0;
+  KeptSegments kept;
+  const std::string full = path + "/" + group;
+  for (const Id& known : list_ids(named.get(), full)) {
+    const UniqueFd folder = open_folder(named.get(), kPrefix + known.text);
+    if (folder.valid()) count_segments(folder.get(), full, kept);
+  }
+  return bytes_of_nobody_else(kept);
 }
 
 FoundCheckpoint find_checkpoint(int store, const std::string& path, const std::string& group,
@@ -179,6 +273,8 @@ FoundCheckpoint find_checkpoint(int store, const std::string& path, const std::s
     if (!id.empty() && known.text != id) continue;
     UniqueFd folder = open_folder(named.get(), kPrefix + known.text);
     if (!folder.valid()) continue;
+    // As long as the directory is open, whoever has it then.
+    if (!lock_folder(folder.get(), LOCK_SH)) continue;  // it is being removed
     see_changes(folder.get());
     const std::string file = full + "/" + kPrefix + known.text + "/" + kManifestName;
     const auto text = read_small_file(folder.get(), kManifestName, file, kManifestFileBytesMax);

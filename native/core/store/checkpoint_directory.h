@@ -25,13 +25,27 @@ struct WrittenCheckpoint {
 WrittenCheckpoint write_checkpoint(int store, const std::string& path, int generation,
                                    CheckpointManifest& manifest, const StoreKey* key);
 
-// Removes all other checkpoints of the same group id, whole or not.
+// Removes all other checkpoints of the same group id, whole or not, but those in use.
 void remove_other_checkpoints(int store, const std::string& path, const std::string& group,
                               const std::string& id);
 
+struct RemovedCheckpoints {
+  std::vector<std::string> ids;
+  uint64_t freed_bytes = 0;  // that nothing else has a name of
+};
+
+// Removes one checkpoint of that name, or with an empty `id` all of them, of whatever group id.
+// Throws StoreError: EBUSY when one is in use, by a restored process that still reads from it on
+// this machine, kGone when there is none.
+RemovedCheckpoints remove_checkpoints(int store, const std::string& path, const std::string& group,
+                                      const std::string& id);
+
+// Bytes on disk of all checkpoints of that name that no generation has a name of.
+uint64_t bytes_of_checkpoints(int store, const std::string& path, const std::string& group);
+
 struct FoundCheckpoint {
   std::string id;
-  UniqueFd directory;
+  UniqueFd directory;  // as long as it, or a copy of it, is open, the checkpoint is in use
   CheckpointManifest manifest;
 };
 

@@ -34,14 +34,24 @@ void RecordEncoder::encode(RecordHeader& header, std::span<const uint8_t> conten
 
 std::string RecordDecoder::decode(std::span<const uint8_t> bytes, SegmentCipher& cipher,
                                   RecordHeader& header, std::vector<uint8_t>& content) {
+  if (std::string fault = decode_header(bytes, header); !fault.empty()) return fault;
+  content.resize(header.pages * kPageSize);
+  return decode_content(bytes, cipher, header, content);
+}
+
+std::string RecordDecoder::decode_header(std::span<const uint8_t> bytes, RecordHeader& header) {
   if (bytes.size() < sizeof header) return "the segment ends in the middle of a record";
   std::memcpy(&header, bytes.data(), sizeof header);
   if (const auto fault = fault_of(header)) return *fault;
   if (bytes.size() < record_bytes(header)) return "the segment ends in the middle of a record";
+  return "";
+}
+
+std::string RecordDecoder::decode_content(std::span<const uint8_t> bytes, SegmentCipher& cipher,
+                                          const RecordHeader& header, std::span<uint8_t> content) {
   const std::span<const uint8_t> payload = bytes.subspan(sizeof header, header.stored_bytes);
   RecordSeal seal{};
   std::memcpy(seal.data(), payload.data() + payload.size(), seal.size());
-  content.resize(header.pages * kPageSize);
   const bool raw = header.encoding == RecordEncoding::kRaw;
   if (!raw) packed_.resize(kRecordPagesLimit * kPageSize);
   if (!cipher.open(header, payload, seal, raw ? content.data() : packed_.data())) {

@@ -31,6 +31,13 @@ class RecordDecoder {
   [[nodiscard]] std::string decode(std::span<const uint8_t> bytes, SegmentCipher& cipher,
                                    RecordHeader& header, std::vector<uint8_t>& content);
 
+  // The two halves of it: what follows the header is looked at by the second alone, whose `content`
+  // has room for just header.pages pages.
+  [[nodiscard]] static std::string decode_header(std::span<const uint8_t> bytes,
+                                                 RecordHeader& header);
+  [[nodiscard]] std::string decode_content(std::span<const uint8_t> bytes, SegmentCipher& cipher,
+                                           const RecordHeader& header, std::span<uint8_t> content);
+
  private:
   std::vector<uint8_t> packed_;
 };

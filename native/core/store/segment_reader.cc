@@ -71,6 +71,31 @@ class SegmentReader::State {
     return found;
   }
 
+  bool read_run(std::span<const PagesAt> wanted) {
+    if (wanted.empty()) return true;
+    const auto first = StoreLocation::unpack(wanted.front().location);
+    const auto last = StoreLocation::unpack(wanted.back().location);
+    if (!first || !last || first->segment != last->segment ||
+        last->record_offset < first->record_offset) {
+      return false;
+    }
+    SegmentFileToRead& file = opened(first->segment, true)->file;
+    const size_t size = last->record_offset - first->record_offset + last->record_kib * 1024;
+    if (run_.size() < size) run_.resize(size);
+    const size_t got = read_at(file.fd.get(), file.path, run_.data(), size, first->record_offset);
+    const std::span<const uint8_t> bytes(run_.data(), got);
+    StoreLocation decoded;  // what run_content_ has
+    return std::all_of(wanted.begin(), wanted.end(), [&](const PagesAt& pages) {
+      const auto at = StoreLocation::unpack(pages.location);
+      if (!at || at->segment != first->segment || at->record_offset < first->record_offset ||
+          at->record_offset - first->record_offset >= got) {
+        return false;
+      }
+      return decode_part(file, bytes.subspan(at->record_offset - first->record_offset), *at,
+                         pages.into, decoded);
+    });
+  }
+
   void expect(uint64_t location, uint64_t bytes) {
     const std::optional<StoreLocation> at = StoreLocation::unpack(location);
     if (!at) return;
@@ -80,6 +105,31 @@ class SegmentReader::State {
   }
 
  private:
+  // False: it is not what the location says.
+  bool decode_part(SegmentFileToRead& file, std::span<const uint8_t> bytes, const StoreLocation& at,
+                   std::span<uint8_t> into, StoreLocation& decoded) {
+    StoreLocation whole = at;
+    whole.content_offset = 0;
+    if (whole != decoded) {
+      RecordHeader header;
+      if (!RecordDecoder::decode_header(bytes, header).empty()) return false;
+      if (header.generation != of_.generation || location_of(header) != whole) return false;
+      if (at.content_offset == 0 && into.size() == header.pages * kPageSize) {
+        return decoder_.decode_content(bytes, file.cipher, header, into).empty();
+      }
+      decoded = {};
+      run_content_.resize(header.pages * kPageSize);
+      if (!decoder_.decode_content(bytes, file.cipher, header, run_content_).empty()) return false;
+      decoded = whole;
+    }
+    if (at.content_offset > run_content_.size() ||
+        into.size() > run_content_.size() - at.content_offset) {
+      return false;
+    }
+    std::memcpy(into.data(), run_content_.data() + at.content_offset, into.size());
+    return true;
+  }
+
   const KeptRecord* kept(const StoreLocation& at) {
     for (KeptRecord& record : records_) {
       if (record.at != at) continue;
@@ -176,6 +226,8 @@ class SegmentReader::State {
   size_t records_max_;
   std::vector<uint8_t> bytes_;  // of one record as it is on disk
   std::vector<uint8_t> spare_;
+  std::vector<uint8_t> run_;          // of several records as they are on disk
+  std::vector<uint8_t> run_content_;  // of the last of them that was wanted in parts
   std::vector<KeptSegment> segments_;
   std::vector<KeptRecord> records_;
   RecordDecoder decoder_;
@@ -229,6 +281,8 @@ bool SegmentReader::try_read(uint64_t location, std::span<uint8_t> into) {
 RecordView SegmentReader::record(uint64_t location, int32_t pid, uint64_t address) {
   return view_of(*state_->record(location, pid, address, true));
 }
+
+bool SegmentReader::read_run(std::span<const PagesAt> wanted) { return state_->read_run(wanted); }
 
 void SegmentReader::expect(uint64_t location, uint64_t bytes) { state_->expect(location, bytes); }
 

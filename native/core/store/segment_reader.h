@@ -29,6 +29,12 @@ struct RecordView {
   std::span<const uint8_t> content;  // whole pages that follow each other from `address` on
 };
 
+// Whole pages of one record, and where they go.
+struct PagesAt {
+  uint64_t location = 0;
+  std::span<uint8_t> into;
+};
+
 // Not for several threads at once: each has one of its own.
 //
 // Gives only content that was written for that very process and address by that very generation and
@@ -54,6 +60,11 @@ class SegmentReader {
   // location itself is bound to the content: no file and no place in one is used twice.
   void read(uint64_t location, std::span<uint8_t> into);
   [[nodiscard]] bool try_read(uint64_t location, std::span<uint8_t> into);
+
+  // Records of one segment with one read, ascending: what lies between the first and the last of
+  // them is read, too. False: one of them is not what it should be, or cannot be read; nothing of
+  // any may be used then, and read() tells why.
+  [[nodiscard]] bool read_run(std::span<const PagesAt> wanted);
 
   // The file from the record on, `bytes` of it, is going to be read. A hint; may wait for the disk.
   void expect(uint64_t location, uint64_t bytes);

@@ -10,6 +10,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/store/checkpoint_directory.h"
 #include "core/store/record_codec.h"
 
 namespace replpage {
@@ -50,6 +51,8 @@ class SegmentWriter::State {
       next_ = std::max(next_, segment.number + 1);
     }
     count_others();
+    count_checkpoints();
+    had_checkpoint_ = in_checkpoints_ != 0;
   }
 
   StoreLocation append(int32_t pid, uint64_t address, uint64_t epoch,
@@ -60,9 +63,14 @@ class SegmentWriter::State {
     }
     const uint64_t most = record_ceil(kRecordOverhead + pages.size());
     if (bytes_on_disk() + most > options_.bytes_max) {
-      discard();
-      throw StoreFull("page store: " + path_ + ": the limit of " +
-                      std::to_string(options_.bytes_max) + " bytes is reached");
+      // Somebody may have removed some.
+      try {
+        count_checkpoints();
+      } catch (const StoreError&) {
+        discard();
+        throw;
+      }
+      if (bytes_on_disk() + most > options_.bytes_max) refuse_more();
     }
     if (current_ && current_->written + buffer_.size() + most > options_.segment_bytes_max) {
       retire_current();
@@ -120,6 +128,12 @@ class SegmentWriter::State {
     }
     remove_segment(generation_.get(), path_, number);
     forget_closed(number);
+    if (in_checkpoints_ != 0 || had_checkpoint_) count_checkpoints();
+  }
+
+  void count_checkpoints() {
+    had_checkpoint_ = true;
+    in_checkpoints_ = bytes_of_checkpoints(store_.get(), options_.store.path, options_.of.group);
   }
 
   void remove_generation(uint64_t generation) {
@@ -133,7 +147,7 @@ class SegmentWriter::State {
   }
 
   [[nodiscard]] uint64_t bytes_on_disk() const {
-    uint64_t bytes = others_ + buffer_.size() + closed_bytes_;
+    uint64_t bytes = others_ + in_checkpoints_ + buffer_.size() + closed_bytes_;
     for (const OpenSegment& segment : full_) bytes += segment.written;
     return bytes + (current_ ? current_->written : 0);
   }
@@ -149,6 +163,15 @@ class SegmentWriter::State {
   static UniqueFd open_writable(StoreOptions options) {
     options.writing = true;
     return open_store(options);
+  }
+
+  [[noreturn]] void refuse_more() {
+    discard();
+    const std::string kept = in_checkpoints_ == 0 ? ""
+                                                  : ", " + std::to_string(in_checkpoints_) +
+                                                        " of them kept by checkpoints alone";
+    throw StoreFull("page store: " + path_ + ": the limit of " +
+                    std::to_string(options_.bytes_max) + " bytes is reached" + kept);
   }
 
   std::vector<OpenSegment*> unsynced() {
@@ -302,6 +325,8 @@ class SegmentWriter::State {
   RecordEncoder encoder_;
   uint64_t others_ = 0;  // bytes of other generations
   uint64_t other_segments_ = 0;
+  uint64_t in_checkpoints_ = 0;  // bytes that checkpoints of the group's name alone keep
+  bool had_checkpoint_ = false;  // there may be some by now
 };
 
 SegmentWriter::SegmentWriter(const WriterOptions& options)
@@ -319,6 +344,7 @@ void SegmentWriter::drop_segment(uint32_t number) { state_->drop_segment(number)
 void SegmentWriter::remove_generation(uint64_t generation) {
   state_->remove_generation(generation);
 }
+void SegmentWriter::count_checkpoints() { state_->count_checkpoints(); }
 uint64_t SegmentWriter::bytes_on_disk() const { return state_->bytes_on_disk(); }
 uint64_t SegmentWriter::segments() const { return state_->segments(); }
 uint32_t SegmentWriter::next_segment() const { return state_->next_segment(); }

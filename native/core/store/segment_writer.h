@@ -20,7 +20,8 @@ struct WriterOptions {
   uint32_t first_segment = 1;     // numbers below it are never used; those that are there neither
   const StoreKey* key = nullptr;  // borrowed until the constructor returns; null: not encrypted
   bool compress = true;
-  uint64_t bytes_max = UINT64_MAX;  // of all generations of the group together
+  // Of all generations of the group together, and what checkpoints of its name keep beside.
+  uint64_t bytes_max = UINT64_MAX;
   uint32_t segment_bytes_max = kSegmentBytesLimit;
 };
 
@@ -53,9 +54,13 @@ class SegmentWriter {
   // Removes another generation of this group.
   void remove_generation(uint64_t generation);
 
+  // Checkpoints were made or removed.
+  void count_checkpoints();
+
   // The generation's directory, as long as this lives.
   [[nodiscard]] int directory() const;
-  // Of the group's segments on disk, with what is about to be written.
+  // Of the group's segments on disk, and those that checkpoints of its name alone keep, with what
+  // is about to be written.
   [[nodiscard]] uint64_t bytes_on_disk() const;
   [[nodiscard]] uint64_t segments() const;
   // No segment with this number or a higher one was begun yet.

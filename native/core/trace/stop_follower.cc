@@ -1,11 +1,10 @@
 #include "core/trace/stop_follower.h"
 
-#include <cstdlib>
 #include <exception>
 #include <string>
 
 #include "core/base/clock.h"
-#include "core/base/procfs.h"
+#include "core/base/proc_stat.h"
 
 namespace replpage {
 namespace {
@@ -15,24 +14,10 @@ namespace {
 constexpr uint32_t kStopsPerLook = 8;
 constexpr uint64_t kQuickNs = 40'000'000;
 
-// Fields of /proc/PID/stat from the state on, as proc(5) counts them.
-constexpr int kStateField = 3;
-constexpr int kProcessorField = 39;
-
 // On which processor it ran last, or -1.
 int processor_of(pid_t pid, pid_t tid) {
-  const auto stat =
-      read_proc("/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/stat");
-  if (!stat) return -1;
-  size_t at = stat->rfind(')');
-  if (at == std::string::npos) return -1;
-  at += 2;
-  for (int field = kStateField; field < kProcessorField; ++field) {
-    at = stat->find(' ', at);
-    if (at == std::string::npos) return -1;
-    ++at;
-  }
-  return std::atoi(stat->c_str() + at);
+  const auto stat = ProcStat::of(pid, tid);
+  return stat ? static_cast<int>((*stat)[ProcStat::kProcessor]) : -1;
 }
 
 cpu_set_t only(int cpu) {

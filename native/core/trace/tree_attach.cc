@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "core/base/clock.h"
+#include "core/base/proc_stat.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/trace/ptrace_call.h"
@@ -24,24 +25,11 @@ constexpr uint64_t kExecutionDeadlineNs = 3'000'000;
 constexpr int kSeizeTriesMax = 1000;
 constexpr int kNumberTriesMax = 5;
 
-std::string task_path(pid_t pid, pid_t tid, const char* file) {
-  return "/proc/" + std::to_string(pid) + "/task/" + std::to_string(tid) + "/" + file;
-}
-
 // Zombies, threads and whole processes, cannot be attached to: PTRACE_SEIZE gives EPERM.
-bool is_dead(pid_t pid, pid_t tid) {
-  const auto stat = read_proc(task_path(pid, tid, "stat"));
-  if (!stat) return true;
-  const size_t name_end = stat->rfind(')');
-  if (name_end == std::string::npos || name_end + 2 >= stat->size()) return true;
-  const char state = (*stat)[name_end + 2];
-  return state == 'Z' || state == 'X';
-}
-
 bool is_dead(pid_t pid) {
   const auto tids = numeric_entries("/proc/" + std::to_string(pid) + "/task");
-  return !tids ||
-         std::all_of(tids->begin(), tids->end(), [pid](pid_t tid) { return is_dead(pid, tid); });
+  return !tids || std::all_of(tids->begin(), tids->end(),
+                              [pid](pid_t tid) { return replpage::is_dead(pid, tid); });
 }
 
 // Threads attached in its life are new to the observer.

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "core/base/clock.h"
+#include "core/base/proc_stat.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/trace/ptrace_call.h"
@@ -168,12 +169,11 @@ std::string TraceTree::Implementation::why_not_stopped(pid_t tid) {
   if (thread == nullptr) return name + " is being created";
   const std::string task =
       "/proc/" + std::to_string(thread->pid) + "/task/" + std::to_string(tid) + "/";
-  const auto stat = read_proc(task + "stat");
+  const auto stat = ProcStat::of(thread->pid, tid);
   const auto call = read_proc(task + "syscall");
   if (!stat || !call) return name + " is ending";
-  const size_t name_end = stat->rfind(')');
-  const char state = name_end + 2 < stat->size() ? (*stat)[name_end + 2] : '?';
-  if (state == 'Z' || state == 'X') {
+  const char state = stat->state();
+  if (stat->is_dead()) {
     // A leader that ended before its other threads: no news of it until they end too.
     remove_thread(tid, 0);
     return name + " has ended";

@@ -18,6 +18,11 @@ namespace {
 constexpr uint64_t kDrainBytes = 256 * 1024;
 // Filled under one hold of the lock; bounds how long a fault waits for the drain (about 10 us).
 constexpr uint64_t kFillBytes = 32 * 1024;
+// Sorted at a time, and looked at for one chunk, under one hold of the lock.
+constexpr size_t kPlanPieces = 2048;
+constexpr size_t kLooksMax = 64;
+// Tries of a lock (about 100 us) before its holder is taken to sleep.
+constexpr int kSpins = 2048;
 // A tenth of what a thread of the program gets, where processors are short.
 constexpr int kNiceOfRefill = 10;
 // While the refill is held: faults alone may have fetched everything.
@@ -43,9 +48,9 @@ void FaultServer::hold_refill(bool held) {
   released_.notify_all();
 }
 
-void FaultServer::drain(DrainRole role) {
+void FaultServer::drain(size_t number) {
   ::pthread_setname_np(::pthread_self(), "drain");
-  if (role == DrainRole::kStoreOnly) {
+  if (number != 0) {
     wait_released();
     give_way();
   }
@@ -54,7 +59,7 @@ void FaultServer::drain(DrainRole role) {
     while (!stopping_) {
       const std::optional<Chunk> chunk = next_chunk();
       if (!chunk) break;
-      drain_chunk(*chunk, buffer);
+      drain_chunk(*chunk, buffer, filling_[number]);
     }
   } catch (const std::exception& error) {
     return lose(error.what());
@@ -67,33 +72,49 @@ void FaultServer::drain(DrainRole role) {
   if (last && !stopping_ && events_.drained) events_.drained();
 }
 
-void FaultServer::drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer) {
-  if (!chunk.memory) return rest_a_while();
-  const std::span<uint8_t> content = buffer.first(chunk.piece.bytes());
+void FaultServer::drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer,
+                              InheritingMutex& filling) {
+  if (chunk.pieces.empty()) return rest_a_while();
+  const bool at_once = read_chunk(chunk, buffer);
+  for (const LazyPiece& piece : chunk.pieces) {
+    if (stopping_) return;
+    const std::span<uint8_t> content = buffer.first(piece.bytes());
+    if (!at_once) {
+      drain_piece(chunk, piece, content, filling);
+    } else {
+      if (!fill_piece(chunk, piece, content, filling)) return;
+      buffer = buffer.subspan(content.size());
+    }
+  }
+}
+
+bool FaultServer::read_chunk(const Chunk& chunk, std::span<uint8_t> buffer) {
+  PageSource& source = source_of(chunk.pieces.front().from);
+  std::vector<PagesWanted> wanted;
+  for (const LazyPiece& piece : chunk.pieces) {
+    wanted.push_back({.position = piece.from.position, .into = buffer.first(piece.bytes())});
+    buffer = buffer.subspan(piece.bytes());
+  }
+  source.expect(wanted.front().position);
+  source.expect(wanted.back().position);
+  return source.read_many(wanted);
+}
+
+void FaultServer::drain_piece(const Chunk& chunk, const LazyPiece& piece,
+                              std::span<uint8_t> content, InheritingMutex& filling) {
   try {
-    PageSource& source = source_of(chunk.piece.from);
-    source.expect(chunk.piece.from.position);
-    source.read(chunk.piece.from.position, content);
+    source_of(piece.from).read(piece.from.position, content);
   } catch (const PageDamaged& error) {
     // What an event holds up comes up again.
-    (void)damage(*chunk.memory, chunk.piece, error.what());
+    (void)damage(*chunk.memory, piece, error.what());
     return;
   }
-  for (uint64_t at = 0; at < content.size() && !stopping_; at += kFillBytes) {
-    const uint64_t length = std::min<uint64_t>(kFillBytes, content.size() - at);
-    if (!fill_piece(chunk, at, content.subspan(at, length))) break;
-  }
+  (void)fill_piece(chunk, piece, content, filling);
 }
 
 bool FaultServer::all_released() const {
   return std::all_of(memories_.begin(), memories_.end(),
                      [](const auto& memory) { return memory->missing().passing().empty(); });
-}
-
-std::optional<LazyPiece> FaultServer::next_piece(const ServedMemory& memory, bool passing) const {
-  const LazyRanges& ranges = passing ? memory.missing().passing() : memory.missing().stored();
-  const std::optional<LazyPiece> piece = ranges.first_from(cursor_);
-  return piece ? piece : ranges.first_from(0);
 }
 
 // A process that waits to go comes first. nullopt: nothing is missing any more, and every
@@ -119,22 +140,65 @@ std::optional<FaultServer::Chunk> FaultServer::next_chunk() {
     released_.wait_for(lock, kHeldLook, [this] { return stopping_ || !refill_held_; });
     return Chunk{};
   }
-  const auto memory = std::find_if(memories_.begin(), memories_.end(), [&](const auto& one) {
-    return released || !one->missing().passing().empty();
+  return released ? claim_stored() : claim_passing();
+}
+
+// The caller holds the lock, as for those below. Empty: of another thread's doing, meanwhile.
+FaultServer::Chunk FaultServer::claim_passing() {
+  const auto memory = std::find_if(memories_.begin(), memories_.end(), [](const auto& one) {
+    return !one->missing().passing().empty();
   });
-  if (memory == memories_.end()) return Chunk{};  // of another thread's doing, meanwhile
-  std::optional<LazyPiece> piece = next_piece(**memory, !released);
-  if (!piece) return Chunk{};
-  Chunk chunk{.memory = *memory, .piece = *piece, .events_applied = (*memory)->events_applied()};
-  chunk.piece.end = std::min(piece->end, piece->start + kDrainBytes);
-  cursor_ = chunk.piece.end;
+  if (memory == memories_.end()) return {};
+  const LazyRanges& ranges = (*memory)->missing().passing();
+  std::optional<LazyPiece> piece = ranges.first_from(cursor_);
+  if (!piece) piece = ranges.first_from(0);
+  piece->end = std::min(piece->end, piece->start + kDrainBytes);
+  cursor_ = piece->end;
+  return {.memory = *memory, .pieces = {*piece}};
+}
+
+// What was planned may have come in by a fault, or be gone.
+FaultServer::Chunk FaultServer::claim_stored() {
+  if (plan_.next == plan_.pieces.size() && !make_plan()) return {};
+  Chunk chunk{.memory = plan_.memory, .pieces = {}};
+  uint64_t bytes = 0;
+  for (size_t looks = 0; looks < kLooksMax && plan_.next < plan_.pieces.size(); ++looks) {
+    const LazyPiece& planned = plan_.pieces[plan_.next];
+    std::optional<LazyPiece> piece = plan_.memory->missing().stored().at(planned.start);
+    if (piece && piece->from == planned.from) {
+      piece->end = std::min(piece->end, piece->start + kDrainBytes);
+      if (bytes + piece->bytes() > kDrainBytes) break;
+      bytes += piece->bytes();
+      chunk.pieces.push_back(*piece);
+    }
+    ++plan_.next;
+  }
   return chunk;
+}
+
+// False: nothing is left.
+bool FaultServer::make_plan() {
+  const auto memory = std::find_if(memories_.begin(), memories_.end(), [](const auto& one) {
+    return !one->missing().stored().empty();
+  });
+  if (memory == memories_.end()) return false;
+  plan_.memory = *memory;
+  plan_.pieces.clear();
+  plan_.next = 0;
+  const LazyRanges& ranges = (*memory)->missing().stored();
+  ranges.list_from(cursor_, kPlanPieces, plan_.pieces);
+  if (plan_.pieces.empty()) ranges.list_from(0, kPlanPieces, plan_.pieces);
+  cursor_ = plan_.pieces.back().end;
+  std::sort(plan_.pieces.begin(), plan_.pieces.end(), [](const LazyPiece& a, const LazyPiece& b) {
+    return a.from.position < b.from.position;
+  });
+  return true;
 }
 
 void FaultServer::retire_finished() {
   const size_t before = memories_.size();
   std::erase_if(memories_, [this](const std::shared_ptr<ServedMemory>& memory) {
-    if (!memory->missing().empty()) return false;
+    if (!memory->missing().empty() || memory->is_filled_now()) return false;
     pages_filled_ += memory->pages_filled();
     memory->close();
     return true;
@@ -143,26 +207,85 @@ void FaultServer::retire_finished() {
   if (memories_.size() != before) wake();
 }
 
-// False: the rest of the chunk is stale.
-bool FaultServer::fill_piece(const Chunk& chunk, uint64_t offset,
-                             std::span<const uint8_t> content) {
-  for (int tries = 0; tries < kRetriesMax; ++tries) {
-    while (precedence_.load() != 0) ::sched_yield();
+// Behind everybody else, and never in the kernel's queue: there a lock goes from one to the next,
+// and each must be woken first, while nobody can have it.
+void FaultServer::lock_last(InheritingMutex& filling) {
+  for (int tries = 1;; ++tries) {
+    if (precedence_.load() == 0 && filling.try_lock()) {
+      if (mutex_.try_lock()) return;
+      filling.unlock();
+    }
+    if (tries % kSpins == 0) {
+      rest_a_while();
+    } else {
+      __builtin_ia32_pause();
+    }
+  }
+}
+
+// False: the address space has ended.
+bool FaultServer::fill_piece(const Chunk& chunk, const LazyPiece& piece,
+                             std::span<const uint8_t> content, InheritingMutex& filling) {
+  int tries = 0;
+  for (uint64_t at = 0; at < content.size();) {
+    const uint64_t length = std::min<uint64_t>(kFillBytes, content.size() - at);
+    LazyPiece part{.start = piece.start + at, .end = 0, .from = piece.from.after(at)};
+    part.end = part.start + length;
+    lock_last(filling);
     {
-      const std::lock_guard lock(mutex_);
+      const std::lock_guard fills(filling, std::adopt_lock);
+      const std::lock_guard lock(mutex_, std::adopt_lock);
       ServedMemory& memory = *chunk.memory;
-      if (!memory.uffd().valid() || memory.events_applied() != chunk.events_applied) return false;
-      const FillState state = memory.fill(chunk.piece.start + offset, content);
-      if (state == FillState::kDone) return true;
+      if (!memory.is_open()) return false;
+      const FillState state = fill_part(memory, part, content.subspan(at, length));
       if (state == FillState::kGone) {
         forget(memory);
         return false;
       }
+      if (state == FillState::kDone) {
+        at += length;
+        tries = 0;
+        continue;
+      }
     }
     if (stopping_) return false;
+    if (++tries == kRetriesMax) throw SysError("fill pages in the background", ENOMEM);
     rest_a_while();
   }
-  throw SysError("fill pages in the background", ENOMEM);
+  return true;
+}
+
+// The caller holds the lock, which is let go of while the kernel copies.
+FillState FaultServer::fill_part(ServedMemory& memory, const LazyPiece& part,
+                                 std::span<const uint8_t> content) {
+  const std::optional<LazyPiece> now = memory.missing().at(part.start);
+  uint64_t done = 0;
+  if (now && now->from == part.from && now->end >= part.end) {
+    memory.begin_fill();
+    mutex_.unlock();
+    done = memory.try_fill(part.start, content);
+    mutex_.lock();
+    memory.end_fill({part.start, part.start + done});
+    if (done == content.size()) return FillState::kDone;
+    if (!memory.is_open()) return FillState::kGone;
+  }
+  const LazyPiece rest{.start = part.start + done, .end = part.end, .from = part.from.after(done)};
+  return fill_unchanged(memory, rest, content.subspan(done));
+}
+
+// Only what still comes from there: the program may have moved or discarded it meanwhile.
+FillState FaultServer::fill_unchanged(ServedMemory& memory, const LazyPiece& piece,
+                                      std::span<const uint8_t> content) {
+  for (uint64_t address = piece.start;;) {
+    const std::optional<LazyPiece> now = memory.missing().first_from(address);
+    if (!now || now->start >= piece.end) return FillState::kDone;
+    const uint64_t end = std::min(now->end, piece.end), offset = now->start - piece.start;
+    if (now->from == piece.from.after(offset)) {
+      const FillState state = memory.fill(now->start, content.subspan(offset, end - now->start));
+      if (state != FillState::kDone) return state;
+    }
+    address = end;
+  }
 }
 
 }  // namespace replpage

@@ -24,7 +24,6 @@ constexpr uint64_t kUnitBytes = 64 * 1024;
 // Where reading may wait for a device: pages that are waited for are read side by side, and the
 // background is not held up by one of them.
 constexpr size_t kReaders = 4;
-constexpr size_t kDrains = 2;
 
 // A program waits for every fault, so this thread goes first where the rights allow it. It sleeps
 // between faults, and the kernel bounds real-time threads (sched(7)).
@@ -45,6 +44,27 @@ class FaultServer::Precedence {
   ~Precedence() { server_.mutex_.unlock(); }
   Precedence(const Precedence&) = delete;
   Precedence& operator=(const Precedence&) = delete;
+
+ private:
+  FaultServer& server_;
+};
+
+// No page is filled, by whomever, while events are read. A fill holds one of the locks, and takes
+// the server's when it ends.
+class FaultServer::NoFills {
+ public:
+  explicit NoFills(FaultServer& server) : server_(server) {
+    server_.precedence_.fetch_add(1);
+    for (InheritingMutex& filling : server_.filling_) filling.lock();
+    server_.mutex_.lock();
+    server_.precedence_.fetch_sub(1);
+  }
+  ~NoFills() {
+    server_.mutex_.unlock();
+    for (InheritingMutex& filling : server_.filling_) filling.unlock();
+  }
+  NoFills(const NoFills&) = delete;
+  NoFills& operator=(const NoFills&) = delete;
 
  private:
   FaultServer& server_;
@@ -76,7 +96,7 @@ FaultServer::FaultServer(std::vector<Served> served, Sources sources, Events eve
   // for.
   draining_ = std::thread([this, waits] {
     if (waits) start_helpers();
-    drain(DrainRole::kAll);
+    drain(0);
   });
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -92,7 +112,7 @@ FaultServer::~FaultServer() {
 void FaultServer::start_helpers() {
   for (size_t i = 0; i < kReaders; ++i) helpers_.emplace_back([this] { read_wanted(); });
   for (size_t i = 1; i < kDrains; ++i) {
-    helpers_.emplace_back([this] { drain(DrainRole::kStoreOnly); });
+    helpers_.emplace_back([this, i] { drain(i); });
   }
 }
 
@@ -199,8 +219,8 @@ bool FaultServer::wait_for_faults(std::vector<pollfd>& items) {
 void FaultServer::read_messages(const std::shared_ptr<ServedMemory>& memory) {
   // Held from before an event is read until it has taken effect: see ServedMemory.
   {
-    const Precedence lock(*this);
-    if (!memory->uffd().valid()) return;
+    const NoFills lock(*this);
+    if (!memory->is_open()) return;
     std::array<uffd_msg, kMessagesPerRead> messages{};
     size_t count = 0;
     do {
@@ -218,7 +238,7 @@ void FaultServer::answer_faults(const std::shared_ptr<ServedMemory>& memory) {
   std::vector<uint64_t>& faults = memory->faults();
   size_t left = 0;
   for (const uint64_t page : faults) {
-    if (!memory->uffd().valid()) break;
+    if (!memory->is_open()) break;
     // Whoever jumps about gains nothing from neighbours, and would wait for them at the next fault.
     const uint64_t distance = std::max(page, last_fault_) - std::min(page, last_fault_);
     const bool follows = distance <= kAroundBytes;
@@ -247,6 +267,7 @@ FillState FaultServer::answer(const std::shared_ptr<ServedMemory>& memory, uint6
   const std::span<uint8_t> part(content.data(), length);
   try {
     if (source_of(piece->from).try_read(piece->from.position, part)) {
+      if (follows) look_ahead(piece->from);
       return memory->fill(page, part);
     }
   } catch (const PageDamaged&) {  // a reader finds out how much
@@ -260,7 +281,7 @@ void FaultServer::read_around() {
   const Neighbourhood around = std::move(*around_);
   around_.reset();
   const Precedence lock(*this);
-  if (!around.memory->uffd().valid()) return;
+  if (!around.memory->is_open()) return;
   const uint64_t start = around.page / kAroundBytes * kAroundBytes;
   std::array<uint8_t, kAroundBytes> content;
   for (uint64_t address = start; address < start + kAroundBytes;) {
@@ -333,10 +354,26 @@ void FaultServer::read_wanted() {
   }
 }
 
+// What was read ahead comes to its end: a reader, who may wait, asks for more. The caller holds the
+// lock.
+void FaultServer::look_ahead(const ContentPlace& from) {
+  if (ahead_ || !source_of(from).may_expect(from.position)) return;
+  ahead_ = from;
+  wanted_more_.notify_one();
+}
+
 std::optional<FaultServer::Wanted> FaultServer::next_wanted() {
   std::unique_lock lock(mutex_);
-  wanted_more_.wait(lock, [this] { return stopping_ || !wanted_.empty(); });
-  if (stopping_) return std::nullopt;
+  for (;;) {
+    wanted_more_.wait(lock, [this] { return stopping_ || !wanted_.empty() || ahead_; });
+    if (stopping_) return std::nullopt;
+    if (!wanted_.empty()) break;
+    const ContentPlace from = *ahead_;
+    ahead_.reset();
+    lock.unlock();
+    source_of(from).expect(from.position);
+    lock.lock();
+  }
   being_read_.push_back(wanted_.front());
   wanted_.pop_front();
   return being_read_.back();
@@ -364,7 +401,7 @@ void FaultServer::deliver(const Wanted& wanted, std::span<const uint8_t> content
 FillState FaultServer::deliver_once(const Wanted& wanted, std::span<const uint8_t> content) {
   const Precedence lock(*this);
   ServedMemory& memory = *wanted.memory;
-  if (!memory.uffd().valid()) return FillState::kGone;
+  if (!memory.is_open()) return FillState::kGone;
   const std::optional<LazyPiece> now = memory.missing().at(wanted.page);
   const uint64_t offset = wanted.page - wanted.piece.start;
   FillState state = FillState::kDone;
@@ -388,7 +425,7 @@ bool FaultServer::damage(ServedMemory& memory, const LazyPiece& piece, const std
   uint64_t pages = 0;
   {
     const Precedence lock(*this);
-    if (!memory.uffd().valid()) return true;
+    if (!memory.is_open()) return true;
     for (uint64_t page = piece.start; page < piece.end; page += kPageSize) {
       const std::optional<LazyPiece> now = memory.missing().at(page);
       if (!now || !(now->from == piece.from.after(page - piece.start))) continue;

@@ -9,6 +9,7 @@
 
 #include <poll.h>
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -72,15 +73,24 @@ class FaultServer {
   // Memory for the replica's pages may be short for a while; then the group is lost.
   static constexpr int kRetriesMax = 200'000;  // 10 s
 
+  // More than one where reading may wait for a device: the background is not held up by one read.
+  static constexpr size_t kDrains = 2;
+
   // Takes the lock ahead of the background drain.
   class Precedence;
+  class NoFills;
 
   using Memories = std::vector<std::shared_ptr<ServedMemory>>;
   // What the drain reads next: decided under the lock, read without it.
   struct Chunk {
     std::shared_ptr<ServedMemory> memory;
-    LazyPiece piece;
-    uint64_t events_applied = 0;
+    std::vector<LazyPiece> pieces;  // of one source
+  };
+  // Chunks to come, in the order of the store: it is read from one end to the other.
+  struct DrainPlan {
+    std::shared_ptr<ServedMemory> memory;
+    std::vector<LazyPiece> pieces;
+    size_t next = 0;
   };
   // A page that somebody waits for, with what is read along with it.
   struct Wanted {
@@ -105,22 +115,33 @@ class FaultServer {
   void want(const std::shared_ptr<ServedMemory>& memory, uint64_t page, bool follows);
   void read_wanted();
   std::optional<Wanted> next_wanted();
+  void look_ahead(const ContentPlace& from);
   void deliver(const Wanted& wanted, std::span<const uint8_t> content);
   FillState deliver_once(const Wanted& wanted, std::span<const uint8_t> content);
   void forget_wanted(const Wanted& wanted);
 
-  // Only one may read from processes: they go when it has found that nothing is left.
-  enum class DrainRole : uint8_t { kAll, kStoreOnly };
-  void drain(DrainRole role);
+  // Only the first may read from processes: they go when it has found that nothing is left.
+  void drain(size_t number);
   static void rest_a_while();
   static void give_way();
   void wait_released();
   void start_helpers();
   std::optional<Chunk> next_chunk();
   bool all_released() const;
-  std::optional<LazyPiece> next_piece(const ServedMemory& memory, bool passing) const;
-  void drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer);
-  bool fill_piece(const Chunk& chunk, uint64_t offset, std::span<const uint8_t> content);
+  Chunk claim_passing();
+  Chunk claim_stored();
+  bool make_plan();
+  void drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer, InheritingMutex& filling);
+  bool read_chunk(const Chunk& chunk, std::span<uint8_t> buffer);
+  void drain_piece(const Chunk& chunk, const LazyPiece& piece, std::span<uint8_t> content,
+                   InheritingMutex& filling);
+  bool fill_piece(const Chunk& chunk, const LazyPiece& piece, std::span<const uint8_t> content,
+                  InheritingMutex& filling);
+  FillState fill_part(ServedMemory& memory, const LazyPiece& part,
+                      std::span<const uint8_t> content);
+  FillState fill_unchanged(ServedMemory& memory, const LazyPiece& piece,
+                           std::span<const uint8_t> content);
+  void lock_last(InheritingMutex& filling);
 
   bool damage(ServedMemory& memory, const LazyPiece& piece, const std::string& what);
   PageSource& source_of(const ContentPlace& place) { return *sources_[place.source]; }
@@ -136,6 +157,9 @@ class FaultServer {
   UniqueFd wake_;  // eventfd
 
   mutable InheritingMutex mutex_;
+  // Each held by one that drains while it fills pages, most of the time without mutex_, which is
+  // taken after them. Whoever reads events holds them all.
+  std::array<InheritingMutex, kDrains> filling_;
   std::atomic<int> precedence_ = 0;  // faults wait for the lock
   Memories memories_;
   uint64_t pages_filled_ = 0;  // of memories that are finished
@@ -143,9 +167,11 @@ class FaultServer {
   uint64_t pages_damaged_ = 0;
   uint64_t released_us_ = 0, drained_us_ = 0;
   uint64_t cursor_ = 0;  // where the drain goes on
-  size_t drains_ = 0;    // threads that drain
+  DrainPlan plan_;
+  size_t drains_ = 0;  // threads that drain
   std::deque<Wanted> wanted_;
   std::vector<Wanted> being_read_;
+  std::optional<ContentPlace> ahead_;  // what comes after it is going to be read
   std::condition_variable_any wanted_more_, released_;
   std::atomic<bool> stopping_ = false;
   bool refill_held_ = false;

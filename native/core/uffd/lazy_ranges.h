@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <vector>
 
 #include "core/base/page.h"
 
@@ -26,6 +27,8 @@ struct LazyPiece {
   bool operator==(const LazyPiece&) const = default;
 };
 
+// A piece costs 16 bytes, since a standby keeps one for every cold page that has no cold neighbour.
+// None is longer than a block: longer ranges are several.
 class LazyRanges {
  public:
   // Replaces what was known of the range. All addresses are page aligned.
@@ -41,24 +44,37 @@ class LazyRanges {
   [[nodiscard]] std::optional<LazyPiece> around(uint64_t address) const;
   // The first piece, cut to start at `address`, that ends after it.
   [[nodiscard]] std::optional<LazyPiece> first_from(uint64_t address) const;
+  // That one and those after it, none cut, at most `max`.
+  void list_from(uint64_t address, size_t max, std::vector<LazyPiece>& into) const;
 
-  [[nodiscard]] bool empty() const { return pieces_.empty(); }
-  [[nodiscard]] uint64_t pages() const { return bytes_ / kPageSize; }
+  [[nodiscard]] bool empty() const { return blocks_.empty(); }
+  [[nodiscard]] uint64_t pages() const { return pages_; }
+  // Memory that they take.
+  [[nodiscard]] uint64_t memory_bytes() const;
 
  private:
-  struct Rest {
-    uint64_t end = 0;
-    ContentPlace from;
-  };
-  using Pieces = std::map<uint64_t, Rest>;
-  static LazyPiece piece_of(const Pieces::value_type& entry) {
-    return {entry.first, entry.second.end, entry.second.from};
-  }
-  // Makes `address` a border between pieces.
-  void split(uint64_t address);
+  static constexpr uint64_t kBlockBytes = 2u << 20;
 
-  Pieces pieces_;  // by start, disjoint
-  uint64_t bytes_ = 0;
+  // In pages from the block's start.
+  struct Entry {
+    uint16_t start = 0, end = 0;
+    uint32_t source = 0;
+    uint64_t position = 0;
+  };
+  using Entries = std::vector<Entry>;          // ascending, disjoint
+  using Blocks = std::map<uint64_t, Entries>;  // by start address; none is empty
+
+  static LazyPiece piece_of(uint64_t block, const Entry& entry);
+  // The first that ends behind the address: in the block that may have it, or in a later one.
+  struct Found {
+    Blocks::const_iterator block;
+    Entries::const_iterator entry;
+  };
+  [[nodiscard]] std::optional<Found> find(uint64_t address) const;
+  void erase_in(Entries& entries, uint16_t first, uint16_t last);
+
+  Blocks blocks_;
+  uint64_t pages_ = 0;
 };
 
 }  // namespace replpage

@@ -4,6 +4,7 @@ import { BedError, reasonOf } from './bed-error.js';
 import { prepareProject, prepareSystem } from './images.js';
 import { prepareInitramfs } from './initramfs.js';
 import { prepareKernel } from './kernel.js';
+import { goOn } from './interruption.js';
 import { inNetwork, makeNetwork } from './network.js';
 import { VmNode } from './node.js';
 import { identify } from './processes.js';
@@ -168,11 +169,22 @@ export class Bed {
     if (!first) throw new BedError('a bed without nodes');
     const files = filesOf(this.folder, templateNumber);
     const template = new VmNode(templateNumber, files, undefined);
-    return prepareSavedState(this.#state.machine, async () => {
+    const boot = async (): Promise<VmNode> => {
       await this.#launch(template, undefined);
       await template.ready();
       return template;
-    }).finally(() => rmSync(files.data, { force: true }));
+    };
+    // Seen once, on a busy host: process 1 read garbage and the kernel gave up half-way.
+    const bootAgain = async (error: unknown): Promise<VmNode> => {
+      goOn();
+      if (template.running) throw error;
+      console.error(`# it is booted once more: ${reasonOf(error)}`);
+      return boot();
+    };
+    const twice = (): Promise<VmNode> => boot().catch(bootAgain);
+    return prepareSavedState(this.#state.machine, twice).finally(() =>
+      rmSync(files.data, { force: true }),
+    );
   }
 
   async #launch(node: VmNode, saved: string | undefined): Promise<void> {

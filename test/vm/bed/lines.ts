@@ -6,6 +6,8 @@ import { goOn } from './interruption.js';
 import { patiently } from './patience.js';
 
 const connectMs = patiently(4000);
+/** While somebody listens who has connections waiting: QEMU, busy, or with another command. */
+const busyMs = patiently(60_000);
 
 function tryConnect(open: () => Socket): Promise<Socket> {
   return new Promise((resolve, reject) => {
@@ -20,15 +22,18 @@ function tryConnect(open: () => Socket): Promise<Socket> {
   });
 }
 
-/** Tries for a few seconds: QEMU makes its sockets a moment after it was started. */
+/**
+ * Tries for a few seconds, since QEMU makes its sockets a moment after it was started; longer while
+ * it has not taken in those who came before.
+ */
 export async function connectTo(open: () => Socket, name: string): Promise<Socket> {
-  for (const last = Date.now() + connectMs; ; await pause(20)) {
+  for (const start = Date.now(); ; await pause(20)) {
     goOn();
     try {
       return await tryConnect(open);
     } catch (error) {
-      if (Date.now() < last) continue;
       const busy = (error as NodeJS.ErrnoException).code === 'EAGAIN';
+      if (Date.now() - start < (busy ? busyMs : connectMs)) continue;
       const why = busy ? 'another command uses it' : reasonOf(error);
       throw new BedError(`nobody answers at ${name}: ${why}`);
     }

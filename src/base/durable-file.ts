@@ -1,4 +1,4 @@
-/** Replaces a file so that after any crash it is wholly the old or wholly the new one. */
+/** Reads a file within a limit, and replaces one so that after any crash it is wholly the old or wholly the new one. */
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 
@@ -29,5 +29,17 @@ export async function replaceFile(
     await folder.sync();
   } finally {
     await folder.close();
+  }
+}
+
+/** Throws when it is longer than `bytesMax`. */
+export async function readWhole(path: string, bytesMax: number): Promise<Buffer> {
+  const file = await open(path, 'r');
+  try {
+    const { size } = await file.stat();
+    if (size > bytesMax) throw new Error('it is too large');
+    return await file.readFile();
+  } finally {
+    await file.close();
   }
 }

@@ -1,0 +1,105 @@
+#include "keeper/peer_files.h"
+
+#include <fcntl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "core/base/sys_error.h"
+#include "core/base/unique_fd.h"
+
+namespace replpage {
+namespace {
+
+constexpr mode_t kDirectoryMode = 0755, kFileMode = 0444;
+
+// Something has to be there for a mount to cover it, and this is seen by everyone on the machine.
+void make_place(const std::string& path, std::vector<std::string>& made) {
+  for (size_t at = path.find('/', 1); at != std::string::npos; at = path.find('/', at + 1)) {
+    const std::string folder = path.substr(0, at);
+    if (::mkdir(folder.c_str(), kDirectoryMode) == 0) {
+      (void)::chmod(folder.c_str(), kDirectoryMode);  // whatever the umask is
+      made.push_back(folder);
+    } else if (errno != EEXIST) {
+      throw SysError::from_errno("make a place for a shipped file", on_path(folder));
+    }
+  }
+  const UniqueFd file(
+      ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, kFileMode));
+  if (!file.valid()) throw SysError::from_errno("make a place for a shipped file", on_path(path));
+  (void)::fchmod(file.get(), kFileMode);
+  made.push_back(path);
+}
+
+// Nobody writes to what others may use as well, whatever the flags of the mount it lies on.
+void cover(const std::string& path, const std::string& copy) {
+  constexpr unsigned long kReadOnly = MS_BIND | MS_REMOUNT | MS_RDONLY | MS_NODEV | MS_NOSUID;
+  if (::mount(copy.c_str(), path.c_str(), nullptr, MS_BIND, nullptr) != 0 ||
+      ::mount(nullptr, path.c_str(), nullptr, kReadOnly, nullptr) != 0) {
+    throw SysError::from_errno("put a shipped file in its place", on_path(path));
+  }
+}
+
+FileIdentity identity_of(const struct stat& status) {
+  return {.device = status.st_dev,
+          .inode = status.st_ino,
+          .size = static_cast<uint64_t>(status.st_size),
+          .change_time_ns = status.st_ctim.tv_sec * 1'000'000'000 + status.st_ctim.tv_nsec};
+}
+
+}  // namespace
+
+std::vector<std::string> PeerFiles::take(const FilesMessage& message) {
+  std::vector<std::string> made;
+  for (const PeerFile& file : message.files) {
+    if (!file.path.starts_with('/')) throw FormatError("a file of a peer has no absolute path");
+    if (!file.copy.empty()) {
+      if (::access(file.path.c_str(), F_OK) != 0) make_place(file.path, made);
+      cover(file.path, file.copy);
+    }
+    struct stat status {};
+    if (::stat(file.path.c_str(), &status) != 0) {
+      throw SysError::from_errno("find a file of the primary here", on_path(file.path));
+    }
+    files_[{file.path, file.inode}] = {.on_network = file.on_network,
+                                       .identity = identity_of(status)};
+  }
+  return made;
+}
+
+const PeerFiles::Here* PeerFiles::find(const std::string& path, uint64_t inode) const {
+  const auto known = files_.find({path, inode});
+  return known == files_.end() ? nullptr : &known->second;
+}
+
+// Times and sizes are of the file there: where it is the same one here, they go on telling.
+void PeerFiles::adapt(const std::string& path, FileIdentity& identity) const {
+  const Here* here = find(path, identity.inode);
+  if (here == nullptr) return;
+  const bool one_file = here->identity.inode == identity.inode &&
+                        (here->on_network || here->identity.device == identity.device);
+  if (one_file) {
+    identity.device = here->identity.device;
+  } else {
+    identity = here->identity;
+  }
+}
+
+void PeerFiles::adapt(GroupImage& image) const {
+  if (files_.empty()) return;
+  for (ProcessImage& process : image.processes) {
+    for (ThreadImage& thread : process.threads) thread.host_tid = 0;  // nobody's here
+    for (MappingImage& mapping : process.mappings) {
+      const bool file =
+          mapping.kind == MappingKind::kFilePrivate || mapping.kind == MappingKind::kFileShared;
+      const Here* here = file ? find(mapping.path, mapping.inode) : nullptr;
+      if (here == nullptr) continue;
+      mapping.device = here->identity.device;
+      mapping.inode = here->identity.inode;
+    }
+  }
+  for (OpenFileImage& file : image.open_files) adapt(file.path, file.identity);
+  for (MappedFileImage& file : image.mapped_files) adapt(file.path, file.identity);
+}
+
+}  // namespace replpage

@@ -1,0 +1,38 @@
+// Files of this machine that stand for those of a primary on another one.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "core/channel/messages.h"
+#include "core/image/group_image.h"
+
+namespace replpage {
+
+class PeerFiles {
+ public:
+  // Puts copies in their places in the caller's mount namespace, where nobody else sees them, and
+  // remembers what lies there. Returns what it had to make outside of that namespace. Throws
+  // SysError naming the path.
+  std::vector<std::string> take(const FilesMessage& message);
+
+  // Says in the image which files here are meant. Those that take() was never told of stay as they
+  // are, and building or promoting then refuses them. Nothing is changed where none is known.
+  void adapt(GroupImage& image) const;
+
+ private:
+  struct Here {
+    bool on_network = false;
+    FileIdentity identity;  // here
+  };
+
+  [[nodiscard]] const Here* find(const std::string& path, uint64_t inode) const;
+  void adapt(const std::string& path, FileIdentity& identity) const;
+
+  std::map<std::pair<std::string, uint64_t>, Here> files_;  // by path, and number there
+};
+
+}  // namespace replpage

@@ -1,0 +1,337 @@
+/**
+ * Replicas on other nodes, both ways: has one kept elsewhere for a group of this node, and keeps
+ * those of others. Who keeps what is agreed on over the nodes' control connections; pages go over
+ * one connection of native threads for each replica.
+ */
+import type { StandbyStatus } from '../api/schema.js';
+import { deferred, type Deferred } from '../base/deferred.js';
+import { describe, hasCode, ReplicationError } from '../base/errors.js';
+import type { Log } from '../base/log.js';
+import type { GroupHost, GroupSpec, PeerPlaces } from '../capture/group-spec.js';
+import type { Member, ReplicaMessage, PrepareReplica } from '../format/peer-messages.js';
+import type { ClusterNode } from '../membership/cluster-node.js';
+import type { NativeAddon } from '../native/binding.js';
+import type { NativePlace, NativeStandby } from '../native/standby.js';
+import { machineFacts, whyNotAlike } from '../replica/machine-facts.js';
+import { mappedFiles, whyNotTheSame } from '../replica/mapped-files.js';
+import { Standbys, type PromotedStandby } from '../replica/standbys.js';
+import { parseAddress } from '../transport/peer-tls.js';
+import type { Credentials } from '../transport/credentials.js';
+import type { DaemonConfig } from './config.js';
+import { defaultOutput } from './new-spec.js';
+import { makeOutputFile } from './outsiders.js';
+import { descendantsOf } from './process-facts.js';
+
+export interface ReplicaPeersOptions {
+  readonly config: DaemonConfig;
+  readonly native: NativeAddon;
+  readonly log: Log;
+  readonly host: Pick<GroupHost, 'clock' | 'note' | 'limits' | 'paths'>;
+  /** undefined: in no cluster. */
+  cluster(): ClusterNode | undefined;
+  /** Whether a process of that group runs here. */
+  runsHere(name: string): boolean;
+  promoted(promoted: PromotedStandby<GroupSpec>): void;
+}
+
+const answerMs = 30_000;
+/** For a question whose answer may as well not come. */
+const stateMs = 3000;
+
+type Answer = Extract<ReplicaMessage, { kind: 'replicaPrepared' | 'primaryState' }>;
+
+export class ReplicaPeers implements PeerPlaces {
+  readonly #options: ReplicaPeersOptions;
+  readonly #standbys: Standbys<GroupSpec>;
+  readonly #waiting = new Map<
+    number,
+    { readonly node: string; readonly answer: Deferred<Answer> }
+  >();
+  #lastRequest = 0;
+  #native: NativeStandby | undefined;
+  /** Which the native side has. */
+  #credentials: Credentials | undefined;
+
+  constructor(options: ReplicaPeersOptions) {
+    this.#options = options;
+    this.#standbys = new Standbys<GroupSpec>({
+      clock: options.host.clock,
+      note: (group, what, why) => options.host.note(group, what, why),
+      promoted: (promoted) => options.promoted(promoted),
+    });
+  }
+
+  stop(): void {
+    this.#native?.stop();
+  }
+
+  // ---- for groups of this node
+
+  async place(spec: GroupSpec, hostPid: number, generation: number): Promise<NativePlace | null> {
+    if (spec.to === undefined || spec.to === 'self') return null;
+    const cluster = this.#cluster();
+    const member = this.#memberCalled(spec.to);
+    const { config } = this.#options;
+    const files = await mappedFiles([hostPid, ...descendantsOf(hostPid)]);
+    const answer = await this.#ask(cluster, member, answerMs, (request) => ({
+      kind: 'prepareReplica',
+      body: {
+        ...{ request, name: spec.name, generation, spec: JSON.stringify(spec), files },
+        ownOutput: spec.stdio === defaultOutput(config.logDir, spec.name),
+        machine: machineFacts(),
+      },
+    }));
+    if (answer.kind !== 'replicaPrepared') throw unheard(spec.to, 'it answered something else');
+    const { refusal, port, token } = answer.body;
+    if (refusal !== null) {
+      throw new ReplicationError('ERR_REFUSED', `node ${spec.to} keeps no replica: ${refusal}`);
+    }
+    const host = parseAddress(member.address)?.host ?? '';
+    return { host, port, node: member.id, token, credentials: cluster.credentials };
+  }
+
+  end({ name, to }: GroupSpec, generation: number): void {
+    if (to === undefined || to === 'self') return;
+    const cluster = this.#options.cluster();
+    const member = liveMember(cluster, to);
+    if (member !== undefined) {
+      cluster?.send(member.id, { kind: 'dropReplica', body: { name, generation } });
+    }
+  }
+
+  /** Throws ERR_NO_CLUSTER, ERR_NO_NODE and ERR_STATE where no replica can be. */
+  check(to: string): void {
+    if (to !== 'self') this.#memberCalled(to);
+  }
+
+  #cluster(): ClusterNode {
+    const cluster = this.#options.cluster();
+    if (cluster !== undefined) return cluster;
+    throw new ReplicationError('ERR_NO_CLUSTER', 'this node is in no cluster', {
+      advice: 'replpage init makes one, replpage join TOKEN@HOST enters one',
+    });
+  }
+
+  #memberCalled(name: string): Member {
+    const cluster = this.#cluster();
+    const member = liveMember(cluster, name);
+    if (member === undefined) {
+      throw new ReplicationError('ERR_NO_NODE', `there is no node ${name} in the cluster`, {
+        advice: 'replpage nodes shows those there are',
+      });
+    }
+    if (member.id === cluster.self.id) {
+      throw new ReplicationError('ERR_BAD_REQUEST', `node ${name} is this one`, {
+        advice: 'without --to the replica is kept here',
+      });
+    }
+    return member;
+  }
+
+  /** Rejects with ERR_STATE when the node is not heard. */
+  async #ask(
+    cluster: ClusterNode,
+    member: Member,
+    limitMs: number,
+    message: (request: number) => ReplicaMessage,
+  ): Promise<Answer> {
+    const request = ++this.#lastRequest;
+    const answer = deferred<Answer>();
+    this.#waiting.set(request, { node: member.id, answer });
+    const late = setTimeout(() => {
+      answer.reject(unheard(member.name, `it did not answer within ${limitMs / 1000} s`));
+    }, limitMs);
+    try {
+      if (!cluster.send(member.id, message(request))) {
+        throw unheard(member.name, 'there is no connection');
+      }
+      return await answer.promise;
+    } finally {
+      clearTimeout(late);
+      this.#waiting.delete(request);
+    }
+  }
+
+  // ---- for other nodes
+
+  onMessage(member: Member, message: ReplicaMessage): void {
+    const cluster = this.#options.cluster();
+    if (cluster === undefined) return;
+    switch (message.kind) {
+      case 'prepareReplica':
+        return void this.#prepare(cluster, member, message.body);
+      case 'dropReplica': {
+        const { name, generation } = message.body;
+        if (this.#standbys.drop(name, member.id, generation) > 0) {
+          this.#options.host.note(name, 'replica dropped', `node ${member.name} has said so`);
+        }
+        return;
+      }
+      case 'askPrimary': {
+        const { request, name } = message.body;
+        const running = this.#options.runsHere(name);
+        return void cluster.send(member.id, { kind: 'primaryState', body: { request, running } });
+      }
+      default: {
+        const waiting = this.#waiting.get(message.body.request);
+        if (waiting?.node === member.id) waiting.answer.resolve(message);
+      }
+    }
+  }
+
+  async #prepare(cluster: ClusterNode, member: Member, asked: PrepareReplica): Promise<void> {
+    const { request, name } = asked;
+    let body = { request, refusal: null as string | null, port: 0, token: '' };
+    try {
+      body = { ...body, ...(await this.#expect(cluster, member, asked)) };
+    } catch (error) {
+      body.refusal = describe(error).slice(0, 900);
+      this.#options.log.warn({ group: name, node: member.name, reason: body.refusal }, 'refused');
+    }
+    cluster.send(member.id, { kind: 'replicaPrepared', body });
+  }
+
+  async #expect(
+    cluster: ClusterNode,
+    member: Member,
+    { name, generation, spec: text, ownOutput, machine, files }: PrepareReplica,
+  ): Promise<{ readonly port: number; readonly token: string }> {
+    if (this.#options.runsHere(name)) throw new Error(`a group ${name} runs here`);
+    const keeper = this.#standbys.of(name);
+    if (keeper !== undefined && keeper.node.id !== member.id) {
+      throw new Error(`a replica of ${name} of node ${keeper.node.name} is kept here`);
+    }
+    const trouble = whyNotAlike(machine, machineFacts()) ?? (await whyNotTheSame(files));
+    if (trouble !== undefined) throw new Error(trouble);
+    const spec = parseSpec(text);
+    const { config, host } = this.#options;
+    const stdio = ownOutput ? defaultOutput(config.logDir, name) : spec.stdio;
+    if (ownOutput) await makeOutputFile(config.logDir, name, spec.owner);
+    const native = this.#listener(cluster);
+    const { uid, gid, groups } = spec.owner;
+    const { stagingBytesMax, spillBytesMax } = host.limits;
+    const token = this.#standbys.expect(native, member, spec, {
+      ...{ name, generation, ...host.paths, stdio, uid, gid, groups, files: spec.files },
+      ...{ stagingBytesMax, spillBytesMax },
+    });
+    return { port: native.port(), token };
+  }
+
+  /** Listens from the first replica on. */
+  #listener(cluster: ClusterNode): NativeStandby {
+    const { credentials } = cluster;
+    if (this.#native === undefined) {
+      this.#native = this.#listen(cluster);
+      this.#standbys.use(this.#native);
+    } else if (credentials !== this.#credentials) {
+      this.#native.renew(credentials);
+    }
+    this.#credentials = credentials;
+    return this.#native;
+  }
+
+  #listen({ self, credentials }: ClusterNode): NativeStandby {
+    const { NativeStandby: Native } = this.#options.native;
+    const { host, port } = parseAddress(self.address) ?? { host: '', port: 0 };
+    const on = (at: number): NativeStandby =>
+      new Native({ host, port: at, credentials }, (event) => this.#standbys.heard(event));
+    try {
+      return on(port + 1);
+    } catch (error) {
+      // Another one does as well where nothing stands between the nodes.
+      if (!hasCode(error, 'EADDRINUSE')) throw error;
+      return on(0);
+    }
+  }
+
+  // ---- for users of this node
+
+  /** This node's name in its cluster. */
+  get self(): string {
+    return this.#options.cluster()?.self.name ?? '';
+  }
+
+  has(name: string): boolean {
+    return this.#standbys.of(name) !== undefined;
+  }
+
+  ownerOf(name: string): number | undefined {
+    return this.#standbys.of(name)?.spec.owner.uid;
+  }
+
+  status(): readonly StandbyStatus[] {
+    const nowMs = this.#options.host.clock.nowMs();
+    return this.#standbys.all
+      .filter(({ state }) => state !== 'expected')
+      .map(({ name, node, state, epoch, generation, residentBytes, committedMs, reason }) => ({
+        ...{ name, node: node.name, state, epoch, generation, residentBytes },
+        lagMs: epoch === 0 ? 0 : Math.round(nowMs - committedMs),
+        reason: reason ?? null,
+      }));
+  }
+
+  /** Resolves when it runs here. Throws ERR_STATE while the primary may run, unless `force`. */
+  async promote(name: string, force: boolean): Promise<void> {
+    const standby = this.#standbys.of(name);
+    if (standby === undefined) {
+      throw new ReplicationError('ERR_NO_REPLICA', `no replica of ${name} is kept here`);
+    }
+    if (!force && (await this.#mayRun(standby))) {
+      const message = `cannot promote ${name}: node ${standby.node.name} says that it runs there`;
+      throw new ReplicationError('ERR_STATE', message, {
+        advice:
+          `to move it, on ${standby.node.name}: replpage promote ${name} --to NODE; with --force ` +
+          'it is promoted all the same, and two of them run where the other is not stopped',
+      });
+    }
+    await this.#standbys.promote(name, force || standby.spec.files === 'keep');
+  }
+
+  async #mayRun({
+    name,
+    node,
+    state,
+  }: {
+    name: string;
+    node: { id: string; name: string };
+    state: string;
+  }): Promise<boolean> {
+    if (state === 'standby') return true;
+    const cluster = this.#options.cluster();
+    const member = cluster?.nodes.find((other) => other.member.id === node.id);
+    if (cluster === undefined || member?.reach !== 'up') return false;
+    try {
+      const answer = await this.#ask(cluster, member.member, stateMs, (request) => ({
+        kind: 'askPrimary',
+        body: { request, name },
+      }));
+      return answer.kind === 'primaryState' && answer.body.running;
+    } catch {
+      return false;
+    }
+  }
+}
+
+function liveMember(cluster: ClusterNode | undefined, name: string): Member | undefined {
+  return cluster?.nodes.find(({ member }) => !member.removed && member.name === name)?.member;
+}
+
+function unheard(node: string, why: string): ReplicationError {
+  return new ReplicationError('ERR_STATE', `node ${node} cannot be asked: ${why}`, {
+    advice: 'replpage nodes shows which can be reached',
+  });
+}
+
+/** Of a node that is believed; what is needed of it here is looked at all the same. */
+function parseSpec(text: string): GroupSpec {
+  const spec = JSON.parse(text) as Partial<GroupSpec> | null;
+  const owner = spec?.owner;
+  const numbers = [owner?.uid, owner?.gid, spec?.retries, ...(owner?.groups ?? [])];
+  const right =
+    numbers.every((number) => Number.isSafeInteger(number)) &&
+    (spec?.files === 'refuse' || spec?.files === 'keep') &&
+    (spec.stdio === null || typeof spec.stdio === 'string') &&
+    typeof spec.name === 'string';
+  if (!right) throw new Error('the options of the group are not understood');
+  return spec as GroupSpec;
+}

@@ -1,0 +1,201 @@
+/** Replicas on another node: real daemons in network namespaces, and redis as what is protected. */
+import { existsSync } from 'node:fs';
+import t, { type Test } from 'tap';
+import { isGroupStatus, type GroupStatus, type StandbyStatus } from '../../src/api/schema.js';
+import { isRunning, sendSignal } from '../support/processes.js';
+import { waitFor } from '../support/wait-for.js';
+import { NamespaceNetwork, whyNoNamespaces, type NodeInNamespace } from './namespaces.js';
+
+const redis = '/usr/bin/redis-server';
+const skip =
+  whyNoNamespaces() ?? (existsSync(redis) ? false : 'redis-server is not installed here');
+const port = '6399';
+const limitMs = 60_000;
+
+interface Pair {
+  readonly a: NodeInNamespace;
+  readonly b: NodeInNamespace;
+}
+
+async function pair(t: Test): Promise<Pair> {
+  const network = new NamespaceNetwork();
+  const ends: (() => Promise<void>)[] = [];
+  t.teardown(async () => {
+    for (const end of ends) await end();
+    await network.end();
+  });
+  const [a, b] = [network.node('a'), network.node('b')];
+  ends.push(async () => {
+    for (const node of [a, b]) await endGroups(node);
+  });
+  await Promise.all([a.startDaemon(), b.startDaemon()]);
+  const made = await a.type('init', '--name', 'a');
+  if (made.status !== 0) throw new Error(made.stderr);
+  const [, join = ''] = /^replpage join (\S+)$/m.exec((await a.type('token')).stdout) ?? [];
+  const joined = await b.type('join', join, '--name', 'b');
+  if (joined.status !== 0) throw new Error(joined.stderr);
+  await Promise.all([a.sees('b', 'up'), b.sees('a', 'up')]);
+  return { a, b };
+}
+
+/** Whatever still runs of what was promoted. */
+async function endGroups(node: NodeInNamespace): Promise<void> {
+  const groups = (await node.client.status().catch(() => undefined))?.groups ?? [];
+  for (const group of groups.filter(isGroupStatus)) {
+    await node.client.act(group.name, 'unprotect').catch(() => undefined);
+    if (group.running) sendSignal(group.hostPid, 'SIGKILL');
+  }
+}
+
+const ask = (node: NodeInNamespace, ...args: string[]): string =>
+  node.ask('redis-cli', '-p', port, ...args);
+
+/** Gives its pid. */
+async function startRedis(t: Test, node: NodeInNamespace): Promise<number> {
+  const args = ['--port', port, '--save', '', '--appendonly', 'no', '--bind', '0.0.0.0'];
+  const child = node.start(redis, ...args);
+  const { pid = 0 } = child;
+  t.teardown(() => void child.kill('SIGKILL'));
+  await waitFor(() => ask(node, 'PING') === 'PONG', limitMs, 'redis does not answer');
+  return pid;
+}
+
+function groupOf(node: NodeInNamespace): Promise<GroupStatus> {
+  return node.client.group('db');
+}
+
+function sees(
+  node: NodeInNamespace,
+  what: (standby: StandbyStatus) => boolean,
+  doing: string,
+): Promise<StandbyStatus> {
+  let seen: readonly StandbyStatus[] = [];
+  return waitFor(
+    async () => {
+      seen = (await node.client.status()).standbys ?? [];
+      return seen.find((one) => one.name === 'db' && what(one));
+    },
+    limitMs,
+    () => `${doing}: ${JSON.stringify(seen)}; ${node.log}`,
+  );
+}
+
+async function protect({ a }: Pair, pid: number): Promise<void> {
+  const done = await a.type(
+    'protect',
+    String(pid),
+    '--name',
+    'db',
+    '--to',
+    'b',
+    '--max-pause',
+    '1s',
+  );
+  if (done.status !== 0) throw new Error(`${done.stderr} ${a.log}`);
+}
+
+/** In the replica for sure. */
+async function committed({ a, b }: Pair): Promise<void> {
+  const { epoch } = await groupOf(a);
+  await sees(b, (standby) => standby.epoch > epoch + 1, 'no more epochs are committed');
+}
+
+async function runsOn(node: NodeInNamespace): Promise<GroupStatus> {
+  await waitFor(
+    () => ask(node, 'PING') === 'PONG',
+    limitMs,
+    () => `it does not run: ${node.log}`,
+  );
+  return groupOf(node);
+}
+
+t.test('killed: it runs on the other node, and nothing is lost', { skip }, async (t) => {
+  const nodes = await pair(t);
+  const { a, b } = nodes;
+  const pid = await startRedis(t, a);
+  const fill = "for i = 1, 20000 do redis.call('SET', 'key' .. i, string.rep('x', 500)) end";
+  ask(a, 'EVAL', fill, '0');
+  await protect(nodes, pid);
+  const status = await groupOf(a);
+  t.match(status, { state: 'protected', to: 'b', replicas: [{ node: 'b', rank: 1 }] });
+  t.match(await sees(b, ({ state }) => state === 'standby', 'no replica'), { node: 'a' });
+  const refused = await b.type('promote', 'db');
+  t.not(refused.status, 0);
+  t.match(refused.stderr, /says that it runs there/);
+  t.equal(ask(a, 'SET', 'last', 'word'), 'OK');
+  sendSignal(pid, 'SIGKILL');
+  const group = await runsOn(b);
+  t.equal(ask(b, 'GET', 'last'), 'word');
+  t.equal(ask(b, 'DBSIZE'), '20001');
+  t.match(group.promotion, { exact: true });
+  t.notOk(await isRunning(pid), 'the old one has gone');
+  const over = await waitFor(
+    async () => (await groupOf(a)).state === 'ended' && groupOf(a),
+    limitMs,
+    () => a.log,
+  );
+  t.match(over.reason, /runs on node b since epoch \d+, nothing lost/);
+  // And the other way round, by itself.
+  await waitFor(
+    async () => (await groupOf(b)).state === 'protected',
+    limitMs,
+    () => `it is not protected again: ${b.log}`,
+  );
+  t.match(await sees(a, ({ state }) => state === 'standby', 'no replica on a'), { node: 'b' });
+});
+
+t.test('a node goes with its process: promoted by hand on the other', { skip }, async (t) => {
+  const nodes = await pair(t);
+  const { a, b } = nodes;
+  const pid = await startRedis(t, a);
+  await protect(nodes, pid);
+  ask(a, 'SET', 'kept', 'value');
+  await committed(nodes);
+  a.plug('down');
+  await a.endDaemon('SIGKILL');
+  sendSignal(pid, 'SIGKILL');
+  await sees(b, ({ state }) => state === 'cut off', 'the end of a was not seen');
+  const done = await b.type('promote', 'db', '--to', 'b');
+  t.equal(done.status, 0, done.stderr);
+  await runsOn(b);
+  t.equal(ask(b, 'GET', 'kept'), 'value');
+});
+
+t.test('the cable is pulled and put back: unprotected, then protected', { skip }, async (t) => {
+  const nodes = await pair(t);
+  const { a, b } = nodes;
+  const pid = await startRedis(t, a);
+  await protect(nodes, pid);
+  b.plug('down');
+  const lost = await waitFor(
+    async () => {
+      const group = await groupOf(a);
+      return group.state === 'protecting' && group;
+    },
+    limitMs,
+    () => `nothing was noticed: ${a.log}`,
+  );
+  t.match(lost.reason, /^unprotected: /);
+  t.equal(ask(a, 'SET', 'meanwhile', 'written'), 'OK', 'the primary minds nothing');
+  const before = await sees(b, ({ state }) => state === 'cut off', 'b noticed nothing');
+  b.plug('up');
+  await waitFor(
+    async () => (await groupOf(a)).state === 'protected',
+    limitMs,
+    () => a.log,
+  );
+  const after = await sees(b, ({ state }) => state === 'standby', 'no replica is built anew');
+  t.ok(after.generation > before.generation);
+  await waitFor(
+    async () => (await b.client.status()).standbys?.length === 1,
+    limitMs,
+    'the old replica stays',
+  );
+  t.equal(ask(a, 'GET', 'meanwhile'), 'written');
+  // Moved by order.
+  const moved = await a.type('promote', 'db', '--to', 'b');
+  t.equal(moved.status, 0, moved.stderr);
+  t.match(moved.stdout, /runs on node b since epoch \d+, nothing lost/);
+  await runsOn(b);
+  t.equal(ask(b, 'GET', 'meanwhile'), 'written');
+});
