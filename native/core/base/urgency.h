@@ -11,11 +11,6 @@ namespace replpage {
 // right to (CAP_SYS_NICE): it runs on as others do.
 bool run_before_others(pid_t tid = 0);
 
-// The calling thread is an ordinary one that comes first as soon as it wakes up: short time slices
-// of great weight. Unlike run_before_others() it leaves the choice of a processor to the
-// scheduler's usual rules, which let it run beside whom it wakes. False without CAP_SYS_NICE.
-bool run_promptly();
-
 // The thread (0: the caller) runs as ordinary ones do again.
 void run_as_others(pid_t tid = 0);
 

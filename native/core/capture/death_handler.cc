@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "core/base/clock.h"
-#include "core/base/urgency.h"
 #include "core/capture/death_cause.h"
 #include "core/capture/first_copy.h"
 #include "core/capture/group_kill.h"
@@ -73,7 +72,6 @@ bool DeathHandler::is_part_of_death(const TracedProcess& process,
 }
 
 void DeathHandler::begin(int wait_status) {
-  run_before_others();
   context_.dying = true;
   death_ = Death{.cause = cause_of(wait_status), .wait_status = wait_status, .seen_us = now_us()};
   context_.tree->wake();
@@ -274,7 +272,9 @@ void DeathHandler::on_drained(const DrainedMessage& message) {
 }
 
 void DeathHandler::on_keeper_lost(const std::string& reason) {
-  give_up(context_.phase == GroupPhase::kDying ? "promotion failed: " + reason : reason);
+  if (context_.phase != GroupPhase::kDying) return give_up(reason);
+  const std::string& why = death_->why_not_exact;
+  give_up("promotion failed: " + reason + (why.empty() ? "" : "; an older epoch, since " + why));
 }
 
 void DeathHandler::give_up(const std::string& reason) {

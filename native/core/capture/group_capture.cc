@@ -166,6 +166,7 @@ std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
                             .slow_state = is_slow(detail) || previous == nullptr,
                             .killed = at_exit_stops(process),
                             .job_stopped = is_job_stopped(process),
+                            .continued = process.continued,
                             .inject = {}};
   if (detail.inject) {
     input.inject = [this](pid_t tid, long number, std::array<uint64_t, 6> arguments,

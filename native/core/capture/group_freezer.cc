@@ -4,7 +4,6 @@
 #include <iterator>
 
 #include "core/base/sys_error.h"
-#include "core/base/urgency.h"
 #include "core/capture/not_this_time.h"
 
 namespace replpage {
@@ -28,7 +27,6 @@ bool passes(int error) { return error == EBUSY || error == ETIMEDOUT || error ==
 
 FreezeResult GroupFreezer::freeze(uint64_t deadline_us) {
   if (context_.dying) return {.frozen = false, .reason = "the primary is dying", .took_us = 0};
-  run_before_others();  // nobody may run in the tracer's stead while the primary stands still
   TraceTree& tree = *context_.tree;
   if (tree.processes().empty()) tree.seize(context_.options.pid, context_.options.attach_always);
   return tree.freeze(deadline_us);
@@ -40,7 +38,6 @@ void GroupFreezer::let_run() {
   } else {
     context_.tree->detach();
   }
-  run_promptly();
 }
 
 std::string GroupFreezer::while_stopped(uint64_t deadline_us, const std::function<void()>& work) {

@@ -20,8 +20,9 @@ TracerThread::~TracerThread() {
 }
 
 void TracerThread::run() {
-  // Every signal of the primary waits for this thread.
-  run_promptly();
+  // Every signal of the primary waits for this thread, and a process that dies must not get to its
+  // exit stop between two calls of it (ptrace_resume()).
+  run_before_others();
   while (!quit_) {
     try {
       turn();

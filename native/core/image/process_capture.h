@@ -41,6 +41,7 @@ struct ProcessCaptureInput {
   bool slow_state = false;
   std::vector<pid_t> killed = {};  // of host_tids: those at their exit stops
   bool job_stopped = false;        // by job control, before it was killed
+  bool continued = false;          // by job control, and its parent does not know yet
   Inject inject;
   bool kernel_reader = true;
 };

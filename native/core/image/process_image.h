@@ -88,6 +88,7 @@ struct ProcessImage {
   uint32_t membarrier = 0;          // MEMBARRIER_CMD_GET_REGISTRATIONS of membarrier(2)
   uint32_t deny_write_execute = 0;  // PR_GET_MDWE
   bool stopped = false;             // by job control: the replica must get a SIGSTOP
+  bool continued = false;           // by job control, and its parent has not waited for that yet
   uint64_t change_mark = 0;         // as of ThreadImage
   uint64_t captured_ns = 0;         // CLOCK_MONOTONIC of the capturing machine
   template <class A>
@@ -96,7 +97,7 @@ struct ProcessImage {
       root_directory, layout, mappings, threads, actions, pending, interval_timers, posix_timers,
       limits, file_mode_mask, personality, oom_score_adj, core_dump_filter, dumpable,
       child_subreaper, thp_disabled, file_table, mlock_future, membarrier, deny_write_execute,
-      stopped, change_mark, captured_ns);
+      stopped, continued, change_mark, captured_ns);
   }
 };
 

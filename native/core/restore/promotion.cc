@@ -1,5 +1,6 @@
 #include "core/restore/promotion.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -9,6 +10,7 @@
 #include <utility>
 
 #include "core/base/clock.h"
+#include "core/base/proc_stat.h"
 #include "core/base/sys_error.h"
 #include "core/base/urgency.h"
 #include "core/memory/page_ranges.h"
@@ -32,6 +34,19 @@ void add_signal_flush(SyscallBatch& batch) {
 
 // Longest time that a group is kept from running for locks that somebody else holds.
 constexpr uint64_t kLocksUsMax = 3'000'000;
+
+// A process that gets a SIGSTOP has little to do before it stops; one that is killed meanwhile, or
+// hangs in the kernel, is not waited for.
+constexpr uint64_t kStopUsMax = 100'000;
+
+void wait_until_stopped(pid_t pid) {
+  const uint64_t deadline = now_us() + kStopUsMax;
+  for (auto stat = ProcStat::of(pid); stat && stat->state() != 'T' && !stat->is_dead();
+       stat = ProcStat::of(pid)) {
+    if (now_us() > deadline) return;
+    ::sched_yield();
+  }
+}
 
 // A `syscall` instruction in code that stays when the stub goes.
 uint64_t find_syscall_instruction(StubProcess& process) {
@@ -229,7 +244,7 @@ void Promotion::let_go(const GroupImage& image) {
 
 // Of the process's own signals its main thread gets those.
 Promotion::Kept Promotion::kept_of(const ProcessImage& process) {
-  Kept kept{.pid = process.pid, .stopped = process.stopped, .traps = {}};
+  Kept kept{.pid = process.pid, .stopped = process.stopped, .continued = false, .traps = {}};
   const auto take = [&kept](int32_t tid, const SignalInfo& info) {
     kept.stopped |= signal_of(info) == SIGSTOP;
     if (signal_of(info) == SIGTRAP) kept.traps.emplace(tid, info);
@@ -238,25 +253,39 @@ Promotion::Kept Promotion::kept_of(const ProcessImage& process) {
     for (const SignalInfo& info : thread.pending) take(thread.tid, info);
   }
   for (const SignalInfo& info : process.pending) take(process.pid, info);
+  kept.continued = process.continued && process.parent != 0 && !kept.stopped;
   return kept;
 }
 
+void Promotion::detach(const Kept& kept) {
+  StubProcess& member = tree_.at(kept.pid);
+  const auto let_go = [&kept](int32_t tid, RemoteThread& thread, int otherwise) {
+    const auto trap = kept.traps.find(tid);
+    // A thread may be gone already: killed by one that runs.
+    trap == kept.traps.end() ? thread.detach(otherwise) : thread.detach(trap->second);
+  };
+  const bool stops = kept.stopped || kept.continued;
+  // One thread that gets SIGSTOP stops them all.
+  if (stops && kept.traps.contains(kept.pid)) ::kill(kept.pid, SIGSTOP);
+  let_go(kept.pid, member.leader(), stops ? SIGSTOP : 0);
+  for (auto& [tid, thread] : member.threads()) {
+    if (tid != kept.pid) let_go(tid, thread, 0);
+  }
+  if (!stops) return;
+  wait_until_stopped(kept.pid);
+  // Only one that was stopped tells its parent that it has been continued.
+  if (kept.continued) ::kill(kept.pid, SIGCONT);
+}
+
+// First those that stop, and until they have: a SIGCONT of another that ran already would be lost.
 void Promotion::detach_all() {
   lock_deadline_.reset();
-  for (const Kept& kept : std::exchange(kept_, {})) {
-    StubProcess& member = tree_.at(kept.pid);
-    const auto let_go = [&kept](int32_t tid, RemoteThread& thread, int otherwise) {
-      const auto trap = kept.traps.find(tid);
-      // A thread may be gone already: killed by one that runs.
-      trap == kept.traps.end() ? thread.detach(otherwise) : thread.detach(trap->second);
-    };
-    // One thread that gets SIGSTOP stops them all.
-    if (kept.stopped && kept.traps.contains(kept.pid)) ::kill(kept.pid, SIGSTOP);
-    let_go(kept.pid, member.leader(), kept.stopped ? SIGSTOP : 0);
-    for (auto& [tid, thread] : member.threads()) {
-      if (tid != kept.pid) let_go(tid, thread, 0);
-    }
-  }
+  auto kept = std::exchange(kept_, {});
+  const auto running = std::stable_partition(kept.begin(), kept.end(), [](const Kept& process) {
+    return process.stopped || process.continued;
+  });
+  std::for_each(kept.begin(), running, [this](const Kept& process) { detach(process); });
+  std::for_each(running, kept.end(), [this](const Kept& process) { detach(process); });
 }
 
 bool Promotion::locks_waited_for() const {

@@ -80,9 +80,11 @@ class Promotion {
   struct Kept {
     int32_t pid = 0;
     bool stopped = false;
+    bool continued = false;               // and its parent is yet to be told
     std::map<int32_t, SignalInfo> traps;  // by tid
   };
   static Kept kept_of(const ProcessImage& process);
+  void detach(const Kept& kept);
   std::vector<Kept> kept_;
   std::optional<LockDeadline> lock_deadline_;
 };

@@ -90,6 +90,7 @@ static_assert(SYS_waitid == 247 && SYS_ptrace == 101 && PTRACE_SEIZE == 0x4206 &
 
 constexpr int kPeek = __WALL | __WNOTHREAD | WNOWAIT | WEXITED | WSTOPPED;
 constexpr int kTake = __WALL | __WNOTHREAD | WEXITED | WSTOPPED | WNOHANG;
+constexpr int kPeekContinued = __WALL | __WNOTHREAD | WNOWAIT | WCONTINUED | WNOHANG;
 
 // initial-exec: no allocation at first use, so that the handler may write it.
 [[gnu::tls_model("initial-exec")]] thread_local volatile int kicked = 0;
@@ -229,6 +230,12 @@ long ChildWait::seize(pid_t tid, long options, uint64_t deadline_ns) noexcept {
 
 Peeked ChildWait::consume(pid_t tid, ChildEvent& event) noexcept {
   return look_at(P_PID, tid, event, kTake);
+}
+
+bool ChildWait::is_continued(pid_t pid) noexcept {
+  ChildEvent event;
+  const Peeked peeked = look_at(P_PID, pid, event, kPeekContinued);
+  return peeked == Peeked::kEvent && event.code == CLD_CONTINUED;
 }
 
 void quieten_stop_notices() noexcept {

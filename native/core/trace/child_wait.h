@@ -61,6 +61,10 @@ class ChildWait {
   long seize(pid_t tid, long options, uint64_t deadline_ns) noexcept;
   // Takes a stop or an end away, so that it is not seen again. Never blocks.
   Peeked consume(pid_t tid, ChildEvent& event) noexcept;
+  // Whether the process was continued after it had been stopped and its parent has not waited for
+  // that. It shows only once no stop of the main thread is there to be waited for. The parent and
+  // we share the mark (wait_task_continued in kernel/exit.c), so it is left alone.
+  [[nodiscard]] bool is_continued(pid_t pid) noexcept;
 
  private:
   std::atomic<bool> woken_{false};

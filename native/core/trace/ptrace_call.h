@@ -21,18 +21,23 @@ inline long ptrace_call(int request, pid_t tid, uintptr_t address, uintptr_t dat
   return result == -1 && errno != 0 ? -errno : result;
 }
 
-// Killed meanwhile, a thread has left the stop that it is to be continued from, and may stand at
-// its exit stop already.
-inline bool ptrace_is_at_exit(pid_t tid) noexcept {
+// Killed meanwhile, a thread has left the stop that it is to be continued from: it is on its way to
+// its exit stop, or stands there already.
+inline bool ptrace_was_killed(pid_t tid, int signal) noexcept {
   siginfo_t info{};
-  return ptrace_call(PTRACE_GETSIGINFO, tid, 0, reinterpret_cast<uintptr_t>(&info)) == 0 &&
-         info.si_signo == SIGTRAP && info.si_code == (SIGTRAP | PTRACE_EVENT_EXIT << 8);
+  const long result = ptrace_call(PTRACE_GETSIGINFO, tid, 0, reinterpret_cast<uintptr_t>(&info));
+  if (result != 0) return result == -ESRCH;
+  // A SIGTRAP that the program sent to itself may look like the event.
+  return signal != SIGTRAP && info.si_signo == SIGTRAP &&
+         info.si_code == (SIGTRAP | PTRACE_EVENT_EXIT << 8);
 }
 
 // Ends any stop but the exit stop, for which it gives -ESRCH as for a thread that runs: its news
-// are still to come.
+// are still to come. One that is killed after the look has to wake up and to run first, so that it
+// is not at its exit stop yet when the call comes: unless the caller was kept from running between
+// the two, which is why tracers run before others.
 inline long ptrace_resume(int request, pid_t tid, int signal) noexcept {
-  if (signal != SIGTRAP && ptrace_is_at_exit(tid)) return -ESRCH;
+  if (ptrace_was_killed(tid, signal)) return -ESRCH;
   return ptrace_call(request, tid, 0, static_cast<uintptr_t>(signal));
 }
 

@@ -63,6 +63,9 @@ struct TracedProcess {
   pid_t pid = 0;
   pid_t parent = 0;         // 0 for the root
   uint32_t executions = 0;  // counts execve: each one starts a new address space
+  // At the last freeze: continued by job control, and its parent had not waited for that. Not told
+  // of the root, whose parent is nobody's business.
+  bool continued = false;
   std::map<pid_t, TracedThread> threads;
 };
 

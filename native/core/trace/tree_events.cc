@@ -88,14 +88,35 @@ void TraceTree::Implementation::wait_beside_held_signals(uint64_t deadline_ns) {
 
 void TraceTree::Implementation::consume_held_stops() {
   std::vector<ChildEvent> news;
-  for (auto& [tid, mark] : marks) {
-    const StopKind stop = find(tid)->stop;
-    if (mark.consumed || (stop != StopKind::kInterrupt && stop != StopKind::kGroupStop)) continue;
-    ChildEvent event;
-    mark.consumed = wait.consume(tid, event) == Peeked::kEvent;
-    // Killed meanwhile: what was taken away is its exit stop or its end.
-    const bool same = mark.consumed && !event.ended() && event.event() == PTRACE_EVENT_STOP;
-    if (mark.consumed && !same) news.push_back(event);
+  for (auto& [tid, mark] : marks) consume_held_stop(tid, mark, news);
+  for (const ChildEvent& event : news) handle(event);
+}
+
+void TraceTree::Implementation::consume_held_stop(pid_t tid, ThreadMark& mark,
+                                                  std::vector<ChildEvent>& news) {
+  const StopKind stop = find(tid)->stop;
+  if (mark.consumed || (stop != StopKind::kInterrupt && stop != StopKind::kGroupStop)) return;
+  ChildEvent event;
+  mark.consumed = wait.consume(tid, event) == Peeked::kEvent;
+  // Killed meanwhile: what was taken away is its exit stop or its end.
+  const bool same = mark.consumed && !event.ended() && event.event() == PTRACE_EVENT_STOP;
+  if (mark.consumed && !same) news.push_back(event);
+}
+
+// waitid shows a tracer the stop of a thread before it shows that the process was continued.
+void TraceTree::Implementation::note_continued() {
+  std::vector<ChildEvent> news;
+  for (auto& [pid, process] : processes) {
+    const auto leader = process.threads.find(pid);
+    if (pid == root || leader == process.threads.end()) continue;
+    const TracedThread& thread = leader->second;
+    if (thread.stop == StopKind::kSignal) {
+      // That stop must not be taken away; see wait_beside_held_signals().
+      process.continued = thread.signal == SIGCONT;
+    } else {
+      consume_held_stop(pid, marks[pid], news);
+      process.continued = wait.is_continued(pid);
+    }
   }
   for (const ChildEvent& event : news) handle(event);
 }

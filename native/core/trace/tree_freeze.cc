@@ -231,6 +231,7 @@ FreezeResult TraceTree::Implementation::freeze(uint64_t deadline_us, pid_t aroun
     unannounced.clear();  // every maker's event has been seen by now
     adopted.clear();
     follow_again();
+    note_continued();
     report_ended_children();
   } else {
     ++counters.abandoned;

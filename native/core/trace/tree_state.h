@@ -105,6 +105,10 @@ struct TraceTree::Implementation {
   void follow_again();
   std::string why_not_stopped(pid_t tid);
   void consume_held_stops();
+  // Takes the stop that a kept thread stands at away from waitid, unless it carries a signal. What
+  // was taken instead, of a thread that was killed meanwhile, becomes news.
+  void consume_held_stop(pid_t tid, ThreadMark& mark, std::vector<ChildEvent>& news);
+  void note_continued();
 
   // remote_call.cc
   std::optional<long> inject(pid_t tid, long number, std::array<uint64_t, 6> arguments,
