@@ -79,7 +79,8 @@ void read_replica(const Napi::Object& object, ReplicaOptions& options) {
   options.spill_bytes_max = number(object, "spillBytesMax");
 }
 
-std::shared_ptr<ReplicaPlace> read_place(const Napi::Object& object, const ReplicaOptions& group) {
+std::shared_ptr<ReplicaPlace> read_place(const Napi::Object& object, const ReplicaOptions& group,
+                                         pid_t primary) {
   return std::make_shared<RemoteKeeper>(
       RemotePlace{.host = text(object, "host"),
                   .port = static_cast<uint16_t>(number(object, "port")),
@@ -87,6 +88,7 @@ std::shared_ptr<ReplicaPlace> read_place(const Napi::Object& object, const Repli
                   .token = text(object, "token"),
                   .group = group.name,
                   .generation = group.generation,
+                  .primary = primary,
                   .credentials = read_credentials(object.Get("credentials").As<Napi::Object>())});
 }
 
@@ -136,7 +138,7 @@ GroupOptions read_group_options(const Napi::Object& object) {
     options.paging = read_paging(object.Get("paging").As<Napi::Object>());
   }
   if (!object.Get("place").IsNull()) {
-    options.place = read_place(object.Get("place").As<Napi::Object>(), options);
+    options.place = read_place(object.Get("place").As<Napi::Object>(), options, options.pid);
   }
   return options;
 }

@@ -53,9 +53,18 @@ struct Heard {
 
 class ReplicaNode {
  public:
-  explicit ReplicaNode(uint64_t silence_ms = 10'000) : silence_ms_(silence_ms) {
-    host_.emplace(StandbyHostOptions{
-        .host = "127.0.0.1", .port = 0, .credentials = authority_.node(kReplicaNode)});
+  // `behind_ns`: its clocks, of a machine that was started later.
+  explicit ReplicaNode(uint64_t silence_ms = 10'000, int64_t behind_ns = 0)
+      : silence_ms_(silence_ms) {
+    host_.emplace(StandbyHostOptions{.host = "127.0.0.1",
+                                     .port = 0,
+                                     .credentials = authority_.node(kReplicaNode),
+                                     .clocks = [behind_ns] {
+                                       ClockReadings clocks = read_clocks();
+                                       clocks.monotonic_ns -= behind_ns;
+                                       clocks.boottime_ns -= behind_ns;
+                                       return clocks;
+                                     }});
   }
   void expect(uint64_t generation, const std::string& token = kToken) {
     ++keepers;
@@ -255,6 +264,28 @@ TEST(peer_moves_what_is_ordered_to) {
   CHECK(session.promote().exact);
   CHECK(within(kAnswerMs, [&] { return events.drained || events.ended; }));
   CHECK(node.heard.ordered && program.runs());
+  CHECK_EQUAL(program.wrong(), 0u);
+}
+
+TEST(peer_replica_lives_by_the_clocks_of_its_primary) {
+  need_keeper();
+  constexpr int64_t kSecond = 1'000'000'000, kBehind = 1000 * kSecond;
+  ReplicaNode node(10'000, kBehind);
+  const Program program;
+  node.expect(1);
+  Listener events;
+  RemotePlace place = node.place(1);
+  place.primary = program.pid();
+  GroupSession session(options_of(program.pid(), 1, std::make_shared<RemoteKeeper>(place)), events);
+  session.start();
+  CHECK(session.promote().exact);
+  CHECK(within(kAnswerMs, [&] { return node.heard.promoted && (events.drained || events.ended); }));
+  const ClockOffsets ahead = clock_offsets_of(node.heard.host_pid);
+  // By as much as the greeting took, and never by less.
+  for (const int64_t by : {ahead.monotonic_ns, ahead.boottime_ns}) {
+    CHECK(by >= kBehind && by < kBehind + 10 * kSecond);
+  }
+  CHECK(program.runs());
   CHECK_EQUAL(program.wrong(), 0u);
 }
 

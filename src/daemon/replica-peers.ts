@@ -8,12 +8,17 @@ import { deferred, type Deferred } from '../base/deferred.js';
 import { describe, hasCode, ReplicationError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { GroupHost, GroupSpec, PeerPlaces } from '../capture/group-spec.js';
-import type { Member, ReplicaMessage, PrepareReplica } from '../format/peer-messages.js';
+import {
+  requirementsBytesMax,
+  type Member,
+  type PrepareReplica,
+  type ReplicaMessage,
+} from '../format/peer-messages.js';
 import type { ClusterNode } from '../membership/cluster-node.js';
 import type { NativeAddon } from '../native/binding.js';
 import type { NativePlace, NativeStandby } from '../native/standby.js';
-import { machineFacts, whyNotAlike } from '../replica/machine-facts.js';
-import { mappedFiles, whyNotTheSame } from '../replica/mapped-files.js';
+import { checkRequirements, gatherRequirements } from '../native/requirements.js';
+import { describeUnmet } from '../replica/describe-unmet.js';
 import { Standbys, type PromotedStandby } from '../replica/standbys.js';
 import { parseAddress } from '../transport/peer-tls.js';
 import type { Credentials } from '../transport/credentials.js';
@@ -72,13 +77,12 @@ export class ReplicaPeers implements PeerPlaces {
     const cluster = this.#cluster();
     const member = this.#memberCalled(spec.to);
     const { config } = this.#options;
-    const files = await mappedFiles([hostPid, ...descendantsOf(hostPid)]);
+    const requirements = await requirementsOf(hostPid);
     const answer = await this.#ask(cluster, member, answerMs, (request) => ({
       kind: 'prepareReplica',
       body: {
-        ...{ request, name: spec.name, generation, spec: JSON.stringify(spec), files },
+        ...{ request, name: spec.name, generation, spec: JSON.stringify(spec), requirements },
         ownOutput: spec.stdio === defaultOutput(config.logDir, spec.name),
-        machine: machineFacts(),
       },
     }));
     if (answer.kind !== 'replicaPrepared') throw unheard(spec.to, 'it answered something else');
@@ -194,16 +198,16 @@ export class ReplicaPeers implements PeerPlaces {
   async #expect(
     cluster: ClusterNode,
     member: Member,
-    { name, generation, spec: text, ownOutput, machine, files }: PrepareReplica,
+    { name, generation, spec: text, ownOutput, requirements }: PrepareReplica,
   ): Promise<{ readonly port: number; readonly token: string }> {
     if (this.#options.runsHere(name)) throw new Error(`a group ${name} runs here`);
     const keeper = this.#standbys.of(name);
     if (keeper !== undefined && keeper.node.id !== member.id) {
       throw new Error(`a replica of ${name} of node ${keeper.node.name} is kept here`);
     }
-    const trouble = whyNotAlike(machine, machineFacts()) ?? (await whyNotTheSame(files));
-    if (trouble !== undefined) throw new Error(trouble);
     const spec = parseSpec(text);
+    // The output that the daemon there made has one of its own here.
+    await checkNode(requirements, spec.files === 'keep', ownOutput ? spec.stdio : null);
     const { config, host } = this.#options;
     const stdio = ownOutput ? defaultOutput(config.logDir, name) : spec.stdio;
     if (ownOutput) await makeOutputFile(config.logDir, name, spec.owner);
@@ -320,6 +324,26 @@ function unheard(node: string, why: string): ReplicationError {
   return new ReplicationError('ERR_STATE', `node ${node} cannot be asked: ${why}`, {
     advice: 'replpage nodes shows which can be reached',
   });
+}
+
+/** Throws ERR_LIMIT. */
+async function requirementsOf(hostPid: number): Promise<string> {
+  const { bytes, files } = await gatherRequirements([hostPid, ...descendantsOf(hostPid)]);
+  if (bytes.length <= requirementsBytesMax) return bytes.toString('base64');
+  const message = `it uses ${files.length} files, more than can be compared with another node's`;
+  throw new ReplicationError('ERR_LIMIT', message);
+}
+
+/** Throws what this node lacks for a replica; `except` is no data of the group. */
+async function checkNode(
+  requirements: string,
+  keepFiles: boolean,
+  except: string | null,
+): Promise<void> {
+  const bytes = Buffer.from(requirements, 'base64');
+  const { unmet } = await checkRequirements(bytes, { keepFiles });
+  const left = unmet.filter(({ kind, what }) => kind !== 'dataFile' || what !== except);
+  if (left.length > 0) throw new Error(describeUnmet(left));
 }
 
 /** Of a node that is believed; what is needed of it here is looked at all the same. */

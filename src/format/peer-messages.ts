@@ -95,22 +95,6 @@ export interface Joined {
   readonly certificateLifeMs: number;
 }
 
-/** A file that a process has mapped. */
-export interface MappedFile {
-  readonly path: string;
-  /** SHA-256, base64; null: only that it is there is of interest. */
-  readonly hash: string | null;
-}
-
-/** What a replica finds on a machine, and must find the same. */
-export interface MachineFacts {
-  /** Release and version. */
-  readonly kernel: string;
-  /** SHA-256 of the vdso, base64. */
-  readonly vdso: string;
-  readonly cpuFlags: string;
-}
-
 /** From the primary's node: keep a replica of this. */
 export interface PrepareReplica {
   readonly request: number;
@@ -120,8 +104,8 @@ export interface PrepareReplica {
   readonly spec: string;
   /** The output file is where the daemon has such files. */
   readonly ownOutput: boolean;
-  readonly machine: MachineFacts;
-  readonly files: readonly MappedFile[];
+  /** What the group needs of the node (docs/formats/requirements.md), base64. */
+  readonly requirements: string;
 }
 
 export interface ReplicaPrepared {
@@ -171,26 +155,18 @@ const refusalCode: Shape<Refusal['code']> = (value, where) => {
   return value as Refusal['code'];
 };
 
-const hash = base64(44);
-const pathBytesMax = 4096;
-const filesMax = 4096;
 const portMax = 65_535;
 const groupName = text(63, /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/);
 /** Of a group's options as JSON. */
 const specBytesMax = 64 * 1024;
-const flagsBytesMax = 16 * 1024;
+/** Of what a group needs of a node, as bytes: some ten thousand files. */
+export const requirementsBytesMax = 1024 * 1024;
 
 const replicaShapes = {
   prepareReplica: object<PrepareReplica>({
     ...{ request: whole(1), name: groupName, generation: whole(1), spec: text(specBytesMax) },
     ownOutput: flag,
-    machine: object<MachineFacts>({
-      ...{ kernel: text(512), vdso: hash, cpuFlags: text(flagsBytesMax) },
-    }),
-    files: listOf(
-      object<MappedFile>({ path: text(pathBytesMax, /^\//), hash: orNull(hash) }),
-      filesMax,
-    ),
+    requirements: base64(Math.ceil(requirementsBytesMax / 3) * 4),
   }),
   replicaPrepared: object<ReplicaPrepared>({
     ...{ request: whole(1), refusal: orNull(why), port: whole(0, portMax), token: text(64) },

@@ -1,5 +1,5 @@
 /** What the native side takes and gives about checkpoints. */
-import type { FileRule, NativePagingOptions } from './group.js';
+import type { NativePagingOptions, NativeReplicaOptions } from './group.js';
 
 export interface NativeCheckpointRequest {
   /** Used where the group has no paging. */
@@ -63,18 +63,6 @@ export interface NativeManifest {
   readonly coldBytes: number;
 }
 
-export interface NativeRestoreOptions {
+export interface NativeRestoreOptions extends NativeReplicaOptions {
   readonly place: NativeCheckpointPlace;
-  readonly name: string;
-  readonly generation: number;
-  readonly keeperPath: string;
-  readonly runtimeDir: string;
-  readonly spillDir: string;
-  readonly stdio: string | null;
-  readonly uid: number;
-  readonly gid: number;
-  readonly groups: readonly number[];
-  readonly files: FileRule;
-  readonly stagingBytesMax: number;
-  readonly spillBytesMax: number;
 }

@@ -13,19 +13,31 @@ export type OnExit = 'end' | 'promote';
 export type FileRule = 'refuse' | 'keep';
 export type TrackerChoice = 'auto' | 'uffd-wp' | 'soft-dirty';
 
-export interface NativeGroupOptions {
+/** Of a replica and its keeper, wherever it comes from. */
+export interface NativeReplicaOptions {
   readonly name: string;
-  readonly pid: number;
-  /** Clock ticks since boot, from /proc/PID/stat; empty where it is not known. */
-  readonly startTime: string;
   readonly generation: number;
   readonly keeperPath: string;
   /** The keeper listens on `<runtimeDir>/keepers/<name>.<generation>.sock`. */
   readonly runtimeDir: string;
   readonly spillDir: string;
+  /** Where standard output that leads outside the group goes; null is /dev/null. */
+  readonly stdio: string | null;
+  /** Of whoever asked: may trace the processes, and `stdio` is opened with these rights. */
+  readonly uid: number;
+  readonly gid: number;
+  readonly groups: readonly number[];
+  readonly files: FileRule;
+  readonly stagingBytesMax: number;
+  readonly spillBytesMax: number;
+}
+
+export interface NativeGroupOptions extends NativeReplicaOptions {
+  readonly pid: number;
+  /** Clock ticks since boot, from /proc/PID/stat; empty where it is not known. */
+  readonly startTime: string;
   readonly attach: AttachMode;
   readonly onExit: OnExit;
-  readonly files: FileRule;
   /** Crash promotions still allowed. */
   readonly retriesLeft: number;
   /** To wait before the next crash is answered by a promotion. */
@@ -34,14 +46,6 @@ export interface NativeGroupOptions {
   readonly freezeDeadlineUs: number;
   /** Until everything runs again; an epoch that would take longer is given up. */
   readonly maxPauseUs: number;
-  readonly stagingBytesMax: number;
-  readonly spillBytesMax: number;
-  /** Where standard output that leads outside the group goes; null is /dev/null. */
-  readonly stdio: string | null;
-  /** Of whoever asked: may trace the processes, and `stdio` is opened with these rights. */
-  readonly uid: number;
-  readonly gid: number;
-  readonly groups: readonly number[];
   readonly tracker: TrackerChoice;
   /** null: the replica holds everything. */
   readonly paging: NativePagingOptions | null;

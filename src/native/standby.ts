@@ -1,5 +1,5 @@
 /** The native side of replicas on other nodes: where a group's is kept, and those kept for others. */
-import type { FileRule } from './group.js';
+import type { NativeReplicaOptions } from './group.js';
 
 /** What this node shows of itself, and whom it believes. All PEM. */
 export interface NativeCredentials {
@@ -21,22 +21,10 @@ export interface NativePlace {
 }
 
 /** A replica that another node is to bring. */
-export interface ExpectedReplica {
+export interface ExpectedReplica extends NativeReplicaOptions {
   readonly token: string;
   /** Id of the primary's node. */
   readonly node: string;
-  readonly name: string;
-  readonly generation: number;
-  readonly keeperPath: string;
-  readonly runtimeDir: string;
-  readonly spillDir: string;
-  readonly stdio: string | null;
-  readonly uid: number;
-  readonly gid: number;
-  readonly groups: readonly number[];
-  readonly files: FileRule;
-  readonly stagingBytesMax: number;
-  readonly spillBytesMax: number;
 }
 
 /** `token` says of which replica. */

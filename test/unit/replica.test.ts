@@ -1,48 +1,18 @@
 /** What this node keeps for others, without a native side. */
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import t from 'tap';
 import { newGroup, startTriesMax, step, type GroupCore } from '../../src/capture/group-state.js';
 import type { ExpectedReplica, NativeStandby } from '../../src/native/standby.js';
-import { machineFacts, whyNotAlike } from '../../src/replica/machine-facts.js';
-import { mappedFiles, parseMaps, whyNotTheSame } from '../../src/replica/mapped-files.js';
+import type { Unmet } from '../../src/native/requirements.js';
+import { describeUnmet } from '../../src/replica/describe-unmet.js';
 import { Standbys, type PromotedStandby } from '../../src/replica/standbys.js';
 
-t.test('a machine is like itself, and not like one with less', (t) => {
-  const own = machineFacts();
-  t.match(own.vdso, /^[A-Za-z0-9+/]{43}=$/);
-  t.match(own.cpuFlags, /\bfpu\b/);
-  t.equal(whyNotAlike(own, own), undefined);
-  t.match(whyNotAlike({ ...own, kernel: '9.9' }, own), /another kernel/);
-  t.match(whyNotAlike({ ...own, vdso: 'x' }, own), /vdso/);
-  t.match(whyNotAlike({ ...own, cpuFlags: `${own.cpuFlags} amx` }, own), /lacks amx$/);
-  t.equal(whyNotAlike({ ...own, cpuFlags: 'fpu' }, own), undefined, 'more does no harm');
+t.test('what a node lacks is told in one line, and not without end', (t) => {
+  const lack = (what: string): Unmet => ({
+    ...{ kind: 'fileMissing', what, where: 'mapped', why: 'it is not here', remedy: 'install it' },
+  });
+  t.equal(describeUnmet([lack('/a')]), '/a (mapped): it is not here; install it');
+  t.match(describeUnmet(['/a', '/b', '/c', '/d', '/e'].map(lack)), /\/c .*; and 2 more$/);
   t.end();
-});
-
-t.test('mapped files: of what is mapped, and compared by content', async (t) => {
-  const maps = [
-    '55d0c0000000-55d0c0001000 r-xp 00000000 08:01 12 /usr/bin/a b',
-    '7f0000000000-7f0000001000 rw-s 00000000 08:01 13 /var/data',
-    '7f0000002000-7f0000003000 rw-p 00000000 00:00 0 ',
-    '7f0000004000-7f0000005000 rw-s 00000000 00:01 9 /dev/zero (deleted)',
-    '7ffd00000000-7ffd00001000 rw-p 00000000 00:00 0 [stack]',
-  ];
-  t.same(parseMaps(maps.join('\n')), [
-    { path: '/usr/bin/a b', shared: false },
-    { path: '/var/data', shared: true },
-  ]);
-  const own = await mappedFiles([process.pid]);
-  t.ok(own.some(({ path, hash }) => path === process.execPath && hash !== null));
-  t.equal(await whyNotTheSame(own), undefined);
-  const folder = mkdtempSync(join(tmpdir(), 'replpage-files-'));
-  t.teardown(() => rmSync(folder, { recursive: true }));
-  const path = join(folder, 'file');
-  t.match(await whyNotTheSame([{ path, hash: null }]), /is missing here$/);
-  writeFileSync(path, 'one');
-  t.equal(await whyNotTheSame([{ path, hash: null }]), undefined);
-  t.match(await whyNotTheSame([{ path, hash: 'another' }]), /differs here$/);
 });
 
 /** Does nothing, and remembers it. */

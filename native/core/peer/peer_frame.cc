@@ -40,7 +40,7 @@ void check_header(const PeerFrameHeader& header, uint64_t sequence, uint32_t bod
   if (header.sequence != sequence) throw FormatError("a frame is out of order");
   const auto type = static_cast<uint16_t>(header.type);
   if (type < static_cast<uint16_t>(PeerFrameType::kOpen) ||
-      type > static_cast<uint16_t>(PeerFrameType::kAlive)) {
+      type > static_cast<uint16_t>(PeerFrameType::kGreeting)) {
     throw FormatError("a frame is of an unknown type");
   }
   if (header.body_bytes > body_bytes_max) throw FormatError("a frame is longer than allowed");

@@ -1,8 +1,8 @@
 // What goes over a connection that carries a group's pages: docs/formats/peer-pages.md.
 //
-// The node of the primary connects. Its first frame is kOpen, the answer kAccepted; then staged
-// bytes and the tracer's messages go one way, the keeper's messages the other. Bytes that a message
-// names come before it, at the same place in the staging area of either side.
+// The node of the primary connects and is greeted. Its first frame is kOpen, the answer kAccepted;
+// then staged bytes and the tracer's messages go one way, the keeper's messages the other. Bytes
+// that a message names come before it, at the same place in the staging area of either side.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/base/archive.h"
+#include "core/base/clock_offsets.h"
 #include "core/channel/messages.h"
 
 namespace replpage {
@@ -29,6 +30,7 @@ enum class PeerFrameType : uint16_t {
   kBytes = 4,     // uint64_t offset in the staging area, then what lies there
   kMessage = 5,   // uint16_t MessageType, then its body
   kAlive = 6,     // empty: nothing else was to be said for a while
+  kGreeting = 7,  // GreetingMessage; from the replica's node, before anything else
 };
 
 struct PeerFrameHeader {
@@ -43,14 +45,25 @@ struct PeerFrameHeader {
 };
 static_assert(sizeof(PeerFrameHeader) == 32);
 
+// Clocks as they were when it was sent: whoever reads its own afterwards knows how far they are
+// ahead, and errs on the side where a program's clocks leap and do not step back.
+struct GreetingMessage {
+  ClockReadings clocks;
+  template <class A>
+  void visit(A& a) {
+    a(clocks);
+  }
+};
+
 struct OpenMessage {
   std::string token;  // that the replica's node gave out, once
   std::string name;   // of the group
   uint64_t generation = 0;
   uint64_t staging_bytes = 0, spill_bytes_max = 0;  // see ConfigureMessage
+  PrimaryClocks clocks;                             // of the primary
   template <class A>
   void visit(A& a) {
-    a(token, name, generation, staging_bytes, spill_bytes_max);
+    a(token, name, generation, staging_bytes, spill_bytes_max, clocks);
   }
 };
 

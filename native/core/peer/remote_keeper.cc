@@ -60,13 +60,15 @@ AcceptedMessage RemoteKeeper::open(const StagingArea& staging) {
   if (stream_->peer().id != place_.node) {
     throw PeerError("node " + stream_->peer().name + " answers where another one should");
   }
+  const PrimaryClocks clocks = be_greeted();
   stream_->trust({});
   stream_->send_encoded(PeerFrameType::kOpen,
                         OpenMessage{.token = place_.token,
                                     .name = place_.group,
                                     .generation = place_.generation,
                                     .staging_bytes = staging.memory_bytes(),
-                                    .spill_bytes_max = staging.spill_bytes_max()});
+                                    .spill_bytes_max = staging.spill_bytes_max(),
+                                    .clocks = clocks});
   stream_->flush_within(place_.connect_ms);
   const PeerFrame answer = stream_->receive_within(place_.connect_ms);
   if (answer.type == PeerFrameType::kRefused) {
@@ -76,6 +78,19 @@ AcceptedMessage RemoteKeeper::open(const StagingArea& staging) {
     throw PeerError("the replica's node answered with something else");
   }
   return decode<AcceptedMessage>(answer.body);
+}
+
+PrimaryClocks RemoteKeeper::be_greeted() {
+  const PeerFrame greeting = stream_->receive_within(place_.connect_ms);
+  if (greeting.type != PeerFrameType::kGreeting) {
+    throw PeerError("the replica's node does not greet");
+  }
+  PrimaryClocks clocks;
+  clocks.machine = ahead_of(decode<GreetingMessage>(greeting.body).clocks, read_clocks());
+  if (place_.primary != 0) {
+    clocks.inside = clock_offsets_of(place_.primary) - clock_offsets_of(::getpid());
+  }
+  return clocks;
 }
 
 void RemoteKeeper::end() {

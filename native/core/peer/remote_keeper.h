@@ -23,6 +23,7 @@ struct RemotePlace {
   std::string token;  // that it gave out for this replica
   std::string group;  // its name
   uint64_t generation = 0;
+  pid_t primary = 0;  // its root, by whose clocks the replica lives; 0: by this machine's
   NodeCredentials credentials;
   int connect_ms = 10'000;
   // Nothing heard for so long: the connection is over.
@@ -55,6 +56,7 @@ class RemoteKeeper final : public ReplicaPlace {
   };
 
   AcceptedMessage open(const StagingArea& staging);
+  PrimaryClocks be_greeted();
   void run();
   void begin(ReceivedMessage message);
   void add_staged(const StagedBytes& staged);

@@ -21,7 +21,8 @@ constexpr int kReapMs = 1000;
 }  // namespace
 
 StandbyHost::StandbyHost(const StandbyHostOptions& options)
-    : listener_(listen_at(options.host, options.port, port_)),
+    : clocks_(options.clocks),
+      listener_(listen_at(options.host, options.port, port_)),
       stop_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
   if (!stop_.valid()) throw SysError::from_errno("eventfd");
   renew(options.credentials);
@@ -127,6 +128,8 @@ void StandbyHost::serve(UniqueFd socket) {
     context = context_;
   }
   FrameStream stream(TlsStream(std::move(socket), *context, kHandshakeMs));
+  stream.send_encoded(PeerFrameType::kGreeting, GreetingMessage{clocks_()});
+  stream.flush_within(kOpenMs);
   const PeerFrame first = stream.receive_within(kOpenMs);
   if (first.type != PeerFrameType::kOpen) throw FormatError("the first frame is another");
   const auto open = decode<OpenMessage>(first.body);

@@ -20,6 +20,7 @@ struct StandbyHostOptions {
   std::string host;   // address to listen on
   uint16_t port = 0;  // 0: any that is free
   NodeCredentials credentials;
+  std::function<ClockReadings()> clocks = read_clocks;  // of this machine
 };
 
 struct ExpectedReplica {
@@ -61,6 +62,7 @@ class StandbyHost {
   ExpectedReplica take(const OpenMessage& open, const NodeIdentity& peer);
   std::shared_ptr<StandbySession> session_of(const std::string& token);
 
+  const std::function<ClockReadings()> clocks_;
   uint16_t port_ = 0;
   UniqueFd listener_, stop_;
   std::mutex mutex_;

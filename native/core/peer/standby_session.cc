@@ -60,7 +60,9 @@ void StandbySession::prepare(const OpenMessage& open) {
         StagingOptions{.memory_bytes = open.staging_bytes,
                        .spill_bytes_max = std::min(open.spill_bytes_max, options_.spill_bytes_max),
                        .spill_directory = options_.spill_directory});
-    keeper_.emplace(spawn_keeper_of(options_, 0, *staging_));
+    ReplicaOptions replica = options_;
+    replica.clocks = open.clocks;
+    keeper_.emplace(spawn_keeper_of(replica, 0, *staging_));
   } catch (const std::exception& error) {
     stream_->send_encoded(PeerFrameType::kRefused, RefusedMessage{error.what()});
     stream_->flush_within(kAnswerMs);

@@ -21,8 +21,6 @@ constexpr uint64_t kFillBytes = 32 * 1024;
 // Sorted at a time, and looked at for one chunk, under one hold of the lock.
 constexpr size_t kPlanPieces = 2048;
 constexpr size_t kLooksMax = 64;
-// Tries of a lock (about 100 us) before its holder is taken to sleep.
-constexpr int kSpins = 2048;
 // A tenth of what a thread of the program gets, where processors are short.
 constexpr int kNiceOfRefill = 10;
 // While the refill is held: faults alone may have fetched everything.
@@ -48,9 +46,9 @@ void FaultServer::hold_refill(bool held) {
   released_.notify_all();
 }
 
-void FaultServer::drain(size_t number) {
+void FaultServer::drain(DrainRole role) {
   ::pthread_setname_np(::pthread_self(), "drain");
-  if (number != 0) {
+  if (role == DrainRole::kStoreOnly) {
     wait_released();
     give_way();
   }
@@ -59,7 +57,7 @@ void FaultServer::drain(size_t number) {
     while (!stopping_) {
       const std::optional<Chunk> chunk = next_chunk();
       if (!chunk) break;
-      drain_chunk(*chunk, buffer, filling_[number]);
+      drain_chunk(*chunk, buffer);
     }
   } catch (const std::exception& error) {
     return lose(error.what());
@@ -72,17 +70,16 @@ void FaultServer::drain(size_t number) {
   if (last && !stopping_ && events_.drained) events_.drained();
 }
 
-void FaultServer::drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer,
-                              InheritingMutex& filling) {
+void FaultServer::drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer) {
   if (chunk.pieces.empty()) return rest_a_while();
   const bool at_once = read_chunk(chunk, buffer);
   for (const LazyPiece& piece : chunk.pieces) {
     if (stopping_) return;
     const std::span<uint8_t> content = buffer.first(piece.bytes());
     if (!at_once) {
-      drain_piece(chunk, piece, content, filling);
+      drain_piece(chunk, piece, content);
     } else {
-      if (!fill_piece(chunk, piece, content, filling)) return;
+      if (!fill_piece(chunk, piece, content)) return;
       buffer = buffer.subspan(content.size());
     }
   }
@@ -101,7 +98,7 @@ bool FaultServer::read_chunk(const Chunk& chunk, std::span<uint8_t> buffer) {
 }
 
 void FaultServer::drain_piece(const Chunk& chunk, const LazyPiece& piece,
-                              std::span<uint8_t> content, InheritingMutex& filling) {
+                              std::span<uint8_t> content) {
   try {
     source_of(piece.from).read(piece.from.position, content);
   } catch (const PageDamaged& error) {
@@ -109,7 +106,7 @@ void FaultServer::drain_piece(const Chunk& chunk, const LazyPiece& piece,
     (void)damage(*chunk.memory, piece, error.what());
     return;
   }
-  (void)fill_piece(chunk, piece, content, filling);
+  (void)fill_piece(chunk, piece, content);
 }
 
 bool FaultServer::all_released() const {
@@ -198,7 +195,7 @@ bool FaultServer::make_plan() {
 void FaultServer::retire_finished() {
   const size_t before = memories_.size();
   std::erase_if(memories_, [this](const std::shared_ptr<ServedMemory>& memory) {
-    if (!memory->missing().empty() || memory->is_filled_now()) return false;
+    if (!memory->missing().empty()) return false;
     pages_filled_ += memory->pages_filled();
     memory->close();
     return true;
@@ -207,37 +204,20 @@ void FaultServer::retire_finished() {
   if (memories_.size() != before) wake();
 }
 
-// Behind everybody else, and never in the kernel's queue: there a lock goes from one to the next,
-// and each must be woken first, while nobody can have it.
-void FaultServer::lock_last(InheritingMutex& filling) {
-  for (int tries = 1;; ++tries) {
-    if (precedence_.load() == 0 && filling.try_lock()) {
-      if (mutex_.try_lock()) return;
-      filling.unlock();
-    }
-    if (tries % kSpins == 0) {
-      rest_a_while();
-    } else {
-      __builtin_ia32_pause();
-    }
-  }
-}
-
 // False: the address space has ended.
 bool FaultServer::fill_piece(const Chunk& chunk, const LazyPiece& piece,
-                             std::span<const uint8_t> content, InheritingMutex& filling) {
+                             std::span<const uint8_t> content) {
   int tries = 0;
   for (uint64_t at = 0; at < content.size();) {
     const uint64_t length = std::min<uint64_t>(kFillBytes, content.size() - at);
     LazyPiece part{.start = piece.start + at, .end = 0, .from = piece.from.after(at)};
     part.end = part.start + length;
-    lock_last(filling);
+    while (precedence_.load() != 0) ::sched_yield();
     {
-      const std::lock_guard fills(filling, std::adopt_lock);
-      const std::lock_guard lock(mutex_, std::adopt_lock);
+      const std::lock_guard lock(mutex_);
       ServedMemory& memory = *chunk.memory;
-      if (!memory.is_open()) return false;
-      const FillState state = fill_part(memory, part, content.subspan(at, length));
+      if (!memory.uffd().valid()) return false;
+      const FillState state = fill_unchanged(memory, part, content.subspan(at, length));
       if (state == FillState::kGone) {
         forget(memory);
         return false;
@@ -253,24 +233,6 @@ bool FaultServer::fill_piece(const Chunk& chunk, const LazyPiece& piece,
     rest_a_while();
   }
   return true;
-}
-
-// The caller holds the lock, which is let go of while the kernel copies.
-FillState FaultServer::fill_part(ServedMemory& memory, const LazyPiece& part,
-                                 std::span<const uint8_t> content) {
-  const std::optional<LazyPiece> now = memory.missing().at(part.start);
-  uint64_t done = 0;
-  if (now && now->from == part.from && now->end >= part.end) {
-    memory.begin_fill();
-    mutex_.unlock();
-    done = memory.try_fill(part.start, content);
-    mutex_.lock();
-    memory.end_fill({part.start, part.start + done});
-    if (done == content.size()) return FillState::kDone;
-    if (!memory.is_open()) return FillState::kGone;
-  }
-  const LazyPiece rest{.start = part.start + done, .end = part.end, .from = part.from.after(done)};
-  return fill_unchanged(memory, rest, content.subspan(done));
 }
 
 // Only what still comes from there: the program may have moved or discarded it meanwhile.

@@ -49,27 +49,6 @@ class FaultServer::Precedence {
   FaultServer& server_;
 };
 
-// No page is filled, by whomever, while events are read. A fill holds one of the locks, and takes
-// the server's when it ends.
-class FaultServer::NoFills {
- public:
-  explicit NoFills(FaultServer& server) : server_(server) {
-    server_.precedence_.fetch_add(1);
-    for (InheritingMutex& filling : server_.filling_) filling.lock();
-    server_.mutex_.lock();
-    server_.precedence_.fetch_sub(1);
-  }
-  ~NoFills() {
-    server_.mutex_.unlock();
-    for (InheritingMutex& filling : server_.filling_) filling.unlock();
-  }
-  NoFills(const NoFills&) = delete;
-  NoFills& operator=(const NoFills&) = delete;
-
- private:
-  FaultServer& server_;
-};
-
 void FaultServer::rest_a_while() {
   const timespec pause{.tv_sec = 0, .tv_nsec = kRetryNs};
   ::nanosleep(&pause, nullptr);
@@ -96,7 +75,7 @@ FaultServer::FaultServer(std::vector<Served> served, Sources sources, Events eve
   // for.
   draining_ = std::thread([this, waits] {
     if (waits) start_helpers();
-    drain(0);
+    drain(DrainRole::kAll);
   });
   ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
@@ -112,7 +91,7 @@ FaultServer::~FaultServer() {
 void FaultServer::start_helpers() {
   for (size_t i = 0; i < kReaders; ++i) helpers_.emplace_back([this] { read_wanted(); });
   for (size_t i = 1; i < kDrains; ++i) {
-    helpers_.emplace_back([this, i] { drain(i); });
+    helpers_.emplace_back([this] { drain(DrainRole::kStoreOnly); });
   }
 }
 
@@ -219,8 +198,8 @@ bool FaultServer::wait_for_faults(std::vector<pollfd>& items) {
 void FaultServer::read_messages(const std::shared_ptr<ServedMemory>& memory) {
   // Held from before an event is read until it has taken effect: see ServedMemory.
   {
-    const NoFills lock(*this);
-    if (!memory->is_open()) return;
+    const Precedence lock(*this);
+    if (!memory->uffd().valid()) return;
     std::array<uffd_msg, kMessagesPerRead> messages{};
     size_t count = 0;
     do {
@@ -238,7 +217,7 @@ void FaultServer::answer_faults(const std::shared_ptr<ServedMemory>& memory) {
   std::vector<uint64_t>& faults = memory->faults();
   size_t left = 0;
   for (const uint64_t page : faults) {
-    if (!memory->is_open()) break;
+    if (!memory->uffd().valid()) break;
     // Whoever jumps about gains nothing from neighbours, and would wait for them at the next fault.
     const uint64_t distance = std::max(page, last_fault_) - std::min(page, last_fault_);
     const bool follows = distance <= kAroundBytes;
@@ -281,7 +260,7 @@ void FaultServer::read_around() {
   const Neighbourhood around = std::move(*around_);
   around_.reset();
   const Precedence lock(*this);
-  if (!around.memory->is_open()) return;
+  if (!around.memory->uffd().valid()) return;
   const uint64_t start = around.page / kAroundBytes * kAroundBytes;
   std::array<uint8_t, kAroundBytes> content;
   for (uint64_t address = start; address < start + kAroundBytes;) {
@@ -401,7 +380,7 @@ void FaultServer::deliver(const Wanted& wanted, std::span<const uint8_t> content
 FillState FaultServer::deliver_once(const Wanted& wanted, std::span<const uint8_t> content) {
   const Precedence lock(*this);
   ServedMemory& memory = *wanted.memory;
-  if (!memory.is_open()) return FillState::kGone;
+  if (!memory.uffd().valid()) return FillState::kGone;
   const std::optional<LazyPiece> now = memory.missing().at(wanted.page);
   const uint64_t offset = wanted.page - wanted.piece.start;
   FillState state = FillState::kDone;
@@ -425,7 +404,7 @@ bool FaultServer::damage(ServedMemory& memory, const LazyPiece& piece, const std
   uint64_t pages = 0;
   {
     const Precedence lock(*this);
-    if (!memory.is_open()) return true;
+    if (!memory.uffd().valid()) return true;
     for (uint64_t page = piece.start; page < piece.end; page += kPageSize) {
       const std::optional<LazyPiece> now = memory.missing().at(page);
       if (!now || !(now->from == piece.from.after(page - piece.start))) continue;

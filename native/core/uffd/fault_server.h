@@ -78,7 +78,6 @@ class FaultServer {
 
   // Takes the lock ahead of the background drain.
   class Precedence;
-  class NoFills;
 
   using Memories = std::vector<std::shared_ptr<ServedMemory>>;
   // What the drain reads next: decided under the lock, read without it.
@@ -120,8 +119,9 @@ class FaultServer {
   FillState deliver_once(const Wanted& wanted, std::span<const uint8_t> content);
   void forget_wanted(const Wanted& wanted);
 
-  // Only the first may read from processes: they go when it has found that nothing is left.
-  void drain(size_t number);
+  // Only one may read from processes: they go when it has found that nothing is left.
+  enum class DrainRole : uint8_t { kAll, kStoreOnly };
+  void drain(DrainRole role);
   static void rest_a_while();
   static void give_way();
   void wait_released();
@@ -131,17 +131,12 @@ class FaultServer {
   Chunk claim_passing();
   Chunk claim_stored();
   bool make_plan();
-  void drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer, InheritingMutex& filling);
+  void drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer);
   bool read_chunk(const Chunk& chunk, std::span<uint8_t> buffer);
-  void drain_piece(const Chunk& chunk, const LazyPiece& piece, std::span<uint8_t> content,
-                   InheritingMutex& filling);
-  bool fill_piece(const Chunk& chunk, const LazyPiece& piece, std::span<const uint8_t> content,
-                  InheritingMutex& filling);
-  FillState fill_part(ServedMemory& memory, const LazyPiece& part,
-                      std::span<const uint8_t> content);
-  FillState fill_unchanged(ServedMemory& memory, const LazyPiece& piece,
-                           std::span<const uint8_t> content);
-  void lock_last(InheritingMutex& filling);
+  void drain_piece(const Chunk& chunk, const LazyPiece& piece, std::span<uint8_t> content);
+  bool fill_piece(const Chunk& chunk, const LazyPiece& piece, std::span<const uint8_t> content);
+  static FillState fill_unchanged(ServedMemory& memory, const LazyPiece& piece,
+                                  std::span<const uint8_t> content);
 
   bool damage(ServedMemory& memory, const LazyPiece& piece, const std::string& what);
   PageSource& source_of(const ContentPlace& place) { return *sources_[place.source]; }
@@ -157,9 +152,6 @@ class FaultServer {
   UniqueFd wake_;  // eventfd
 
   mutable InheritingMutex mutex_;
-  // Each held by one that drains while it fills pages, most of the time without mutex_, which is
-  // taken after them. Whoever reads events holds them all.
-  std::array<InheritingMutex, kDrains> filling_;
   std::atomic<int> precedence_ = 0;  // faults wait for the lock
   Memories memories_;
   uint64_t pages_filled_ = 0;  // of memories that are finished

@@ -109,51 +109,23 @@ void ServedMemory::skip_page(uint64_t& address) {
   address += kPageSize;
 }
 
-ServedMemory::Filling ServedMemory::next_filling(std::span<const uint8_t> bytes) {
-  const bool zero = all_zero(bytes.data());
-  uint64_t length = kPageSize;
-  while (length < bytes.size() && all_zero(bytes.data() + length) == zero) length += kPageSize;
-  return {.kind = zero ? Filling::Kind::kZero : Filling::Kind::kCopy,
-          .content = bytes.first(length)};
-}
-
 FillState ServedMemory::fill(uint64_t start, std::span<const uint8_t> content) {
   const uint64_t end = start + content.size();
   for (uint64_t address = start;;) {
     const std::optional<LazyPiece> piece = missing_.first_from(address);
     if (!piece || piece->start >= end) return FillState::kDone;
+    const uint8_t* bytes = content.data() + (piece->start - start);
     const uint64_t limit = std::min(piece->end, end) - piece->start;
-    const Filling filling = next_filling(content.subspan(piece->start - start, limit));
-    const uint64_t length = filling.content.size();
-    const FillState state = put({piece->start, piece->start + length}, filling);
+    const bool zero = all_zero(bytes);
+    uint64_t length = kPageSize;
+    while (length < limit && all_zero(bytes + length) == zero) length += kPageSize;
+    const FillState state = put(
+        {piece->start, piece->start + length},
+        {.kind = zero ? Filling::Kind::kZero : Filling::Kind::kCopy, .content = {bytes, length}});
     if (state != FillState::kDone) return state;
     pages_filled_ += length / kPageSize;
     address = piece->start + length;
   }
-}
-
-uint64_t ServedMemory::try_fill(uint64_t start, std::span<const uint8_t> content) const noexcept {
-  uint64_t done = 0;
-  while (done < content.size()) {
-    const Filling filling = next_filling(content.subspan(done));
-    const uint64_t length = filling.content.size();
-    const FillResult result = attempt({start + done, start + done + length}, filling);
-    done += result.bytes;
-    if (result.bytes != length) break;
-  }
-  return done;
-}
-
-void ServedMemory::end_fill(PageRange filled) {
-  const uint64_t before = missing_.pages();
-  missing_.erase(filled);
-  pages_filled_ += before - missing_.pages();
-  if (--fills_ == 0 && closing_) uffd_.close();
-}
-
-void ServedMemory::close() {
-  closing_ = true;
-  if (fills_ == 0) uffd_.close();
 }
 
 FillState ServedMemory::fill_discarded(uint64_t page) {

@@ -1,6 +1,6 @@
 // One address space that runs while part of its pages are still in another process: what is
-// missing, and how a page gets in. Not thread-safe: the owner's lock covers every call but
-// try_fill(), so that no page is filled between the reading of an event and its effect here.
+// missing, and how a page gets in. Not thread-safe: the owner's lock covers every call, so that no
+// page is filled between the reading of an event and its effect here.
 #pragma once
 
 #include <cstdint>
@@ -34,14 +34,6 @@ class ServedMemory {
   // Fills what of [start, start + content.size()) is lazy with `content`; all-zero pages become
   // zero pages. Throws SysError when the kernel refuses for good.
   FillState fill(uint64_t start, std::span<const uint8_t> content);
-  // The same without the lock, which is held again for end_fill(): lazy pages of one piece, of
-  // which no event is read meanwhile. Stops at whatever fill() is to look at; returns the bytes in
-  // place. Others may fill at the same time.
-  void begin_fill() { ++fills_; }
-  [[nodiscard]] uint64_t try_fill(uint64_t start, std::span<const uint8_t> content) const noexcept;
-  void end_fill(PageRange filled);
-  [[nodiscard]] bool is_filled_now() const { return fills_ != 0; }
-
   // A page that is missing and not lazy was discarded by the program: it reads zero.
   FillState fill_discarded(uint64_t page);
   // The content is lost: whoever touches what of the range is lazy gets SIGBUS. Only where
@@ -54,9 +46,8 @@ class ServedMemory {
   // Grows with every event: what was read from the source before it may belong elsewhere now.
   [[nodiscard]] uint64_t events_applied() const { return events_applied_; }
   [[nodiscard]] uint64_t pages_filled() const { return pages_filled_; }
-  // Closing the userfaultfd leaves the memory to the kernel alone. Waits for the last end_fill().
-  void close();
-  [[nodiscard]] bool is_open() const { return uffd_.valid() && !closing_; }
+  // Closing the userfaultfd leaves the memory to the kernel alone.
+  void close() { uffd_.close(); }
 
  private:
   std::unique_ptr<ServedMemory> apply(const uffd_msg& event);
@@ -66,8 +57,6 @@ class ServedMemory {
     enum class Kind : uint8_t { kCopy, kZero, kPoison } kind = Kind::kCopy;
     std::span<const uint8_t> content;  // kCopy; as long as the range
   };
-  // What of the start of `bytes` gets in as one.
-  static Filling next_filling(std::span<const uint8_t> bytes);
   FillResult attempt(PageRange range, const Filling& filling) const;
   FillState put(PageRange range, const Filling& filling);
 
@@ -76,8 +65,6 @@ class ServedMemory {
   std::vector<uint64_t> faults_;  // pages waited for
   uint64_t events_applied_ = 0;
   uint64_t pages_filled_ = 0;
-  int fills_ = 0;  // under way, without the lock
-  bool closing_ = false;
 };
 
 }  // namespace replpage
