@@ -119,6 +119,15 @@ NodeCredentials read_credentials(const Napi::Object& object) {
 StandbyOptions read_standby_options(const Napi::Object& object) {
   StandbyOptions options;
   read_replica(object, options);
+  const auto files = object.Get("peerFiles").As<Napi::Array>();
+  for (uint32_t i = 0; i < files.Length(); ++i) {
+    const auto file = files.Get(i).As<Napi::Object>();
+    bool whole = false;
+    options.files.push_back({.path = text(file, "path"),
+                             .copy = text(file, "copy"),
+                             .inode = file.Get("inode").As<Napi::BigInt>().Uint64Value(&whole),
+                             .on_network = file.Get("onNetwork").ToBoolean()});
+  }
   return options;
 }
 

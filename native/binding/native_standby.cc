@@ -103,7 +103,14 @@ Napi::Value NativeStandby::stop(const Napi::CallbackInfo& info) {
 
 StandbyEvents NativeStandby::events_of(const std::string& token,
                                        const std::string& control_socket) {
-  return {.opened = [this, token](const std::vector<std::string>&) { emit(token, "opened"); },
+  return {.opened =
+              [this, token](const std::vector<std::string>& made) {
+                emit(token, "opened", [made](Napi::Object& event) {
+                  Napi::Array paths = Napi::Array::New(event.Env(), made.size());
+                  for (uint32_t i = 0; i < made.size(); ++i) paths.Set(i, made[i]);
+                  event.Set("made", paths);
+                });
+              },
           .committed =
               [this, token](const CommittedMessage& message) {
                 emit(token, "committed", [message](Napi::Object& event) {

@@ -17,7 +17,10 @@ constexpr int64_t kSecond = 1'000'000'000;
 constexpr int64_t kHour = 3600 * kSecond;
 constexpr int64_t kTolerance = 5 * kSecond;
 
-bool near(int64_t a, int64_t b) { return a - b < kTolerance && b - a < kTolerance; }
+bool near(int64_t a, int64_t b) {
+  const int64_t tolerance = kTolerance * testing::slowness();
+  return a - b < tolerance && b - a < tolerance;
+}
 
 // Children of this process live by other clocks while such an object lives.
 class OtherClocks {

@@ -16,7 +16,7 @@ import {
 } from '../format/peer-messages.js';
 import type { ClusterNode } from '../membership/cluster-node.js';
 import type { NativeAddon } from '../native/binding.js';
-import type { NativePlace, NativeStandby } from '../native/standby.js';
+import type { NativePlace, NativeStandby, PeerFile } from '../native/standby.js';
 import { checkRequirements, gatherRequirements } from '../native/requirements.js';
 import { describeUnmet } from '../replica/describe-unmet.js';
 import { Standbys, type PromotedStandby } from '../replica/standbys.js';
@@ -206,17 +206,18 @@ export class ReplicaPeers implements PeerPlaces {
       throw new Error(`a replica of ${name} of node ${keeper.node.name} is kept here`);
     }
     const spec = parseSpec(text);
-    // The output that the daemon there made has one of its own here.
-    await checkNode(requirements, spec.files === 'keep', ownOutput ? spec.stdio : null);
     const { config, host } = this.#options;
     const stdio = ownOutput ? defaultOutput(config.logDir, name) : spec.stdio;
     if (ownOutput) await makeOutputFile(config.logDir, name, spec.owner);
+    // The output that the daemon there made has one of its own here.
+    const keepFiles = spec.files === 'keep';
+    const peerFiles = await checkNode(requirements, keepFiles, ownOutput ? spec.stdio : null);
     const native = this.#listener(cluster);
     const { uid, gid, groups } = spec.owner;
     const { stagingBytesMax, spillBytesMax } = host.limits;
     const token = this.#standbys.expect(native, member, spec, {
       ...{ name, generation, ...host.paths, stdio, uid, gid, groups, files: spec.files },
-      ...{ stagingBytesMax, spillBytesMax },
+      ...{ stagingBytesMax, spillBytesMax, peerFiles },
     });
     return { port: native.port(), token };
   }
@@ -334,16 +335,22 @@ async function requirementsOf(hostPid: number): Promise<string> {
   throw new ReplicationError('ERR_LIMIT', message);
 }
 
-/** Throws what this node lacks for a replica; `except` is no data of the group. */
+/**
+ * The files that a replica needs, as they are here; `except` is no data of the group. Throws what
+ * this node lacks.
+ */
 async function checkNode(
   requirements: string,
   keepFiles: boolean,
   except: string | null,
-): Promise<void> {
+): Promise<readonly PeerFile[]> {
   const bytes = Buffer.from(requirements, 'base64');
-  const { unmet } = await checkRequirements(bytes, { keepFiles });
+  const { unmet, files } = await checkRequirements(bytes, { keepFiles });
   const left = unmet.filter(({ kind, what }) => kind !== 'dataFile' || what !== except);
   if (left.length > 0) throw new Error(describeUnmet(left));
+  return files
+    .filter(({ use }) => use !== 'directory')
+    .map(({ path, inode, onNetwork }) => ({ path, copy: '', inode, onNetwork }));
 }
 
 /** Of a node that is believed; what is needed of it here is looked at all the same. */

@@ -20,16 +20,29 @@ export interface NativePlace {
   readonly credentials: NativeCredentials;
 }
 
+/** A file that the primary has mapped or open, as it is on this node. */
+export interface PeerFile {
+  readonly path: string;
+  /** Of what was shipped; empty: the file at that path will do. */
+  readonly copy: string;
+  /** On the primary's node. */
+  readonly inode: bigint;
+  /** It is one file on both nodes. */
+  readonly onNetwork: boolean;
+}
+
 /** A replica that another node is to bring. */
 export interface ExpectedReplica extends NativeReplicaOptions {
   readonly token: string;
   /** Id of the primary's node. */
   readonly node: string;
+  readonly peerFiles: readonly PeerFile[];
 }
 
 /** `token` says of which replica. */
 export type StandbyEvent = { readonly token: string } & (
-  | { readonly type: 'opened' }
+  /** `made`: empty files and folders, in that order, for shipped files to appear at. */
+  | { readonly type: 'opened'; readonly made: readonly string[] }
   | { readonly type: 'committed'; readonly epoch: number; readonly residentBytes: number }
   /** The connection is over; the replica stands by as it is. */
   | { readonly type: 'cutOff'; readonly why: string }

@@ -7,8 +7,7 @@ import { randomBytes } from 'node:crypto';
 import type { Clock } from '../base/clock.js';
 import { deferred, type Deferred } from '../base/deferred.js';
 import { ReplicationError } from '../base/errors.js';
-import type { NativeReplicaOptions } from '../native/group.js';
-import type { NativeStandby, StandbyEvent } from '../native/standby.js';
+import type { ExpectedReplica, NativeStandby, StandbyEvent } from '../native/standby.js';
 
 export type StandbyState =
   | 'expected'
@@ -87,7 +86,7 @@ export class Standbys<Spec> {
     native: NativeStandby,
     node: { readonly id: string; readonly name: string },
     spec: Spec,
-    replica: NativeReplicaOptions,
+    replica: Omit<ExpectedReplica, 'token' | 'node'>,
   ): string {
     const nowMs = this.#options.clock.nowMs();
     for (const { token, state, committedMs } of this.all) {

@@ -72,9 +72,16 @@ export class NodeInNamespace {
     ip('-n', this.#hub, 'link', 'set', this.#link, state);
   }
 
-  async startDaemon(): Promise<void> {
+  /** `covers`: folders that this node alone sees in the place of others, as if on its own disk. */
+  async startDaemon(covers: Readonly<Record<string, string>> = {}): Promise<void> {
     const log = openSync(path.join(this.runtimeDir, 'test.log'), 'a');
-    const args = this.#inside([cliPath, 'daemon', '--runtime-dir', this.runtimeDir]);
+    const mounts = Object.entries(covers).map(([at, own]) => `mount --bind '${own}' '${at}'`);
+    const alone =
+      mounts.length === 0
+        ? []
+        : ['unshare', '--mount', 'sh', '-c', [...mounts, 'exec "$@"'].join(' && '), 'sh'];
+    const [space, ...command] = this.#inside([cliPath, 'daemon', '--runtime-dir', this.runtimeDir]);
+    const args = [space ?? '', ...alone, ...command];
     this.#daemon = spawn('nsenter', args, { stdio: ['ignore', log, log] });
     closeSync(log);
     const client = new ApiClient(path.join(this.runtimeDir, 'replpage.sock'));

@@ -1,5 +1,7 @@
 /** Replicas on another node: real daemons in network namespaces, and redis as what is protected. */
-import { existsSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import t, { type Test } from 'tap';
 import { isGroupStatus, type GroupStatus, type StandbyStatus } from '../../src/api/schema.js';
 import { isRunning, sendSignal } from '../support/processes.js';
@@ -17,7 +19,8 @@ interface Pair {
   readonly b: NodeInNamespace;
 }
 
-async function pair(t: Test): Promise<Pair> {
+/** `covers`: what b sees differently. */
+async function pair(t: Test, covers: Readonly<Record<string, string>> = {}): Promise<Pair> {
   const network = new NamespaceNetwork();
   const ends: (() => Promise<void>)[] = [];
   t.teardown(async () => {
@@ -28,7 +31,7 @@ async function pair(t: Test): Promise<Pair> {
   ends.push(async () => {
     for (const node of [a, b]) await endGroups(node);
   });
-  await Promise.all([a.startDaemon(), b.startDaemon()]);
+  await Promise.all([a.startDaemon(), b.startDaemon(covers)]);
   const made = await a.type('init', '--name', 'a');
   if (made.status !== 0) throw new Error(made.stderr);
   const [, join = ''] = /^replpage join (\S+)$/m.exec((await a.type('token')).stdout) ?? [];
@@ -51,9 +54,9 @@ const ask = (node: NodeInNamespace, ...args: string[]): string =>
   node.ask('redis-cli', '-p', port, ...args);
 
 /** Gives its pid. */
-async function startRedis(t: Test, node: NodeInNamespace): Promise<number> {
+async function startRedis(t: Test, node: NodeInNamespace, program = redis): Promise<number> {
   const args = ['--port', port, '--save', '', '--appendonly', 'no', '--bind', '0.0.0.0'];
-  const child = node.start(redis, ...args);
+  const child = node.start(program, ...args);
   const { pid = 0 } = child;
   t.teardown(() => void child.kill('SIGKILL'));
   await waitFor(() => ask(node, 'PING') === 'PONG', limitMs, 'redis does not answer');
@@ -199,3 +202,33 @@ t.test('the cable is pulled and put back: unprotected, then protected', { skip }
   await runsOn(b);
   t.equal(ask(b, 'GET', 'meanwhile'), 'written');
 });
+
+t.test(
+  'each node has files of its own: compared, and used as they are there',
+  { skip },
+  async (t) => {
+    const folder = mkdtempSync(path.join(tmpdir(), 'replpage-own-files-'));
+    t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+    const [app, other] = [path.join(folder, 'app'), path.join(folder, 'other')];
+    for (const each of [app, other]) mkdirSync(each);
+    const program = path.join(app, 'redis-server');
+    copyFileSync(redis, program);
+    copyFileSync('/bin/true', path.join(other, 'redis-server'));
+    const nodes = await pair(t, { [app]: other });
+    const { a, b } = nodes;
+    const pid = await startRedis(t, a, program);
+    const refused = await a.type('protect', String(pid), '--name', 'db', '--to', 'b');
+    t.not(refused.status, 0);
+    t.match(
+      refused.stderr,
+      /keeps no replica: .*redis-server \(executable\): it has another build id/,
+    );
+    copyFileSync(redis, path.join(other, 'redis-server'));
+    await protect(nodes, pid);
+    t.equal(ask(a, 'SET', 'last', 'word'), 'OK');
+    sendSignal(pid, 'SIGKILL');
+    const group = await runsOn(b);
+    t.equal(ask(b, 'GET', 'last'), 'word');
+    t.match(group.promotion, { exact: true });
+  },
+);

@@ -51,6 +51,7 @@ function kept() {
     standbys.expect(native, { id: 'a1', name: 'a' }, 'spec', {
       ...{ name: 'db', generation, keeperPath: '', runtimeDir: '', spillDir: '', stdio: null },
       ...{ uid: 0, gid: 0, groups: [], files: 'refuse', stagingBytesMax: 1, spillBytesMax: 0 },
+      peerFiles: [],
     });
   return { native, standbys, promoted, notes, expect };
 }
@@ -59,12 +60,12 @@ t.test('a newer replica takes the place of the older with its first epoch', asyn
   const { native, standbys, promoted, expect } = kept();
   const one = expect(1);
   await t.rejects(standbys.promote('db', false), { code: 'ERR_NO_REPLICA' });
-  standbys.heard({ type: 'opened', token: one });
+  standbys.heard({ type: 'opened', made: [], token: one });
   standbys.heard({ type: 'committed', token: one, epoch: 1, residentBytes: 5 });
   standbys.heard({ type: 'cutOff', token: one, why: 'silence' });
   t.match(standbys.of('db'), { state: 'cut off', epoch: 1, reason: 'silence' });
   const two = expect(2);
-  standbys.heard({ type: 'opened', token: two });
+  standbys.heard({ type: 'opened', made: [], token: two });
   t.equal(standbys.of('db')?.token, one, 'the old one is what can be promoted');
   t.same(native.dropped, []);
   standbys.heard({ type: 'committed', token: two, epoch: 7, residentBytes: 5 });

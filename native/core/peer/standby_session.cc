@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "core/base/clock.h"
@@ -20,6 +21,8 @@ constexpr uint64_t kAliveMs = 1000;
 constexpr int kAnswerMs = 10'000;
 // What a keeper may take for a promotion: as long as KeeperLink gives it.
 constexpr uint64_t kPromoteUsMax = 60'000'000;
+// Of one message with files; paths may be 4 KiB long.
+constexpr size_t kFilesBytesMax = 32 * 1024, kFileNumbersBytes = 32;
 // Of the staging memory, kept populated between epochs.
 constexpr uint64_t kWarmBytes = 8ull << 20;
 
@@ -52,6 +55,7 @@ void StandbySession::run(FrameStream stream, const OpenMessage& open) {
 }
 
 void StandbySession::prepare(const OpenMessage& open) {
+  std::vector<std::string> made;
   try {
     if (open.generation != options_.generation || open.name != options_.name) {
       throw FormatError("the replica that comes is another than was prepared for");
@@ -63,6 +67,7 @@ void StandbySession::prepare(const OpenMessage& open) {
     ReplicaOptions replica = options_;
     replica.clocks = open.clocks;
     keeper_.emplace(spawn_keeper_of(replica, 0, *staging_));
+    made = give_files();
   } catch (const std::exception& error) {
     stream_->send_encoded(PeerFrameType::kRefused, RefusedMessage{error.what()});
     stream_->flush_within(kAnswerMs);
@@ -70,7 +75,32 @@ void StandbySession::prepare(const OpenMessage& open) {
   }
   stream_->trust([this](uint64_t offset, uint64_t length) { return place(offset, length); });
   stream_->send_encoded(PeerFrameType::kAccepted, AcceptedMessage{keeper_->notes});
-  events_.opened(keeper_->notes);
+  events_.opened(made);
+}
+
+// What is mapped or open there has other numbers here.
+std::vector<std::string> StandbySession::give_files() {
+  std::vector<std::string> made;
+  FilesMessage part;
+  size_t bytes = 0;
+  const auto give = [&] {
+    keeper_->channel.send(MessageType::kFiles, std::exchange(part, {}));
+    bytes = 0;
+    const auto answer = keeper_->channel.receive(kAnswerMs);
+    if (!answer) throw PeerError("the keeper does not answer");
+    if (answer->type == MessageType::kFailed) {
+      throw PeerError(decode<FailedMessage>(answer->body).reason);
+    }
+    if (answer->type != MessageType::kFilesReady) throw PeerError("the keeper answers out of turn");
+    std::ranges::move(decode<FilesReadyMessage>(answer->body).made, std::back_inserter(made));
+  };
+  for (const PeerFile& file : options_.files) {
+    part.files.push_back(file);
+    bytes += file.path.size() + file.copy.size() + kFileNumbersBytes;
+    if (bytes > kFilesBytesMax) give();
+  }
+  if (!part.files.empty()) give();
+  return made;
 }
 
 // Until it is dropped. Throws what ends the replica.

@@ -23,7 +23,8 @@ namespace replpage {
 
 // Called on the session's thread; must not block.
 struct StandbyEvents {
-  std::function<void(const std::vector<std::string>& notes)> opened = {};
+  // `made`: places for shipped files; see FilesReadyMessage.
+  std::function<void(const std::vector<std::string>& made)> opened = {};
   std::function<void(const CommittedMessage&)> committed = {};
   // The connection is over; the replica stands by as it is.
   std::function<void(const std::string& why)> cut_off = {};
@@ -36,7 +37,8 @@ struct StandbyEvents {
 };
 
 struct StandbyOptions : ReplicaOptions {
-  uint64_t silence_ms = 10'000;  // see RemotePlace
+  uint64_t silence_ms = 10'000;      // see RemotePlace
+  std::vector<PeerFile> files = {};  // that the primary uses, as they are here
 };
 
 class StandbySession {
@@ -59,6 +61,7 @@ class StandbySession {
 
  private:
   void prepare(const OpenMessage& open);
+  std::vector<std::string> give_files();
   void serve();
   void look_at_orders();
   void hang_up(const std::string& why);
