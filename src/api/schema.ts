@@ -56,6 +56,8 @@ export interface ProtectRequest {
   readonly vip?: string | undefined;
   /** Node of the cluster that keeps the replica; absent or "self": this one. */
   readonly to?: string | undefined;
+  /** Of programs and libraries that the node lacks. */
+  readonly shipFiles?: string | undefined;
 }
 
 /** What holds where a request to protect does not say; `stdio` is then a file in the log folder. */
@@ -70,6 +72,7 @@ export const protectDefaults = {
   tracker: 'auto',
   ram: 'all',
   coldAfterMs: 30_000,
+  shipFiles: 'mapped',
 } as const;
 
 /** All but which process and under what name. */
@@ -244,6 +247,7 @@ export interface GroupStatus extends GroupBrief {
   readonly vip: VipStatus | null;
   /** Node that keeps the replica; null: this one. */
   readonly to: string | null;
+  readonly shipFiles: string;
   readonly promotion: PromotionStatus | null;
   readonly warnings: readonly string[];
   readonly counters: Readonly<Record<string, number>>;
@@ -448,6 +452,7 @@ const protectFields: Fields<ProtectRequest> = {
     (value): value is string => typeof value === 'string' && namePattern.test(value),
     'the name of a node, or self',
   ],
+  shipFiles: [isOneOf('mapped', 'never'), 'mapped or never'],
 };
 
 /** Throws ERR_BAD_REQUEST that names the field, as `nameOf` does. */

@@ -20,6 +20,8 @@ import type { KeeperStatus } from '../native/keeper-status.js';
 import type { NativePlace } from '../native/standby.js';
 import type { PaceTargets } from './pace-policy.js';
 
+export type ShipRule = 'mapped' | 'never';
+
 /** Whoever asked: hooks, files and output are opened with these rights, never the daemon's. */
 export interface Owner {
   readonly uid: number;
@@ -31,6 +33,8 @@ export interface GroupSpec extends PaceTargets {
   readonly name: string;
   /** Node that keeps the replica; undefined or "self": this one. */
   readonly to?: string | undefined;
+  /** Whether programs and libraries that the node lacks are sent there. */
+  readonly shipFiles: ShipRule;
   readonly attach: AttachMode;
   readonly onExit: OnExit;
   readonly files: FileRule;

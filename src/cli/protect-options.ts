@@ -29,6 +29,7 @@ export interface ProtectFlags {
   readonly coldAfter?: string;
   readonly store?: string;
   readonly to?: string;
+  readonly shipFiles?: string;
 }
 
 const flagNames: { readonly [K in keyof Required<ProtectRequest>]: string } = {
@@ -51,6 +52,7 @@ const flagNames: { readonly [K in keyof Required<ProtectRequest>]: string } = {
   onFence: '--on-fence',
   vip: '--vip',
   to: '--to',
+  shipFiles: '--ship-files',
 };
 
 /** Throws ERR_USAGE or ERR_BAD_REQUEST, with the name of the option. */
@@ -80,6 +82,7 @@ export function toRequest(pid: string, flags: ProtectFlags): ProtectRequest {
     onFence: flags.onFence,
     vip: flags.vip,
     to: flags.to,
+    shipFiles: flags.shipFiles,
   };
   return checkProtectRequest(request, (field) => flagNames[field]);
 }
@@ -108,6 +111,7 @@ function valuesOf(group: GroupStatus): Required<Record<ProtectOption, string | n
     onFence: group.onFence,
     vip: group.vip?.address ?? null,
     to: group.to,
+    shipFiles: group.shipFiles,
   };
 }
 

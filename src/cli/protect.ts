@@ -55,6 +55,11 @@ export function addProtect(program: Command): void {
       `longest pause of an epoch, 100us to 60s (default ${formatMs(maxPauseMs)})`,
     )
     .option('--to <node>', 'node of the cluster that keeps the replica (default: this machine)')
+    .option(
+      '--ship-files <rule>',
+      'programs and libraries that the node lacks or has differently are sent there: mapped ' +
+        '(default) or never',
+    )
     .option('--attach <mode>', 'always (default): a kill loses nothing; epochs: up to one epoch')
     .option('--on-exit <what>', 'when it ends by itself or by SIGTERM: end (default) or promote')
     .option('--retries <n>', `crashes answered by a promotion, 0 to 1000 (default ${retries})`)

@@ -71,6 +71,7 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
     onFence: spec.onFence ?? null,
     vip: vipOf(spec, place.address),
     to: isElsewhere(spec) ? (spec.to ?? null) : null,
+    shipFiles: spec.shipFiles,
     promotion: promotion === undefined ? null : promotionOf(promotion),
     warnings: [...place.warnings, ...(snapshot.start?.warnings ?? [])],
     counters: snapshot.counters,

@@ -41,6 +41,7 @@ const options = [
   'onFence',
   'vip',
   'to',
+  'shipFiles',
 ] as const satisfies readonly ProtectOption[];
 
 export function defaultOutput(logDir: string, name: string): string {

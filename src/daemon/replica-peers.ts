@@ -3,29 +3,31 @@
  * those of others. Who keeps what is agreed on over the nodes' control connections; pages go over
  * one connection of native threads for each replica.
  */
+import { join } from 'node:path';
 import type { StandbyStatus } from '../api/schema.js';
-import { deferred, type Deferred } from '../base/deferred.js';
 import { describe, hasCode, ReplicationError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import type { GroupHost, GroupSpec, PeerPlaces } from '../capture/group-spec.js';
-import {
-  requirementsBytesMax,
-  type Member,
-  type PrepareReplica,
-  type ReplicaMessage,
+import type {
+  Member,
+  PrepareReplica,
+  ReplicaMessage,
+  ShippedFile,
 } from '../format/peer-messages.js';
 import type { ClusterNode } from '../membership/cluster-node.js';
 import type { NativeAddon } from '../native/binding.js';
-import type { NativePlace, NativeStandby, PeerFile } from '../native/standby.js';
-import { checkRequirements, gatherRequirements } from '../native/requirements.js';
-import { describeUnmet } from '../replica/describe-unmet.js';
+import type { RequiredFile } from '../native/requirements.js';
+import type { NativePlace, NativeStandby } from '../native/standby.js';
+import { sendFile } from '../replica/file-sender.js';
 import { Standbys, type PromotedStandby } from '../replica/standbys.js';
 import { parseAddress } from '../transport/peer-tls.js';
 import type { Credentials } from '../transport/credentials.js';
 import type { DaemonConfig } from './config.js';
 import { defaultOutput } from './new-spec.js';
+import { checkNode, requirementsOf } from './node-check.js';
 import { makeOutputFile } from './outsiders.js';
-import { descendantsOf } from './process-facts.js';
+import { isAnswer, PeerRequests } from './peer-requests.js';
+import { ShippedForReplicas } from './shipped-for-replicas.js';
 
 export interface ReplicaPeersOptions {
   readonly config: DaemonConfig;
@@ -43,16 +45,11 @@ const answerMs = 30_000;
 /** For a question whose answer may as well not come. */
 const stateMs = 3000;
 
-type Answer = Extract<ReplicaMessage, { kind: 'replicaPrepared' | 'primaryState' }>;
-
 export class ReplicaPeers implements PeerPlaces {
   readonly #options: ReplicaPeersOptions;
   readonly #standbys: Standbys<GroupSpec>;
-  readonly #waiting = new Map<
-    number,
-    { readonly node: string; readonly answer: Deferred<Answer> }
-  >();
-  #lastRequest = 0;
+  readonly #requests = new PeerRequests();
+  readonly #shipped: ShippedForReplicas;
   #native: NativeStandby | undefined;
   /** Which the native side has. */
   #credentials: Credentials | undefined;
@@ -63,6 +60,14 @@ export class ReplicaPeers implements PeerPlaces {
       clock: options.host.clock,
       note: (group, what, why) => options.host.note(group, what, why),
       promoted: (promoted) => options.promoted(promoted),
+      opened: (standby, made) => void this.#shipped.made(standby, made),
+      lost: () => void this.#shipped.sweep(),
+    });
+    this.#shipped = new ShippedForReplicas({
+      folder: join(options.config.stateDir, 'shipped'),
+      log: options.log,
+      nowMs: () => options.host.clock.nowMs(),
+      uses: (name, generation) => options.runsHere(name) || this.#standbys.has(name, generation),
     });
   }
 
@@ -77,18 +82,25 @@ export class ReplicaPeers implements PeerPlaces {
     const cluster = this.#cluster();
     const member = this.#memberCalled(spec.to);
     const { config } = this.#options;
-    const requirements = await requirementsOf(hostPid);
-    const answer = await this.#ask(cluster, member, answerMs, (request) => ({
-      kind: 'prepareReplica',
-      body: {
-        ...{ request, name: spec.name, generation, spec: JSON.stringify(spec), requirements },
-        ownOutput: spec.stdio === defaultOutput(config.logDir, spec.name),
-      },
-    }));
-    if (answer.kind !== 'replicaPrepared') throw unheard(spec.to, 'it answered something else');
-    const { refusal, port, token } = answer.body;
-    if (refusal !== null) {
-      throw new ReplicationError('ERR_REFUSED', `node ${spec.to} keeps no replica: ${refusal}`);
+    const { bytes, files } = await requirementsOf(hostPid);
+    const prepare = (shipped: readonly ShippedFile[]) =>
+      this.#requests.ask(cluster, member, 'replicaPrepared', answerMs, (request) => ({
+        kind: 'prepareReplica',
+        body: {
+          ...{ request, name: spec.name, generation, spec: JSON.stringify(spec), shipped },
+          ownOutput: spec.stdio === defaultOutput(config.logDir, spec.name),
+          requirements: bytes.toString('base64'),
+        },
+      }));
+    let prepared = await prepare([]);
+    if (prepared.refusal === null && prepared.wants.length > 0) {
+      const group = { name: spec.name, generation };
+      prepared = await prepare(await this.#ship(cluster, member, group, files, prepared.wants));
+    }
+    const { refusal, port, token, wants } = prepared;
+    const why = refusal ?? (wants.length > 0 ? 'it wants shipped files once more' : null);
+    if (why !== null) {
+      throw new ReplicationError('ERR_REFUSED', `node ${spec.to} keeps no replica: ${why}`);
     }
     const host = parseAddress(member.address)?.host ?? '';
     return { host, port, node: member.id, token, credentials: cluster.credentials };
@@ -132,28 +144,28 @@ export class ReplicaPeers implements PeerPlaces {
     return member;
   }
 
-  /** Rejects with ERR_STATE when the node is not heard. */
-  async #ask(
+  async #ship(
     cluster: ClusterNode,
     member: Member,
-    limitMs: number,
-    message: (request: number) => ReplicaMessage,
-  ): Promise<Answer> {
-    const request = ++this.#lastRequest;
-    const answer = deferred<Answer>();
-    this.#waiting.set(request, { node: member.id, answer });
-    const late = setTimeout(() => {
-      answer.reject(unheard(member.name, `it did not answer within ${limitMs / 1000} s`));
-    }, limitMs);
-    try {
-      if (!cluster.send(member.id, message(request))) {
-        throw unheard(member.name, 'there is no connection');
-      }
-      return await answer.promise;
-    } finally {
-      clearTimeout(late);
-      this.#waiting.delete(request);
+    group: { readonly name: string; readonly generation: number },
+    files: readonly RequiredFile[],
+    wants: readonly number[],
+  ): Promise<readonly ShippedFile[]> {
+    const shipped: ShippedFile[] = [];
+    for (const file of wants) {
+      const wanted = files[file];
+      if (wanted === undefined)
+        throw new Error(`node ${member.name} wants a file that is not used`);
+      const sha256 = await sendFile(wanted, group, (message) =>
+        this.#requests.ask(cluster, member, 'fileTaken', answerMs, message),
+      );
+      shipped.push({ file, sha256 });
     }
+    const paths = new Set(wants.flatMap((file) => files[file]?.path ?? []));
+    for (const each of paths) {
+      this.#options.host.note(group.name, 'file shipped', `${each} to node ${member.name}`);
+    }
+    return shipped;
   }
 
   // ---- for other nodes
@@ -161,6 +173,7 @@ export class ReplicaPeers implements PeerPlaces {
   onMessage(member: Member, message: ReplicaMessage): void {
     const cluster = this.#options.cluster();
     if (cluster === undefined) return;
+    if (isAnswer(message)) return this.#requests.heard(member, message);
     switch (message.kind) {
       case 'prepareReplica':
         return void this.#prepare(cluster, member, message.body);
@@ -176,16 +189,18 @@ export class ReplicaPeers implements PeerPlaces {
         const running = this.#options.runsHere(name);
         return void cluster.send(member.id, { kind: 'primaryState', body: { request, running } });
       }
-      default: {
-        const waiting = this.#waiting.get(message.body.request);
-        if (waiting?.node === member.id) waiting.answer.resolve(message);
-      }
+      case 'shipFile':
+      case 'shipChunk':
+        return void this.#shipped
+          .take(member.id, message)
+          .then((body) => cluster.send(member.id, { kind: 'fileTaken', body }));
     }
   }
 
   async #prepare(cluster: ClusterNode, member: Member, asked: PrepareReplica): Promise<void> {
     const { request, name } = asked;
-    let body = { request, refusal: null as string | null, port: 0, token: '' };
+    const none: readonly number[] = [];
+    let body = { request, refusal: null as string | null, port: 0, token: '', wants: none };
     try {
       body = { ...body, ...(await this.#expect(cluster, member, asked)) };
     } catch (error) {
@@ -198,8 +213,9 @@ export class ReplicaPeers implements PeerPlaces {
   async #expect(
     cluster: ClusterNode,
     member: Member,
-    { name, generation, spec: text, ownOutput, requirements }: PrepareReplica,
-  ): Promise<{ readonly port: number; readonly token: string }> {
+    asked: PrepareReplica,
+  ): Promise<{ readonly port: number; readonly token: string; readonly wants: readonly number[] }> {
+    const { name, generation, spec: text, ownOutput } = asked;
     if (this.#options.runsHere(name)) throw new Error(`a group ${name} runs here`);
     const keeper = this.#standbys.of(name);
     if (keeper !== undefined && keeper.node.id !== member.id) {
@@ -209,9 +225,15 @@ export class ReplicaPeers implements PeerPlaces {
     const { config, host } = this.#options;
     const stdio = ownOutput ? defaultOutput(config.logDir, name) : spec.stdio;
     if (ownOutput) await makeOutputFile(config.logDir, name, spec.owner);
-    // The output that the daemon there made has one of its own here.
-    const keepFiles = spec.files === 'keep';
-    const peerFiles = await checkNode(requirements, keepFiles, ownOutput ? spec.stdio : null);
+    const { wants, peerFiles, hashes } = await checkNode(asked, {
+      keepFiles: spec.files === 'keep',
+      shipFiles: spec.shipFiles === 'mapped',
+      // The output that the daemon there made has one of its own here.
+      except: ownOutput ? spec.stdio : null,
+      pathOf: await this.#shipped.places(),
+    });
+    if (wants.length > 0) return { port: 0, token: '', wants };
+    await this.#shipped.keep(name, generation, hashes);
     const native = this.#listener(cluster);
     const { uid, gid, groups } = spec.owner;
     const { stagingBytesMax, spillBytesMax } = host.limits;
@@ -219,7 +241,7 @@ export class ReplicaPeers implements PeerPlaces {
       ...{ name, generation, ...host.paths, stdio, uid, gid, groups, files: spec.files },
       ...{ stagingBytesMax, spillBytesMax, peerFiles },
     });
-    return { port: native.port(), token };
+    return { port: native.port(), token, wants };
   }
 
   /** Listens from the first replica on. */
@@ -306,11 +328,14 @@ export class ReplicaPeers implements PeerPlaces {
     const member = cluster?.nodes.find((other) => other.member.id === node.id);
     if (cluster === undefined || member?.reach !== 'up') return false;
     try {
-      const answer = await this.#ask(cluster, member.member, stateMs, (request) => ({
+      const ask = (request: number): ReplicaMessage => ({
         kind: 'askPrimary',
         body: { request, name },
-      }));
-      return answer.kind === 'primaryState' && answer.body.running;
+      });
+      const { running } = await this.#requests.ask(
+        ...([cluster, member.member, 'primaryState', stateMs, ask] as const),
+      );
+      return running;
     } catch {
       return false;
     }
@@ -319,38 +344,6 @@ export class ReplicaPeers implements PeerPlaces {
 
 function liveMember(cluster: ClusterNode | undefined, name: string): Member | undefined {
   return cluster?.nodes.find(({ member }) => !member.removed && member.name === name)?.member;
-}
-
-function unheard(node: string, why: string): ReplicationError {
-  return new ReplicationError('ERR_STATE', `node ${node} cannot be asked: ${why}`, {
-    advice: 'replpage nodes shows which can be reached',
-  });
-}
-
-/** Throws ERR_LIMIT. */
-async function requirementsOf(hostPid: number): Promise<string> {
-  const { bytes, files } = await gatherRequirements([hostPid, ...descendantsOf(hostPid)]);
-  if (bytes.length <= requirementsBytesMax) return bytes.toString('base64');
-  const message = `it uses ${files.length} files, more than can be compared with another node's`;
-  throw new ReplicationError('ERR_LIMIT', message);
-}
-
-/**
- * The files that a replica needs, as they are here; `except` is no data of the group. Throws what
- * this node lacks.
- */
-async function checkNode(
-  requirements: string,
-  keepFiles: boolean,
-  except: string | null,
-): Promise<readonly PeerFile[]> {
-  const bytes = Buffer.from(requirements, 'base64');
-  const { unmet, files } = await checkRequirements(bytes, { keepFiles });
-  const left = unmet.filter(({ kind, what }) => kind !== 'dataFile' || what !== except);
-  if (left.length > 0) throw new Error(describeUnmet(left));
-  return files
-    .filter(({ use }) => use !== 'directory')
-    .map(({ path, inode, onNetwork }) => ({ path, copy: '', inode, onNetwork }));
 }
 
 /** Of a node that is believed; what is needed of it here is looked at all the same. */

@@ -106,6 +106,15 @@ export interface PrepareReplica {
   readonly ownOutput: boolean;
   /** What the group needs of the node (docs/formats/requirements.md), base64. */
   readonly requirements: string;
+  /** What was sent for this replica because it had been wanted. */
+  readonly shipped: readonly ShippedFile[];
+}
+
+export interface ShippedFile {
+  /** Position in the files of the requirements. */
+  readonly file: number;
+  /** Of its content, hexadecimal. */
+  readonly sha256: string;
 }
 
 export interface ReplicaPrepared {
@@ -114,6 +123,35 @@ export interface ReplicaPrepared {
   readonly refusal: string | null;
   readonly port: number;
   readonly token: string;
+  /** Files of the requirements that have to be shipped first; then it is not expected yet. */
+  readonly wants: readonly number[];
+}
+
+/** A file comes. */
+export interface ShipFile {
+  readonly request: number;
+  /** Of the group that it is for. */
+  readonly name: string;
+  readonly generation: number;
+  readonly sha256: string;
+  readonly sizeBytes: number;
+}
+
+export interface ShipChunk {
+  readonly request: number;
+  /** Request that announced the file. */
+  readonly transfer: number;
+  /** What comes next of it, base64. */
+  readonly data: string;
+  readonly last: boolean;
+}
+
+/** Answers either. */
+export interface FileTaken {
+  readonly request: number;
+  readonly why: string | null;
+  /** Announced: it is not here yet. */
+  readonly wanted: boolean;
 }
 
 /** The group is over, or not protected there any more. */
@@ -159,6 +197,9 @@ const portMax = 65_535;
 const groupName = text(63, /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/);
 /** Of a group's options as JSON. */
 const specBytesMax = 64 * 1024;
+const sha256 = text(64, /^[0-9a-f]{64}$/);
+const filesMax = 4096;
+const chunkTextMax = 512 * 1024;
 /** Of what a group needs of a node, as bytes: some ten thousand files. */
 export const requirementsBytesMax = 1024 * 1024;
 
@@ -167,10 +208,19 @@ const replicaShapes = {
     ...{ request: whole(1), name: groupName, generation: whole(1), spec: text(specBytesMax) },
     ownOutput: flag,
     requirements: base64(Math.ceil(requirementsBytesMax / 3) * 4),
+    shipped: listOf(object<ShippedFile>({ file: whole(), sha256 }), filesMax),
   }),
   replicaPrepared: object<ReplicaPrepared>({
     ...{ request: whole(1), refusal: orNull(why), port: whole(0, portMax), token: text(64) },
+    wants: listOf(whole(), filesMax),
   }),
+  shipFile: object<ShipFile>({
+    ...{ request: whole(1), name: groupName, generation: whole(1), sha256, sizeBytes: whole() },
+  }),
+  shipChunk: object<ShipChunk>({
+    ...{ request: whole(1), transfer: whole(1), data: base64(chunkTextMax), last: flag },
+  }),
+  fileTaken: object<FileTaken>({ request: whole(1), why: orNull(why), wanted: flag }),
   dropReplica: object<DropReplica>({ name: groupName, generation: whole(1) }),
   askPrimary: object<AskPrimary>({ request: whole(1), name: groupName }),
   primaryState: object<PrimaryState>({ request: whole(1), running: flag }),
@@ -213,7 +263,7 @@ const numbers: Readonly<Record<Kind, number>> = {
   ...{ hello: 1, refusal: 2, heartbeat: 3, facts: 4, members: 5, renew: 6, renewed: 7 },
   ...{ joinOffer: 16, joinRequest: 17, joined: 18 },
   ...{ prepareReplica: 32, replicaPrepared: 33, dropReplica: 34 },
-  ...{ askPrimary: 35, primaryState: 36 },
+  ...{ askPrimary: 35, primaryState: 36, shipFile: 37, shipChunk: 38, fileTaken: 39 },
 };
 const kinds = new Map(Object.entries(numbers).map(([kind, number]) => [number, kind as Kind]));
 

@@ -196,6 +196,12 @@ export class ShippedFiles {
     await this.#sweep();
   }
 
+  /** More that was made for it. */
+  async addMade(user: string, made: readonly string[]): Promise<void> {
+    const use = this.#uses.get(user);
+    if (use !== undefined) await this.keep(user, { ...use, made: [...use.made, ...made] });
+  }
+
   /** The replica has ended. Removes what was made for it and what nobody uses any more. */
   async release(user: string): Promise<void> {
     for (const path of this.#uses.get(user)?.made.toReversed() ?? []) await removeIfEmpty(path);

@@ -50,6 +50,10 @@ export interface StandbysOptions<Spec> {
   readonly clock: Clock;
   note(group: string, what: string, why: string): void;
   promoted(promoted: PromotedStandby<Spec>): void;
+  /** Its keeper has what it needs; `made` for shipped files. */
+  opened(standby: Standby<Spec>, made: readonly string[]): void;
+  /** It was not promoted, and is no more. */
+  lost(): void;
 }
 
 /** What was prepared for and never came is forgotten. */
@@ -79,6 +83,10 @@ export class Standbys<Spec> {
     return this.all
       .filter((standby) => standby.name === name)
       .sort((a, b) => Number(b.epoch > 0) - Number(a.epoch > 0) || b.generation - a.generation)[0];
+  }
+
+  has(name: string, generation: number): boolean {
+    return this.all.some((one) => one.name === name && one.generation === generation);
   }
 
   /** Gives the token that it must be brought with. Throws ERR_LIMIT, and ERR_STATE for now. */
@@ -143,7 +151,7 @@ export class Standbys<Spec> {
     switch (event.type) {
       case 'opened':
         standby.state = 'building';
-        return;
+        return this.#options.opened(standby, event.made);
       case 'committed':
         return this.#committed(standby, event);
       case 'cutOff':
@@ -161,6 +169,7 @@ export class Standbys<Spec> {
         this.#all.delete(event.token);
         const why = `the replica of ${standby.name} was lost: ${event.why}`;
         if (standby.epoch > 0) this.#options.note(standby.name, 'replica lost', event.why);
+        this.#options.lost();
         return this.#settle(event.token, new ReplicationError('ERR_STATE', why));
       }
     }

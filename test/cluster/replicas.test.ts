@@ -1,5 +1,6 @@
 /** Replicas on another node: real daemons in network namespaces, and redis as what is protected. */
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs';
+import { readdir, readlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t, { type Test } from 'tap';
@@ -203,21 +204,41 @@ t.test('the cable is pulled and put back: unprotected, then protected', { skip }
   t.equal(ask(b, 'GET', 'meanwhile'), 'written');
 });
 
+/** Sees what is at `app` as `other`, both new; gives them with the path of a program in `app`. */
+function ownFiles(t: Test): {
+  readonly app: string;
+  readonly other: string;
+  readonly program: string;
+} {
+  const folder = mkdtempSync(path.join(tmpdir(), 'replpage-own-files-'));
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+  const [app, other] = [path.join(folder, 'app'), path.join(folder, 'other')];
+  for (const each of [app, other]) mkdirSync(each);
+  const program = path.join(app, 'redis-server');
+  copyFileSync(redis, program);
+  return { app, other, program };
+}
+
+async function survivesKill(t: Test, { a, b }: Pair, pid: number): Promise<GroupStatus> {
+  t.equal(ask(a, 'SET', 'last', 'word'), 'OK');
+  sendSignal(pid, 'SIGKILL');
+  const group = await runsOn(b);
+  t.equal(ask(b, 'GET', 'last'), 'word');
+  t.match(group.promotion, { exact: true });
+  return group;
+}
+
 t.test(
   'each node has files of its own: compared, and used as they are there',
   { skip },
   async (t) => {
-    const folder = mkdtempSync(path.join(tmpdir(), 'replpage-own-files-'));
-    t.teardown(() => rmSync(folder, { recursive: true, force: true }));
-    const [app, other] = [path.join(folder, 'app'), path.join(folder, 'other')];
-    for (const each of [app, other]) mkdirSync(each);
-    const program = path.join(app, 'redis-server');
-    copyFileSync(redis, program);
+    const { app, other, program } = ownFiles(t);
     copyFileSync('/bin/true', path.join(other, 'redis-server'));
     const nodes = await pair(t, { [app]: other });
-    const { a, b } = nodes;
+    const { a } = nodes;
     const pid = await startRedis(t, a, program);
-    const refused = await a.type('protect', String(pid), '--name', 'db', '--to', 'b');
+    const never = ['--name', 'db', '--to', 'b', '--ship-files', 'never'];
+    const refused = await a.type('protect', String(pid), ...never);
     t.not(refused.status, 0);
     t.match(
       refused.stderr,
@@ -225,10 +246,21 @@ t.test(
     );
     copyFileSync(redis, path.join(other, 'redis-server'));
     await protect(nodes, pid);
-    t.equal(ask(a, 'SET', 'last', 'word'), 'OK');
-    sendSignal(pid, 'SIGKILL');
-    const group = await runsOn(b);
-    t.equal(ask(b, 'GET', 'last'), 'word');
-    t.match(group.promotion, { exact: true });
+    await survivesKill(t, nodes, pid);
   },
 );
+
+t.test('a program that the node lacks is shipped there', { skip }, async (t) => {
+  const { app, other, program } = ownFiles(t);
+  const nodes = await pair(t, { [app]: other });
+  const { a, b } = nodes;
+  const pid = await startRedis(t, a, program);
+  await protect(nodes, pid);
+  t.match((await a.type('events')).stdout, /file shipped.*redis-server to node b/);
+  t.same(await readdir(other), ['redis-server'], 'a place for it');
+  const group = await survivesKill(t, nodes, pid);
+  t.equal(await readlink(`/proc/${group.hostPid}/exe`), program);
+  t.equal(statSync(path.join(other, 'redis-server')).size, 0, 'nobody else sees it');
+  const content = path.join(b.runtimeDir, 'state', 'shipped', 'content');
+  t.equal((await readdir(content)).length, 1);
+});

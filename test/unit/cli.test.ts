@@ -85,6 +85,7 @@ const group: GroupStatus = {
   onFence: null,
   vip: null,
   to: null,
+  shipFiles: 'mapped',
   promotion: null,
   warnings: ['mind this'],
   counters: {},

@@ -45,6 +45,8 @@ function kept() {
     },
     note: (group, what, why) => notes.push(`${group} ${what} ${why}`),
     promoted: (one) => promoted.push(one),
+    opened: () => undefined,
+    lost: () => undefined,
   });
   standbys.use(native);
   const expect = (generation: number): string =>
