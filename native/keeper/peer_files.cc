@@ -7,6 +7,7 @@
 
 #include "core/base/sys_error.h"
 #include "core/base/unique_fd.h"
+#include "core/requirements/file_facts.h"
 
 namespace replpage {
 namespace {
@@ -51,6 +52,7 @@ FileIdentity identity_of(const struct stat& status) {
 
 std::vector<std::string> PeerFiles::take(const FilesMessage& message) {
   std::vector<std::string> made;
+  keep_files_ = message.keep_files;
   for (const PeerFile& file : message.files) {
     if (!file.path.starts_with('/')) throw FormatError("a file of a peer has no absolute path");
     if (!file.copy.empty()) {
@@ -85,8 +87,33 @@ void PeerFiles::adapt(const std::string& path, FileIdentity& identity) const {
   }
 }
 
-void PeerFiles::adapt(GroupImage& image) const {
+// Its content is not compared: it lies where both machines reach it, or is none.
+void PeerFiles::look_for(const OpenFileImage& file) {
+  if (file.identity.inode == 0 || file.outside || find(file.path, file.identity.inode)) return;
+  struct stat status {};
+  const bool found = ::stat(file.path.c_str(), &status) == 0;
+  const bool is_data = file.kind == OpenFileKind::kRegular && S_ISREG(file.mode);
+  if (!found && !is_data) return;  // opening it at the promotion says what is wrong
+  if (!found) throw SysError::from_errno("find a file that was opened since", on_path(file.path));
+  FileRequirement facts;
+  fill_file_facts(status, file.path, facts);
+  const bool same = status.st_ino == file.identity.inode &&
+                    (facts.on_network || status.st_dev == file.identity.device);
+  if (is_data && !same && !keep_files_) {
+    throw SysError("use a file that was opened since: it is another one here", ESTALE,
+                   on_path(file.path));
+  }
+  files_[{file.path, file.identity.inode}] = {.on_network = facts.on_network,
+                                              .identity = identity_of(status)};
+}
+
+void PeerFiles::adapt(GroupImage& image) {
   if (files_.empty()) return;
+  for (const OpenFileImage& file : image.open_files) {
+    const bool has_path = file.kind == OpenFileKind::kRegular ||
+                          file.kind == OpenFileKind::kDevice || file.kind == OpenFileKind::kFifo;
+    if (has_path) look_for(file);
+  }
   for (ProcessImage& process : image.processes) {
     for (ThreadImage& thread : process.threads) thread.host_tid = 0;  // nobody's here
     for (MappingImage& mapping : process.mappings) {

@@ -19,9 +19,11 @@ class PeerFiles {
   // SysError naming the path.
   std::vector<std::string> take(const FilesMessage& message);
 
-  // Says in the image which files here are meant. Those that take() was never told of stay as they
-  // are, and building or promoting then refuses them. Nothing is changed where none is known.
-  void adapt(GroupImage& image) const;
+  // Says in the image which files here are meant. Mappings of files that take() was never told of
+  // stay as they are, and building then refuses them; files that were opened since are looked for.
+  // Throws SysError for one that is not the same here: a replica that is built anew is told why.
+  // Nothing is changed where none is known.
+  void adapt(GroupImage& image);
 
  private:
   struct Here {
@@ -31,7 +33,9 @@ class PeerFiles {
 
   [[nodiscard]] const Here* find(const std::string& path, uint64_t inode) const;
   void adapt(const std::string& path, FileIdentity& identity) const;
+  void look_for(const OpenFileImage& file);
 
+  bool keep_files_ = false;
   std::map<std::pair<std::string, uint64_t>, Here> files_;  // by path, and number there
 };
 

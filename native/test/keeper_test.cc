@@ -242,8 +242,8 @@ TEST(a_source_that_goes_away_kills_the_group) {
   stage.send_promotion(keeper.channel, memory);
   // The loss is seen before or after the replica runs; nothing says kPromoted then kDrained.
   std::optional<ReceivedMessage> answer = next_of(keeper.channel);
-  while (answer && (answer->type == MessageType::kPromoted ||
-                    answer->type == MessageType::kDraining)) {
+  while (answer &&
+         (answer->type == MessageType::kPromoted || answer->type == MessageType::kDraining)) {
     answer = next_of(keeper.channel);
   }
   CHECK(answer && answer->type == MessageType::kFailed);

@@ -181,7 +181,8 @@ struct Outcome {
   }
   bool wait_drained() {
     std::unique_lock lock(mutex);
-    changed.wait_for(lock, std::chrono::seconds(20), [this] { return drained || !lost.empty(); });
+    changed.wait_for(lock, std::chrono::seconds(20 * testing::slowness()),
+                     [this] { return drained || !lost.empty(); });
     return drained;
   }
 };

@@ -55,8 +55,24 @@ const ask = (node: NodeInNamespace, ...args: string[]): string =>
   node.ask('redis-cli', '-p', port, ...args);
 
 /** Gives its pid. */
-async function startRedis(t: Test, node: NodeInNamespace, program = redis): Promise<number> {
-  const args = ['--port', port, '--save', '', '--appendonly', 'no', '--bind', '0.0.0.0'];
+async function startRedis(
+  t: Test,
+  node: NodeInNamespace,
+  program = redis,
+  dir = '.',
+): Promise<number> {
+  const args = [
+    '--port',
+    port,
+    '--save',
+    '',
+    '--appendonly',
+    'no',
+    '--bind',
+    '0.0.0.0',
+    '--dir',
+    dir,
+  ];
   const child = node.start(program, ...args);
   const { pid = 0 } = child;
   t.teardown(() => void child.kill('SIGKILL'));
@@ -249,6 +265,30 @@ t.test(
     await survivesKill(t, nodes, pid);
   },
 );
+
+t.test('a file that is opened later and is not on the other node', { skip }, async (t) => {
+  const { app, other, program } = ownFiles(t);
+  copyFileSync(redis, path.join(other, 'redis-server'));
+  const nodes = await pair(t, { [app]: other });
+  const { a } = nodes;
+  const pid = await startRedis(t, a, program, app);
+  await protect(nodes, pid);
+  t.equal(ask(a, 'CONFIG', 'SET', 'appendonly', 'yes'), 'OK');
+  const told = /appendonly.*cannot be had here/;
+  await waitFor(
+    async () => told.test((await groupOf(a)).reason ?? ''),
+    limitMs,
+    () => `nobody says that the file is missing: ${a.log}`,
+  );
+  t.equal(ask(a, 'PING'), 'PONG', 'the primary minds nothing');
+  t.equal(ask(a, 'CONFIG', 'SET', 'appendonly', 'no'), 'OK');
+  await waitFor(
+    async () => (await groupOf(a)).state === 'protected',
+    limitMs,
+    () => `it is not protected again: ${a.log}`,
+  );
+  await survivesKill(t, nodes, pid);
+});
 
 t.test('a program that the node lacks is shipped there', { skip }, async (t) => {
   const { app, other, program } = ownFiles(t);

@@ -62,6 +62,18 @@ async function cases(
   };
 }
 
+/** Each failed case with what was said before it, as native tests do, and after it, as others do. */
+function reasons(text: string): string {
+  const lines = text.split('\n');
+  const parts = lines.flatMap((line, at) => {
+    if (!/^\s*not ok \d/.test(line)) return [];
+    const before = lines.slice(Math.max(0, at - 8), at);
+    const since = before.findLastIndex((other) => /^\s*(not )?ok \d/.test(other)) + 1;
+    return [...before.slice(since), ...lines.slice(at, at + 8)];
+  });
+  return parts.join('\n');
+}
+
 async function runs(
   t: Test,
   bed: Bed,
@@ -73,7 +85,7 @@ async function runs(
   const { passed, failed, skipped, status, text } = await cases(bed, command);
   t.same(failed, [], `${what}: ${passed} pass, ${skipped} are skipped`);
   t.equal(status, 0, `${what} ends with status 0`);
-  if (status !== 0) t.comment(lastLines(text, 40));
+  if (status !== 0) t.comment(`${reasons(text)}\n---\n${lastLines(text, 40)}`);
   const counts = `${passed} passed, ${failed.length} failed, ${skipped} skipped`;
   const names = failed.map((line) => line.replace(/^not ok \d+ - | # time.*$/g, ''));
   const found = status === 0 ? counts : `**${counts}**: ${names.join('; ') || 'it died'}`;

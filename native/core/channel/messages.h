@@ -194,9 +194,10 @@ struct PeerFile {
 // As many as a message takes; others follow in further ones.
 struct FilesMessage {
   std::vector<PeerFile> files;
+  bool keep_files = false;  // data files need not be the same ones
   template <class A>
   void visit(A& a) {
-    a(files);
+    a(files, keep_files);
   }
 };
 

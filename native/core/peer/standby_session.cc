@@ -84,6 +84,7 @@ std::vector<std::string> StandbySession::give_files() {
   FilesMessage part;
   size_t bytes = 0;
   const auto give = [&] {
+    part.keep_files = options_.keep_files;
     keeper_->channel.send(MessageType::kFiles, std::exchange(part, {}));
     bytes = 0;
     const auto answer = keeper_->channel.receive(kAnswerMs);
