@@ -15,6 +15,8 @@ import { kernels, onBed, short } from './on-bed.js';
 
 /** Of a node, on a host that has other things to do; limits only: nothing waits so long. */
 const slowness = 50;
+/** Native tests have some ten copies of 128 MiB at a time. */
+const memoryMiB = 2560;
 const usualVictims = ['memory model', 'shared memory', 'signal count', 'pipes', 'killed family'];
 /** Native tests of following memory, by parts of their names. */
 const ofMemory = 'discard mapping copied copy heap stack round walk shared';
@@ -133,7 +135,7 @@ const expected: Readonly<Record<string, readonly string[]>> = {
 
 for (const kernel of kernels) {
   t.test(`${kernel}: the engine`, { timeout: 2 * runMs }, (t) =>
-    onBed(t, { kernel, nodes: 1 }, async (bed) => {
+    onBed(t, { kernel, nodes: 1, memoryMiB }, async (bed) => {
       const trackers = await asksDoctor(t, bed, kernel);
       t.same(trackers, expected[kernel] ?? trackers, 'the trackers that work here');
       const chosen = named('TRACKERS') ?? (short ? trackers.slice(0, 1) : trackers);
