@@ -1,6 +1,5 @@
 #include "core/restore/promotion.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -37,14 +36,16 @@ constexpr uint64_t kLocksUsMax = 3'000'000;
 
 // A process that gets a SIGSTOP has little to do before it stops; one that is killed meanwhile, or
 // hangs in the kernel, is not waited for.
-constexpr uint64_t kStopUsMax = 100'000;
+constexpr uint64_t kStopUsMax = 1'000'000;
+constexpr timespec kStopLook{.tv_sec = 0, .tv_nsec = 20'000};
 
 void wait_until_stopped(pid_t pid) {
   const uint64_t deadline = now_us() + kStopUsMax;
   for (auto stat = ProcStat::of(pid); stat && stat->state() != 'T' && !stat->is_dead();
        stat = ProcStat::of(pid)) {
     if (now_us() > deadline) return;
-    ::sched_yield();
+    // Asleep: the keeper runs before others, and that process may need its processor.
+    ::nanosleep(&kStopLook, nullptr);
   }
 }
 
