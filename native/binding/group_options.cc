@@ -126,7 +126,8 @@ StandbyOptions read_standby_options(const Napi::Object& object) {
     options.files.push_back({.path = text(file, "path"),
                              .copy = text(file, "copy"),
                              .inode = file.Get("inode").As<Napi::BigInt>().Uint64Value(&whole),
-                             .on_network = file.Get("onNetwork").ToBoolean()});
+                             .on_network = file.Get("onNetwork").ToBoolean(),
+                             .written = file.Get("written").ToBoolean()});
   }
   return options;
 }

@@ -1,10 +1,12 @@
 #include "keeper/peer_files.h"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/base/unique_fd.h"
 #include "core/requirements/file_facts.h"
@@ -14,19 +16,33 @@ namespace {
 
 constexpr mode_t kDirectoryMode = 0755, kFileMode = 0444;
 
+// A folder below another one; never by a link, which could lead elsewhere.
+UniqueFd folder_in(int above, const std::string& name, const std::string& path,
+                   std::vector<std::string>& made) {
+  if (::mkdirat(above, name.c_str(), kDirectoryMode) == 0) {
+    made.push_back(path);
+  } else if (errno != EEXIST) {
+    throw SysError::from_errno("make a place for a shipped file", on_path(path));
+  }
+  UniqueFd folder(::openat(above, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (!folder.valid()) {
+    throw SysError::from_errno("enter the folder of a shipped file", on_path(path));
+  }
+  // Whatever the umask is.
+  if (!made.empty() && made.back() == path) (void)::fchmod(folder.get(), kDirectoryMode);
+  return folder;
+}
+
 // Something has to be there for a mount to cover it, and this is seen by everyone on the machine.
 void make_place(const std::string& path, std::vector<std::string>& made) {
-  for (size_t at = path.find('/', 1); at != std::string::npos; at = path.find('/', at + 1)) {
-    const std::string folder = path.substr(0, at);
-    if (::mkdir(folder.c_str(), kDirectoryMode) == 0) {
-      (void)::chmod(folder.c_str(), kDirectoryMode);  // whatever the umask is
-      made.push_back(folder);
-    } else if (errno != EEXIST) {
-      throw SysError::from_errno("make a place for a shipped file", on_path(folder));
-    }
+  UniqueFd folder = open_path("/", O_RDONLY | O_DIRECTORY);
+  size_t start = 1;
+  for (size_t at = path.find('/', start); at != std::string::npos; at = path.find('/', start)) {
+    folder = folder_in(folder.get(), path.substr(start, at - start), path.substr(0, at), made);
+    start = at + 1;
   }
-  const UniqueFd file(
-      ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, kFileMode));
+  const UniqueFd file(::openat(folder.get(), path.substr(start).c_str(),
+                               O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, kFileMode));
   if (!file.valid()) throw SysError::from_errno("make a place for a shipped file", on_path(path));
   (void)::fchmod(file.get(), kFileMode);
   made.push_back(path);
@@ -50,8 +66,30 @@ FileIdentity identity_of(const struct stat& status) {
 
 }  // namespace
 
+void take_back(const std::vector<std::string>& made) {
+  for (auto path = made.rbegin(); path != made.rend(); ++path) {
+    struct stat status {};
+    if (::lstat(path->c_str(), &status) != 0) continue;
+    if (S_ISDIR(status.st_mode)) {
+      (void)::rmdir(path->c_str());
+    } else if (S_ISREG(status.st_mode) && status.st_size == 0) {
+      (void)::unlink(path->c_str());
+    }
+  }
+}
+
 std::vector<std::string> PeerFiles::take(const FilesMessage& message) {
   std::vector<std::string> made;
+  try {
+    take(message, made);
+  } catch (...) {
+    take_back(made);
+    throw;
+  }
+  return made;
+}
+
+void PeerFiles::take(const FilesMessage& message, std::vector<std::string>& made) {
   keep_files_ = message.keep_files;
   for (const PeerFile& file : message.files) {
     if (!file.path.starts_with('/')) throw FormatError("a file of a peer has no absolute path");
@@ -63,10 +101,11 @@ std::vector<std::string> PeerFiles::take(const FilesMessage& message) {
     if (::stat(file.path.c_str(), &status) != 0) {
       throw SysError::from_errno("find a file of the primary here", on_path(file.path));
     }
-    files_[{file.path, file.inode}] = {.on_network = file.on_network,
-                                       .identity = identity_of(status)};
+    Here& here = files_[{file.path, file.inode}];  // told of once for each use
+    here.on_network = file.on_network;
+    here.for_writing |= file.written;
+    here.identity = identity_of(status);
   }
-  return made;
 }
 
 const PeerFiles::Here* PeerFiles::find(const std::string& path, uint64_t inode) const {
@@ -87,9 +126,13 @@ void PeerFiles::adapt(const std::string& path, FileIdentity& identity) const {
   }
 }
 
-// Its content is not compared: it lies where both machines reach it, or is none.
+// Its content is not compared: it lies where both machines reach it, or is none. One that was
+// compared because it was only read is looked at again when it is written.
 void PeerFiles::look_for(const OpenFileImage& file) {
-  if (file.identity.inode == 0 || file.outside || find(file.path, file.identity.inode)) return;
+  const bool written = (file.flags & O_ACCMODE) != O_RDONLY && (file.flags & O_PATH) == 0;
+  const Here* known = find(file.path, file.identity.inode);
+  if (file.identity.inode == 0 || file.outside) return;
+  if (known != nullptr && (!written || known->for_writing)) return;
   struct stat status {};
   const bool found = ::stat(file.path.c_str(), &status) == 0;
   const bool is_data = file.kind == OpenFileKind::kRegular && S_ISREG(file.mode);
@@ -103,8 +146,16 @@ void PeerFiles::look_for(const OpenFileImage& file) {
     throw SysError("use a file that was opened since: it is another one here", ESTALE,
                    on_path(file.path));
   }
-  files_[{file.path, file.identity.inode}] = {.on_network = facts.on_network,
-                                              .identity = identity_of(status)};
+  files_[{file.path, file.identity.inode}] = {
+      .on_network = facts.on_network, .for_writing = true, .identity = identity_of(status)};
+}
+
+// Private pages that were never written come from it: not known, it may be another one here.
+void PeerFiles::must_know(const MappingImage& mapping) const {
+  const Here* here = find(mapping.path, mapping.inode);
+  const bool written = mapping.kind == MappingKind::kFileShared && (mapping.prot & PROT_WRITE) != 0;
+  if (here != nullptr && (!written || here->for_writing || keep_files_)) return;
+  throw SysError("use a file that was mapped since", ESTALE, on_path(mapping.path));
 }
 
 void PeerFiles::adapt(GroupImage& image) {
@@ -119,8 +170,9 @@ void PeerFiles::adapt(GroupImage& image) {
     for (MappingImage& mapping : process.mappings) {
       const bool file =
           mapping.kind == MappingKind::kFilePrivate || mapping.kind == MappingKind::kFileShared;
-      const Here* here = file ? find(mapping.path, mapping.inode) : nullptr;
-      if (here == nullptr) continue;
+      if (!file) continue;
+      must_know(mapping);
+      const Here* here = find(mapping.path, mapping.inode);
       mapping.device = here->identity.device;
       mapping.inode = here->identity.inode;
     }

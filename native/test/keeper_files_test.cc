@@ -59,8 +59,18 @@ PeerFile peer_file(const Victim& victim, const std::string& path, const std::str
   testing::fail(__FILE__, __LINE__, path + " is not mapped");
 }
 
-std::vector<std::string> give(Channel& channel, std::vector<PeerFile> files) {
-  channel.send(MessageType::kFiles, FilesMessage{std::move(files)});
+// `special`, and whatever else the victim has mapped, as it is.
+std::vector<std::string> give(Channel& channel, const Victim& victim, const PeerFile& special) {
+  HashCache cache;
+  const pid_t pid = victim.pid();
+  FilesMessage message;
+  for (const FileRequirement& file : gather_requirements({&pid, 1}, cache).files) {
+    const bool mapped = file.use == FileUse::kMapped || file.use == FileUse::kMappedShared;
+    if (!mapped || file.inode == special.inode) continue;
+    message.files.push_back({file.path, "", file.inode, file.on_network, file.written});
+  }
+  message.files.push_back(special);
+  channel.send(MessageType::kFiles, message);
   return decode<FilesReadyMessage>(answer_of(channel, MessageType::kFilesReady).body).made;
 }
 
@@ -96,7 +106,7 @@ TEST(files_that_differ_are_covered_by_shipped_ones) {
   ::unlink(shipped.path().c_str());
   fs::copy_file("/bin/true", shipped.path());  // another program of that name
   KeeperProcess keeper = spawn_for_elsewhere(stage.staging());
-  CHECK(give(keeper.channel, {file}).empty());
+  CHECK(give(keeper.channel, victim, file).empty());
   promote_and_look(stage, keeper, victim, shipped);
   CHECK(fs::file_size(shipped.path()) == fs::file_size("/bin/true"));
 }
@@ -111,7 +121,7 @@ TEST(files_that_are_missing_get_a_place_for_shipped_ones) {
   KeeperProcess keeper = spawn_for_elsewhere(stage.staging());
   const std::vector<std::string> expected = {shipped.folder() + "/app",
                                              shipped.folder() + "/app/bin", shipped.path()};
-  CHECK(give(keeper.channel, {file}) == expected);
+  CHECK(give(keeper.channel, victim, file) == expected);
   CHECK(fs::file_size(shipped.path()) == 0);
   promote_and_look(stage, keeper, victim, shipped);
 }

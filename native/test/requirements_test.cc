@@ -173,9 +173,15 @@ TEST(build_ids_tell_programs_apart) {
   const Bytes id = build_id_of(program.get());
   if (id.empty()) SKIP("this program has no build id");
   Requirements wanted = bare();
+  struct stat status {};
+  CHECK(::fstat(program.get(), &status) == 0);
   FileRequirement file{.use = FileUse::kExecutable, .path = self, .type = S_IFREG, .build_id = id};
+  file.size = static_cast<uint64_t>(status.st_size);
   wanted.files = {file};
   CHECK(unmet(wanted, read_machine_facts()).empty());
+  ++wanted.files[0].size;  // changed in place
+  only(unmet(wanted, read_machine_facts()), UnmetKind::kFileDiffers);
+  --wanted.files[0].size;
   wanted.files[0].build_id[0] ^= 1;
   only(unmet(wanted, read_machine_facts()), UnmetKind::kFileDiffers);
   const UniqueFd nothing = open_path("/dev/null", O_RDONLY);

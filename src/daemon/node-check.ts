@@ -57,9 +57,11 @@ export async function checkNode(
   const shippable = shipFiles && wants.length === lacking.length;
   if (lacking.length > 0 && !shippable) throw new Error(describeUnmet(lacking));
   const covered = new Set(unmet.flatMap(({ file }) => (file === undefined ? [] : [file])));
-  const peerFiles = files.flatMap(({ use, path, inode, onNetwork }, file) => {
-    if (use === 'directory') return [];
-    return [{ path, copy: covered.has(file) ? (copyOf(file) ?? '') : '', inode, onNetwork }];
+  const peerFiles = files.flatMap(({ use, path, inode, onNetwork, written }, file) => {
+    // What was removed while it was open travels in the image.
+    if (use === 'directory' || path.endsWith(' (deleted)')) return [];
+    const copy = covered.has(file) ? (copyOf(file) ?? '') : '';
+    return [{ path, copy, inode, onNetwork, written }];
   });
   const hashes = [...covered].flatMap((file) => sent.get(file) ?? []);
   return { wants, peerFiles, hashes: [...new Set(hashes)] };

@@ -67,7 +67,7 @@ export class ReplicaPeers implements PeerPlaces {
       folder: join(options.config.stateDir, 'shipped'),
       log: options.log,
       nowMs: () => options.host.clock.nowMs(),
-      uses: (name, generation) => options.runsHere(name) || this.#standbys.has(name, generation),
+      uses: (name, generation) => this.#standbys.has(name, generation),
     });
   }
 
@@ -225,22 +225,24 @@ export class ReplicaPeers implements PeerPlaces {
     const { config, host } = this.#options;
     const stdio = ownOutput ? defaultOutput(config.logDir, name) : spec.stdio;
     if (ownOutput) await makeOutputFile(config.logDir, name, spec.owner);
+    const shipFiles = spec.shipFiles === 'mapped';
     const { wants, peerFiles, hashes } = await checkNode(asked, {
       keepFiles: spec.files === 'keep',
-      shipFiles: spec.shipFiles === 'mapped',
+      shipFiles,
       // The output that the daemon there made has one of its own here.
       except: ownOutput ? spec.stdio : null,
-      pathOf: await this.#shipped.places(),
+      pathOf: shipFiles ? await this.#shipped.places() : () => undefined,
     });
     if (wants.length > 0) return { port: 0, token: '', wants };
-    await this.#shipped.keep(name, generation, hashes);
     const native = this.#listener(cluster);
     const { uid, gid, groups } = spec.owner;
     const { stagingBytesMax, spillBytesMax } = host.limits;
-    const token = this.#standbys.expect(native, member, spec, {
-      ...{ name, generation, ...host.paths, stdio, uid, gid, groups, files: spec.files },
-      ...{ stagingBytesMax, spillBytesMax, peerFiles },
-    });
+    const token = await this.#shipped.keep(name, generation, hashes, () =>
+      this.#standbys.expect(native, member, spec, {
+        ...{ name, generation, ...host.paths, stdio, uid, gid, groups, files: spec.files },
+        ...{ stagingBytesMax, spillBytesMax, peerFiles },
+      }),
+    );
     return { port: native.port(), token, wants };
   }
 

@@ -1,4 +1,5 @@
 /** The shipped files of the replicas that this node keeps, and of those that run here now. */
+import { readdir, readFile, readlink } from 'node:fs/promises';
 import type { Log } from '../base/log.js';
 import { describe } from '../base/errors.js';
 import type { FileTaken, ReplicaMessage } from '../format/peer-messages.js';
@@ -12,7 +13,7 @@ export interface ShippedForReplicasOptions {
   readonly folder: string;
   readonly log: Log;
   nowMs(): number;
-  /** Whether a replica or a process that came from one may have them mapped. */
+  /** Whether there is such a replica. */
   uses(name: string, generation: number): boolean;
 }
 
@@ -40,12 +41,22 @@ export class ShippedForReplicas {
     return (sha256) => files.pathOf(sha256);
   }
 
-  /** Before a replica uses it. */
-  async keep(name: string, generation: number, hashes: readonly string[]): Promise<void> {
-    await this.sweep();
-    if (hashes.length === 0) return;
+  /** Before a replica uses it; `expect` is what makes uses() say so. */
+  async keep<T>(
+    name: string,
+    generation: number,
+    hashes: readonly string[],
+    expect: () => T,
+  ): Promise<T> {
+    if (hashes.length === 0) return expect();
     const { files } = await this.#open();
-    await this.#inTurn(() => files.keep(shippedUser(name, generation), { hashes, made: [] }));
+    // In one turn: nothing is tidied up in between.
+    const expected = await this.#inTurn(async () => {
+      await files.keep(shippedUser(name, generation), { hashes, made: [] });
+      return expect();
+    });
+    await this.sweep();
+    return expected;
   }
 
   /** Places that a replica's keeper made, to be removed when it has ended. */
@@ -73,23 +84,31 @@ export class ShippedForReplicas {
     }
   }
 
-  /** Removes what nothing uses any more. */
+  /** Removes what nothing uses any more, whether this daemon knows of it or not. */
   async sweep(): Promise<void> {
     await this.#quietly(async ({ files }) => {
-      for (const user of files.users) {
+      const idle = files.users.filter((user) => {
         const dot = user.lastIndexOf('.');
-        const used = this.#options.uses(user.slice(0, dot), Number(user.slice(dot + 1)));
-        if (!used) await files.release(user);
+        return !this.#options.uses(user.slice(0, dot), Number(user.slice(dot + 1)));
+      });
+      if (idle.length === 0) return;
+      const mounted = await mountedContent();
+      for (const user of idle) {
+        if (!files.hashesOf(user).some((hash) => mounted.has(hash))) await files.release(user);
       }
     });
   }
 
-  #open(): Promise<Store> {
-    this.#store ??= ShippedFiles.open(this.#options.folder, bytesMax).then((files) => ({
-      files,
-      receiver: new FileReceiver(files, () => this.#options.nowMs()),
-    }));
-    return this.#store;
+  async #open(): Promise<Store> {
+    const opening = (this.#store ??= ShippedFiles.open(this.#options.folder, bytesMax).then(
+      (files) => ({ files, receiver: new FileReceiver(files, () => this.#options.nowMs()) }),
+    ));
+    try {
+      return await opening;
+    } catch (error) {
+      if (this.#store === opening) this.#store = undefined;
+      throw error;
+    }
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
@@ -107,4 +126,21 @@ export class ShippedForReplicas {
       this.#options.log.warn({ reason: describe(error) }, 'shipped files are not tidied up');
     }
   }
+}
+
+/** Hashes of what is mounted in the mount namespace of some process: it may map it again. */
+async function mountedContent(): Promise<ReadonlySet<string>> {
+  const found = new Set<string>();
+  const seen = new Set<string>();
+  const pids = (await readdir('/proc')).filter((name) => /^[0-9]+$/.test(name));
+  for (const pid of pids) {
+    const space = await readlink(`/proc/${pid}/ns/mnt`).catch(() => '');
+    if (space === '' || seen.has(space)) continue;
+    seen.add(space);
+    const mounts = await readFile(`/proc/${pid}/mountinfo`, 'utf8').catch(() => '');
+    for (const [, hash = ''] of mounts.matchAll(/\/content\/([0-9a-f]{64})(?:\/\/deleted)? /g)) {
+      found.add(hash);
+    }
+  }
+  return found;
 }

@@ -29,6 +29,8 @@ export interface PeerFile {
   readonly inode: bigint;
   /** It is one file on both nodes. */
   readonly onNetwork: boolean;
+  /** It was compared as one that the primary writes to. */
+  readonly written: boolean;
 }
 
 /** A replica that another node is to bring. */

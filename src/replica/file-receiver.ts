@@ -9,6 +9,7 @@ interface Transfer {
 
 /** A node that fell silent in the middle of a file. */
 const idleMs = 60_000;
+const transfersMax = 64;
 
 /** Of the files of one replica. */
 export const shippedUser = (name: string, generation: number): string => `${name}.${generation}`;
@@ -28,9 +29,16 @@ export class FileReceiver {
   async announce(node: string, announced: ShipFile): Promise<boolean> {
     await this.#abandonIdle();
     const { request, name, generation, sha256, sizeBytes } = announced;
-    if (this.#files.pathOf(sha256) !== undefined) return false;
-    const file = await this.#files.receive(shippedUser(name, generation), sha256, sizeBytes);
-    this.#transfers.set(`${node} ${request}`, { file, heardMs: this.#nowMs() });
+    const user = shippedUser(name, generation);
+    if (this.#files.pathOf(sha256) !== undefined) {
+      this.#files.expect(user, sha256);
+      return false;
+    }
+    const key = `${node} ${request}`;
+    await this.#transfers.get(key)?.file.abandon();
+    if (this.#transfers.size >= transfersMax) throw new Error('too many files are on their way');
+    const file = await this.#files.receive(user, sha256, sizeBytes);
+    this.#transfers.set(key, { file, heardMs: this.#nowMs() });
     return true;
   }
 

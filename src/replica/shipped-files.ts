@@ -55,6 +55,7 @@ export class IncomingFile {
   readonly #hash = createHash('sha256');
   readonly #ended: (whole: boolean) => void;
   #written = 0;
+  #over = false;
 
   constructor(
     file: FileHandle,
@@ -101,10 +102,14 @@ export class IncomingFile {
       await this.abandon();
       throw error;
     }
+    this.#over = true;
     this.#ended(true);
   }
 
+  /** Nothing where it is over already. */
   async abandon(): Promise<void> {
+    if (this.#over) return;
+    this.#over = true;
     await this.#file.close().catch(() => undefined);
     await rm(this.#path, { force: true });
     this.#ended(false);
@@ -158,6 +163,16 @@ export class ShippedFiles {
     return this.#sizes.has(sha256) ? this.#place(sha256) : undefined;
   }
 
+  /** Content that is there stays for a replica that keep() is called for next. */
+  expect(user: string, sha256: string): void {
+    this.#arrived.set(user, (this.#arrived.get(user) ?? new Set()).add(sha256));
+  }
+
+  /** What a replica uses; none: it uses nothing. */
+  hashesOf(user: string): readonly string[] {
+    return this.#uses.get(user)?.hashes ?? [];
+  }
+
   /** For a replica that keep() is called for next. Throws ERR_LIMIT where there is no room. */
   async receive(user: string, sha256: string, sizeBytes: number): Promise<IncomingFile> {
     if (!hashPattern.test(sha256) || !Number.isSafeInteger(sizeBytes) || sizeBytes < 0) {
@@ -191,7 +206,7 @@ export class ShippedFiles {
       if (!this.#sizes.has(hash)) throw new Error(`shipped file ${hash} is not there`);
     }
     this.#uses.set(user, use);
-    this.#arrived.delete(user);
+    this.#forgetArrived(user);
     await replaceFile(this.#listOf(user), formatChecked(kind, use), 0o600);
     await this.#sweep();
   }
@@ -209,6 +224,14 @@ export class ShippedFiles {
     this.#arrived.delete(user);
     await rm(this.#listOf(user), { force: true });
     await this.#sweep();
+  }
+
+  /** Of earlier generations too, whose replicas never came. */
+  #forgetArrived(user: string): void {
+    const group = user.slice(0, user.lastIndexOf('.'));
+    for (const other of this.#arrived.keys()) {
+      if (other.slice(0, other.lastIndexOf('.')) === group) this.#arrived.delete(other);
+    }
   }
 
   get users(): readonly string[] {

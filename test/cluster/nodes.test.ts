@@ -42,6 +42,11 @@ t.test('three nodes: join, restart all, cut, remove', { skip }, async (t) => {
     for (const other of nodes) {
       await node.sees(other.name, node === other ? 'self' : 'up');
     }
+  await waitFor(
+    async () => (await b.nodes()).nodes.find(({ name }) => name === 'a')?.roundTripUs !== null,
+    60_000,
+    'no round trip to a is measured',
+  );
   const table = await b.type('nodes');
   t.match(table.stdout, /^NODE +ADDRESS +ZONE +STATE +ROUND TRIP +FOR REPLICAS +GROUPS/);
   t.match(table.stdout, /^a \(CA\) +10\.77\.0\.1:7420 +- +up +[\d.]+ (us|ms) +[\d.]+ GiB +0 /m);

@@ -106,6 +106,32 @@ t.test('more than was announced, more than there is room for, and out of the blu
   await t.rejects(sendFile(source(folder, Buffer.alloc(bytesMax + 1)), group, ask), /no room/);
 });
 
+t.test('what is here already stays for the replica that comes for it', async (t) => {
+  const { folder, files, ask } = await node(t);
+  const hash = await sendFile(source(folder, Buffer.from('x')), group, ask);
+  await files.keep('db.3', { hashes: [hash], made: [] });
+  await sendFile(source(folder, Buffer.from('x')), { ...group, generation: 4 }, ask);
+  await files.release('db.3');
+  t.ok(files.pathOf(hash), 'generation 4 is to have it');
+  await files.keep('db.4', { hashes: [hash], made: [] });
+  await files.release('db.4');
+  t.equal(files.pathOf(hash), undefined);
+});
+
+t.test('a file that fails gives its room back once', async (t) => {
+  const { receiver } = await node(t);
+  const announced = (request: number, sizeBytes: number) => ({
+    ...{ ...group, request, sizeBytes },
+    sha256: sha256(Buffer.from(String(request))),
+  });
+  for (let request = 1; request < 4; request++) {
+    await receiver.announce('a', announced(request, bytesMax));
+    const wrong = { request: 9, transfer: request, data: 'eHh4', last: true };
+    await t.rejects(receiver.take('a', wrong), /another content/);
+  }
+  await t.rejects(receiver.announce('a', announced(8, bytesMax + 1)), /no room/);
+});
+
 t.test('a node that falls silent in the middle gives its room back', async (t) => {
   const { folder, receiver, clock } = await node(t);
   const announced = (request: number) => ({

@@ -123,6 +123,13 @@ class EndOfLook {
   GroupCapture& capture_;
 };
 
+// Whoever kills once more, where that ends the exit stop, leaves nothing to be read.
+void check_root_is_read(const GroupContext& context, const GroupImage& image) {
+  const bool there = !image.processes.empty() && image.processes.front().parent == 0;
+  if (there) return;
+  throw SysError("read the main process at its exit stop", ESRCH, on_pid(context.options.pid));
+}
+
 }  // namespace
 
 HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
@@ -134,6 +141,7 @@ HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
                                       .with_content = !is_here(context),
                                       .refusals = nullptr,
                                       .unseen_ends = !context.options.attach_always});
+  check_root_is_read(context, image);
   restore_dropped_signals(context, seen_us, image);
   std::vector<UniqueFd> open_files = send_state(context, image);
   context.capture->end_last_look();

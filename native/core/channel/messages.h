@@ -185,9 +185,10 @@ struct PeerFile {
   std::string copy;         // path here of what was shipped; empty: the file here will do
   uint64_t inode = 0;       // there, as the image names it
   bool on_network = false;  // one file system on both machines, whose times tell
+  bool written = false;     // it was compared as one that the primary writes to
   template <class A>
   void visit(A& a) {
-    a(path, copy, inode, on_network);
+    a(path, copy, inode, on_network, written);
   }
 };
 

@@ -107,7 +107,8 @@ std::vector<std::string> StandbySession::give_files() {
 // Until it is dropped. Throws what ends the replica.
 void StandbySession::serve() {
   for (;;) {
-    const bool all_sent = !stream_ || stream_->flush();
+    bool all_sent = true;
+    beside_stream([&] { all_sent = stream_->flush(); });
     pollfd items[3] = {
         {.fd = wake_.get(), .events = POLLIN, .revents = 0},
         {.fd = stream_ ? stream_->fd() : -1,
@@ -125,19 +126,26 @@ void StandbySession::serve() {
     }
     if (drained_ && !stream_) return;
     if (items[2].revents != 0 && !drained_) take_answers();
-    try {
-      if (stream_) take_frames();
-      if (stream_) keep_alive();
-    } catch (const PeerError& error) {
-      hang_up(error.what());
-    } catch (const FormatError& error) {
-      hang_up(error.what());
-    }
+    beside_stream([this] { take_frames(); });
+    beside_stream([this] { keep_alive(); });
     if (!stream_ && epoch_ == 0)
       throw PeerError("the primary's node is lost before the first epoch");
     if (promote_due_us_ != 0 && now_us() > promote_due_us_) {
       throw SysError("wait for the keeper to promote", ETIMEDOUT);
     }
+  }
+}
+
+// What goes wrong with the connection ends it, and not the replica.
+template <class Work>
+void StandbySession::beside_stream(Work work) {
+  if (!stream_) return;
+  try {
+    work();
+  } catch (const PeerError& error) {
+    hang_up(error.what());
+  } catch (const FormatError& error) {
+    hang_up(error.what());
   }
 }
 

@@ -63,6 +63,8 @@ class StandbySession {
   void prepare(const OpenMessage& open);
   std::vector<std::string> give_files();
   void serve();
+  template <class Work>
+  void beside_stream(Work work);
   void look_at_orders();
   void hang_up(const std::string& why);
   void take_frames();
