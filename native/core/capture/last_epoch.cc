@@ -123,10 +123,23 @@ class EndOfLook {
   GroupCapture& capture_;
 };
 
-// Whoever kills once more, where that ends the exit stop, leaves nothing to be read.
-void check_root_is_read(const GroupContext& context, const GroupImage& image) {
-  const bool there = !image.processes.empty() && image.processes.front().parent == 0;
-  if (there) return;
+bool has_root(const GroupImage& image) {
+  return !image.processes.empty() && image.processes.front().parent == 0;
+}
+
+// What is read of a dying process may fail for a moment (seen once in some thousand kills); its
+// exit stop is held meanwhile. Whoever kills once more, where that ends the stop, leaves nothing.
+GroupImage read_dying(GroupContext& context) {
+  constexpr int kTries = 3;
+  for (int tries = 0; tries < kTries; ++tries) {
+    GroupImage image =
+        context.capture->capture_state({.last = true,
+                                        .inject = false,
+                                        .with_content = !is_here(context),
+                                        .refusals = nullptr,
+                                        .unseen_ends = !context.options.attach_always});
+    if (has_root(image)) return image;
+  }
   throw SysError("read the main process at its exit stop", ESRCH, on_pid(context.options.pid));
 }
 
@@ -135,13 +148,7 @@ void check_root_is_read(const GroupContext& context, const GroupImage& image) {
 HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
   const EndOfLook end_of_look(*context.capture);
   context.capture->begin_last_look();
-  GroupImage image =
-      context.capture->capture_state({.last = true,
-                                      .inject = false,
-                                      .with_content = !is_here(context),
-                                      .refusals = nullptr,
-                                      .unseen_ends = !context.options.attach_always});
-  check_root_is_read(context, image);
+  GroupImage image = read_dying(context);
   restore_dropped_signals(context, seen_us, image);
   std::vector<UniqueFd> open_files = send_state(context, image);
   context.capture->end_last_look();
