@@ -184,6 +184,12 @@ class Check {
       return miss_code(UnmetKind::kFileDiffers, file, "it has another build id or size here",
                        position);
     }
+    if (file.sha256.empty()) {
+      if (file.on_network && here.on_network && here.inode == file.inode) return;
+      return miss(UnmetKind::kFileDiffers, file.path, use_of(file),
+                  "it is too large to be compared (" + std::to_string(file.size >> 30) + " GiB)",
+                  "keep it on storage that both nodes mount at this path");
+    }
     const bool same = here.size == file.size && cache_.sha256(fd.get()) == file.sha256;
     if (!same) miss_code(UnmetKind::kFileDiffers, file, "it has another content here", position);
   }

@@ -111,7 +111,8 @@ class Gatherer {
     const UniqueFd fd(::open(at.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (!fd.valid()) return;
     if (code) file.build_id = cache_.build_id(fd.get());
-    if (file.build_id.empty()) file.sha256 = cache_.sha256(fd.get());
+    const bool hashed = file.build_id.empty() && file.size <= kHashedBytesMax;
+    if (hashed) file.sha256 = cache_.sha256(fd.get());
   }
 
   void add_link(pid_t pid, const char* name, FileUse use) {
@@ -192,16 +193,16 @@ HashCache::Key HashCache::key_of(int fd) {
 
 Bytes HashCache::sha256(int fd) {
   if (hashes_.size() >= kKnownMax) hashes_.clear();
-  const auto [entry, added] = hashes_.try_emplace(key_of(fd));
-  if (added) entry->second = sha256_of_file(fd);
-  return entry->second;
+  const Key key = key_of(fd);
+  const auto known = hashes_.find(key);
+  return known != hashes_.end() ? known->second : hashes_[key] = sha256_of_file(fd);
 }
 
 Bytes HashCache::build_id(int fd) {
   if (build_ids_.size() >= kKnownMax) build_ids_.clear();
-  const auto [entry, added] = build_ids_.try_emplace(key_of(fd));
-  if (added) entry->second = build_id_of(fd);
-  return entry->second;
+  const Key key = key_of(fd);
+  const auto known = build_ids_.find(key);
+  return known != build_ids_.end() ? known->second : build_ids_[key] = build_id_of(fd);
 }
 
 Requirements gather_requirements(std::span<const pid_t> pids, HashCache& cache) {
