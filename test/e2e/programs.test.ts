@@ -198,6 +198,15 @@ t.test(
       t.equal(checked.status, 0, 'the saved file is whole');
       t.equal(benchmark.exitCode, null, 'redis-benchmark is still connected');
       benchmark.kill('SIGKILL');
+      // An epoch of the time when it saved has the file open that it saved to.
+      const epochs = async (): Promise<number> =>
+        (await stage.group('main'))?.epochs.committed ?? 0;
+      const committed = await epochs();
+      await waitFor(
+        async () => (await epochs()) > committed + 1,
+        30_000,
+        'no epoch without the save is committed',
+      );
       await survivesCrash(t, stage, server, group, 'SIGSEGV');
     }),
 );

@@ -18,6 +18,8 @@ const slowness = 50;
 /** Native tests have some ten copies of 128 MiB at a time. */
 const memoryMiB = 2560;
 const usualVictims = ['memory model', 'shared memory', 'signal count', 'pipes', 'killed family'];
+/** Those of the short run. */
+const shortVictims = ['shared memory'];
 /** Native tests of following memory, by parts of their names. */
 const ofMemory = 'discard mapping copied copy heap stack round walk shared';
 const named = (variable: string): readonly string[] | undefined =>
@@ -71,7 +73,7 @@ function reasons(text: string): string {
     if (!/^\s*not ok \d/.test(line)) return [];
     const before = lines.slice(Math.max(0, at - 8), at);
     const since = before.findLastIndex((other) => /^\s*(not )?ok \d/.test(other)) + 1;
-    return [...before.slice(since), ...lines.slice(at, at + 8)];
+    return [...before.slice(since), ...lines.slice(at, at + 40)];
   });
   return parts.join('\n');
 }
@@ -123,7 +125,7 @@ function withTracker(part: string): { readonly title: string; readonly command: 
     const command = 'REPLPAGE_TEST_PROGRAMS=redis node test/e2e/programs.test.js';
     return { title: 'redis killed and crashed', command };
   }
-  const few = (short ? victims.slice(0, 1) : victims).join();
+  const few = (short ? shortVictims : victims).join();
   const command = `REPLPAGE_TEST_VICTIMS='${few}' node test/e2e/victims.test.js`;
   return { title: 'victims killed twice', command };
 }
