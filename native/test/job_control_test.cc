@@ -93,7 +93,7 @@ static bool is_stopped_when_killed(const std::function<void(TraceTree&, pid_t)>&
   CHECK(image.has_value());
   tree.kill_process(victim.pid);
   CHECK_EQUAL(victim.wait_end(), SIGKILL);
-  return image->stopped;
+  return image->job_control == JobControl::kStopped;
 }
 
 TEST(a_stopped_process_that_is_killed_counts_as_stopped) {

@@ -19,7 +19,7 @@ import type { NativeAddon } from '../native/binding.js';
 import type { RequiredFile } from '../native/requirements.js';
 import type { NativePlace, NativeStandby } from '../native/standby.js';
 import { sendFile } from '../replica/file-sender.js';
-import { Standbys, type PromotedStandby } from '../replica/standbys.js';
+import { Standbys, type PromotedStandby, type Standby } from '../replica/standbys.js';
 import { parseAddress } from '../transport/peer-tls.js';
 import type { Credentials } from '../transport/credentials.js';
 import type { DaemonConfig } from './config.js';
@@ -154,8 +154,7 @@ export class ReplicaPeers implements PeerPlaces {
     const shipped: ShippedFile[] = [];
     for (const file of wants) {
       const wanted = files[file];
-      if (wanted === undefined)
-        throw new Error(`node ${member.name} wants a file that is not used`);
+      if (wanted === undefined) throw new Error(`node ${member.name} wants what is not used`);
       const sha256 = await sendFile(wanted, group, (message) =>
         this.#requests.ask(cluster, member, 'fileTaken', answerMs, message),
       );
@@ -305,41 +304,35 @@ export class ReplicaPeers implements PeerPlaces {
     if (standby === undefined) {
       throw new ReplicationError('ERR_NO_REPLICA', `no replica of ${name} is kept here`);
     }
-    if (!force && (await this.#mayRun(standby))) {
-      const message = `cannot promote ${name}: node ${standby.node.name} says that it runs there`;
-      throw new ReplicationError('ERR_STATE', message, {
+    const why = force ? undefined : await this.#whyItMayRun(standby);
+    if (why !== undefined) {
+      const from = standby.node.name;
+      throw new ReplicationError('ERR_STATE', `cannot promote ${name}: node ${from} ${why}`, {
         advice:
-          `to move it, on ${standby.node.name}: replpage promote ${name} --to NODE; with --force ` +
-          'it is promoted all the same, and two of them run where the other is not stopped',
+          `to move it, on ${from}: replpage promote ${name} --to NODE; with --force it is promoted ` +
+          'all the same, and two of them run where the other is not stopped',
       });
     }
     await this.#standbys.promote(name, force || standby.spec.files === 'keep');
   }
 
-  async #mayRun({
-    name,
-    node,
-    state,
-  }: {
-    name: string;
-    node: { id: string; name: string };
-    state: string;
-  }): Promise<boolean> {
-    if (state === 'standby') return true;
+  /** What is known of the node of its primary; undefined: it does not run there, or is not heard. */
+  async #whyItMayRun({ name, node, state }: Standby<GroupSpec>): Promise<string | undefined> {
+    const runs = 'says that it runs there';
+    if (state === 'standby') return runs;
     const cluster = this.#options.cluster();
     const member = cluster?.nodes.find((other) => other.member.id === node.id);
-    if (cluster === undefined || member?.reach !== 'up') return false;
+    if (cluster === undefined || member?.reach !== 'up') return undefined;
+    const ask = (request: number): ReplicaMessage => ({
+      kind: 'askPrimary',
+      body: { request, name },
+    });
     try {
-      const ask = (request: number): ReplicaMessage => ({
-        kind: 'askPrimary',
-        body: { request, name },
-      });
-      const { running } = await this.#requests.ask(
-        ...([cluster, member.member, 'primaryState', stateMs, ask] as const),
-      );
-      return running;
+      const { member: of } = member;
+      const { running } = await this.#requests.ask(cluster, of, 'primaryState', stateMs, ask);
+      return running ? runs : undefined;
     } catch {
-      return false;
+      return 'is up and does not say whether it runs there: try again in some seconds';
     }
   }
 }

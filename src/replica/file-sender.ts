@@ -11,6 +11,8 @@ export interface SentFile {
   readonly path: string;
   /** A link that leads to the very file. */
   readonly source: string;
+  /** When it was asked for. */
+  readonly sizeBytes: number;
 }
 
 /** Asks the node, and gives its answer. */
@@ -18,13 +20,14 @@ export type AskNode = (message: (request: number) => ReplicaMessage) => Promise<
 
 /** For the replica of that generation. Gives the hash of the content, hexadecimal. Throws. */
 export async function sendFile(
-  { path, source }: SentFile,
+  { path, source, sizeBytes: expected }: SentFile,
   group: { readonly name: string; readonly generation: number },
   ask: AskNode,
 ): Promise<string> {
   const file = await open(source);
   try {
     const { sha256, sizeBytes } = await digest(file);
+    if (sizeBytes !== expected) throw refusedFile(path, 'it has changed meanwhile');
     const { name, generation } = group;
     const taken = await ask((request) => ({
       kind: 'shipFile',

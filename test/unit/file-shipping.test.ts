@@ -7,7 +7,12 @@ import t, { type Test } from 'tap';
 import { describe } from '../../src/base/errors.js';
 import type { FileTaken, ReplicaMessage } from '../../src/format/peer-messages.js';
 import { FileReceiver } from '../../src/replica/file-receiver.js';
-import { sendFile, shipChunkBytes, type AskNode } from '../../src/replica/file-sender.js';
+import {
+  sendFile,
+  shipChunkBytes,
+  type AskNode,
+  type SentFile,
+} from '../../src/replica/file-sender.js';
 import { ShippedFiles } from '../../src/replica/shipped-files.js';
 
 const group = { name: 'db', generation: 3 };
@@ -52,13 +57,10 @@ async function node(
   return { folder, files, receiver, clock, ask, asked };
 }
 
-function source(
-  folder: string,
-  content: Buffer,
-): { readonly path: string; readonly source: string } {
-  const path = join(folder, 'program');
-  writeFileSync(path, content);
-  return { path: '/usr/bin/program', source: path };
+function source(folder: string, content: Buffer): SentFile {
+  const file = join(folder, 'program');
+  writeFileSync(file, content);
+  return { path: '/usr/bin/program', source: file, sizeBytes: content.length };
 }
 
 const sha256 = (content: Buffer): string => createHash('sha256').update(content).digest('hex');
@@ -91,6 +93,14 @@ t.test('what is damaged on its way is refused, and nothing of it is left', async
   });
   t.equal(files.pathOf(sha256(content)), undefined);
   t.same(readdirSync(join(folder, 'shipped', 'incoming')), []);
+});
+
+t.test('a file that changed since it was asked for is not sent', async (t) => {
+  const { folder, ask, asked } = await node(t);
+  const before = source(folder, Buffer.from('one'));
+  source(folder, Buffer.from('another'));
+  await t.rejects(sendFile(before, group, ask), /has changed meanwhile/);
+  t.same(asked, []);
 });
 
 t.test('more than was announced, more than there is room for, and out of the blue', async (t) => {

@@ -190,7 +190,9 @@ void DroppedSignals::restore(pid_t host_pid, uint64_t since_ns, ProcessImage& im
     const auto sender = thread_of(entry.sender_tid);
     const bool first =
         entry.sender_tid == entry.tid && sender != image.threads.end() && !was_sending(*sender);
-    if (entry.signal == SIGCONT) image.stopped = false;
+    if (entry.signal == SIGCONT && image.job_control == JobControl::kStopped) {
+      image.job_control = JobControl::kRuns;
+    }
     auto& queue = entry.to_process != 0 ? image.pending : receiver->pending;
     size_t& place = entry.to_process != 0
                         ? given_back

@@ -107,6 +107,8 @@ void check_process(const ProcessImage& process, const Check& check) {
   check.that(process.limits.size() == kLimits, "resource limits are incomplete");
   check.that(process.layout.auxv.size() <= kAuxvWordsMax, "the auxiliary vector is too long");
   check.that(process.file_mode_mask <= kModeMaskMax, "the umask has unknown bits");
+  check.that(between(process.job_control, JobControl::kRuns, JobControl::kContinued),
+             "its job control is unknown");
   check.that(between(process.oom_score_adj, -kScoreMax, kScoreMax), "oom_score_adj is too large");
   check.that(between(process.exit_signal, 0, static_cast<int32_t>(kSignals)),
              "the exit signal has no such number");

@@ -323,8 +323,10 @@ std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input) {
   if (!cause || !pending) return std::nullopt;
   image.pending = std::move(*pending);
   // A SIGCONT that came after the stop was told: a stop signal would have taken it off its queue.
-  image.stopped = (cause->group_stop || input.job_stopped) && !is_continued(image);
-  image.continued = input.continued && !image.stopped;
+  const bool stopped = (cause->group_stop || input.job_stopped) && !is_continued(image);
+  image.job_control = stopped           ? JobControl::kStopped
+                      : input.continued ? JobControl::kContinued
+                                        : JobControl::kRuns;
   KernelReader* const reader = input.kernel_reader ? KernelReader::instance() : nullptr;
   if (reader != nullptr && !reader->read_process(input.host_pid, image)) return std::nullopt;
   const bool slow = input.slow_state || input.previous == nullptr ||

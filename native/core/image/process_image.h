@@ -62,6 +62,13 @@ struct MemoryLayout {
   bool operator==(const MemoryLayout&) const = default;
 };
 
+// What job control has done to a process that its parent or the replica must be told of.
+enum class JobControl : uint8_t {
+  kRuns = 0,
+  kStopped = 1,    // the replica must get a SIGSTOP
+  kContinued = 2,  // and its parent has not waited for that yet
+};
+
 struct ProcessImage {
   int32_t pid = 0;                         // in the group's own PID namespace
   int32_t parent = 0;                      // pid within the group, 0 for the root
@@ -87,17 +94,16 @@ struct ProcessImage {
   uint32_t mlock_future = 0;        // MCL_* of mlockall(2)
   uint32_t membarrier = 0;          // MEMBARRIER_CMD_GET_REGISTRATIONS of membarrier(2)
   uint32_t deny_write_execute = 0;  // PR_GET_MDWE
-  bool stopped = false;             // by job control: the replica must get a SIGSTOP
-  bool continued = false;           // by job control, and its parent has not waited for that yet
-  uint64_t change_mark = 0;         // as of ThreadImage
-  uint64_t captured_ns = 0;         // CLOCK_MONOTONIC of the capturing machine
+  JobControl job_control = JobControl::kRuns;
+  uint64_t change_mark = 0;  // as of ThreadImage
+  uint64_t captured_ns = 0;  // CLOCK_MONOTONIC of the capturing machine
   template <class A>
   void visit(A& a) {
     a(pid, parent, process_group, session, exit_signal, executable, working_directory,
       root_directory, layout, mappings, threads, actions, pending, interval_timers, posix_timers,
       limits, file_mode_mask, personality, oom_score_adj, core_dump_filter, dumpable,
       child_subreaper, thp_disabled, file_table, mlock_future, membarrier, deny_write_execute,
-      stopped, continued, change_mark, captured_ns);
+      job_control, change_mark, captured_ns);
   }
 };
 

@@ -10,6 +10,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/proc_stat.h"
+#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/base/urgency.h"
 #include "core/memory/page_ranges.h"
@@ -39,10 +40,17 @@ constexpr uint64_t kLocksUsMax = 3'000'000;
 constexpr uint64_t kStopUsMax = 1'000'000;
 constexpr timespec kStopLook{.tv_sec = 0, .tv_nsec = 20'000};
 
+bool has_stopped(pid_t pid) {
+  const auto tids = numeric_entries("/proc/" + std::to_string(pid) + "/task");
+  return !tids || std::all_of(tids->begin(), tids->end(), [pid](pid_t tid) {
+    const auto stat = ProcStat::of(pid, tid);
+    return !stat || stat->state() == 'T' || stat->is_dead();
+  });
+}
+
 void wait_until_stopped(pid_t pid) {
   const uint64_t deadline = now_us() + kStopUsMax;
-  for (auto stat = ProcStat::of(pid); stat && stat->state() != 'T' && !stat->is_dead();
-       stat = ProcStat::of(pid)) {
+  while (!has_stopped(pid)) {
     if (now_us() > deadline) return;
     // Asleep: the keeper runs before others, and that process may need its processor.
     ::nanosleep(&kStopLook, nullptr);
@@ -245,16 +253,15 @@ void Promotion::let_go(const GroupImage& image) {
 
 // Of the process's own signals its main thread gets those.
 Promotion::Kept Promotion::kept_of(const ProcessImage& process) {
-  Kept kept{.pid = process.pid, .stopped = process.stopped, .continued = false, .traps = {}};
+  Kept kept{.pid = process.pid, .job_control = process.job_control, .traps = {}};
   const auto take = [&kept](int32_t tid, const SignalInfo& info) {
-    kept.stopped |= signal_of(info) == SIGSTOP;
+    if (signal_of(info) == SIGSTOP) kept.job_control = JobControl::kStopped;
     if (signal_of(info) == SIGTRAP) kept.traps.emplace(tid, info);
   };
   for (const ThreadImage& thread : process.threads) {
     for (const SignalInfo& info : thread.pending) take(thread.tid, info);
   }
   for (const SignalInfo& info : process.pending) take(process.pid, info);
-  kept.continued = process.continued && process.parent != 0 && !kept.stopped;
   return kept;
 }
 
@@ -265,7 +272,7 @@ void Promotion::detach(const Kept& kept) {
     // A thread may be gone already: killed by one that runs.
     trap == kept.traps.end() ? thread.detach(otherwise) : thread.detach(trap->second);
   };
-  const bool stops = kept.stopped || kept.continued;
+  const bool stops = kept.job_control != JobControl::kRuns;
   // One thread that gets SIGSTOP stops them all.
   if (stops && kept.traps.contains(kept.pid)) ::kill(kept.pid, SIGSTOP);
   let_go(kept.pid, member.leader(), stops ? SIGSTOP : 0);
@@ -275,7 +282,7 @@ void Promotion::detach(const Kept& kept) {
   if (!stops) return;
   wait_until_stopped(kept.pid);
   // Only one that was stopped tells its parent that it has been continued.
-  if (kept.continued) ::kill(kept.pid, SIGCONT);
+  if (kept.job_control == JobControl::kContinued) ::kill(kept.pid, SIGCONT);
 }
 
 // First those that stop, and until they have: a SIGCONT of another that ran already would be lost.
@@ -283,7 +290,7 @@ void Promotion::detach_all() {
   lock_deadline_.reset();
   auto kept = std::exchange(kept_, {});
   const auto running = std::stable_partition(kept.begin(), kept.end(), [](const Kept& process) {
-    return process.stopped || process.continued;
+    return process.job_control != JobControl::kRuns;
   });
   std::for_each(kept.begin(), running, [this](const Kept& process) { detach(process); });
   std::for_each(running, kept.end(), [this](const Kept& process) { detach(process); });

@@ -79,8 +79,7 @@ class Promotion {
   // A process that is not let go yet, whether it is stopped then, and what else its threads get.
   struct Kept {
     int32_t pid = 0;
-    bool stopped = false;
-    bool continued = false;               // and its parent is yet to be told
+    JobControl job_control = JobControl::kRuns;
     std::map<int32_t, SignalInfo> traps;  // by tid
   };
   static Kept kept_of(const ProcessImage& process);
