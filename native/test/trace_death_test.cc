@@ -118,3 +118,43 @@ TEST(a_root_killed_while_frozen_is_still_held_at_its_exit_stops) {
     CHECK_EQUAL(victim.wait_end(), SIGKILL);
   }
 }
+
+// Who kills a tree goes from one process to the next, while they are frozen for the first one.
+TEST(a_child_killed_within_the_freeze_around_a_death_stands_at_its_exit_stops_in_the_next) {
+  for (int round = 0; round < 40; ++round) {
+    SharedBoard board;
+    Victim victim([&] {
+      if (::fork() == 0) {
+        start_threads(2, [&](int i) {
+          ++board->ready;
+          for (;;) ++board->slots[i];
+        });
+        board->value = static_cast<uint64_t>(::getpid());
+        ++board->ready;
+      }
+      sleep_forever();
+    });
+    CHECK(wait_until([&] { return board->ready == 3; }));
+    const auto child = static_cast<pid_t>(board->value.load());
+    Recorder recorder;
+    recorder.hold_killed = true;
+    recorder.hold_children = true;
+    TraceTree tree(recorder);
+    tree.seize(victim.pid, true);
+    ::kill(victim.pid, SIGKILL);
+    CHECK(handle_until(tree, [&] { return recorder.exit_stops > 0; }));
+    CHECK_EQUAL(tree.freeze_around_death(victim.pid, 1'000'000).reason, "");
+    CHECK(tree.stands_still());
+    ::kill(child, SIGKILL);
+    ::usleep(static_cast<useconds_t>(round * 5));
+    CHECK(!tree.stands_still());
+    CHECK_EQUAL(tree.freeze_around_death(victim.pid, 1'000'000).reason, "");
+    CHECK(tree.stands_still());
+    const TracedProcess& killed = tree.processes().at(child);
+    CHECK_EQUAL(killed.threads.size(), 3u);
+    for (const auto& [tid, thread] : killed.threads) CHECK(thread.stop == StopKind::kExit);
+    tree.kill_process(child);
+    tree.kill_process(victim.pid);
+    CHECK_EQUAL(victim.wait_end(), SIGKILL);
+  }
+}

@@ -107,13 +107,15 @@ class Recorder : public TraceObserver {
   ExitDecision on_exit_stop(const TracedProcess& process, const TracedThread& thread) override {
     ++exit_stops;
     const bool killed = (thread.exit_code & 0x7f) == SIGKILL;
-    return hold_killed && killed && process.parent == 0 ? ExitDecision::kHold
-                                                        : ExitDecision::kRelease;
+    const bool of_root = process.parent == 0;
+    return hold_killed && killed && (of_root || hold_children) ? ExitDecision::kHold
+                                                               : ExitDecision::kRelease;
   }
   void on_process_gone(pid_t pid, int wait_status) override { gone[pid] = wait_status; }
 
   int new_processes = 0, new_threads = 0, executions = 0, exit_stops = 0;
-  bool hold_killed = false;
+  bool hold_killed = false;  // of the root; with hold_children of all
+  bool hold_children = false;
   std::map<pid_t, int> gone;
 };
 

@@ -17,9 +17,6 @@
 namespace replpage {
 namespace {
 
-// How long threads of a dying group may take to reach their stops: one in a disk wait is late.
-constexpr uint64_t kDeathDeadlineUs = 2'000'000;
-
 uint64_t pages_of(const std::vector<LazyRange>& lazy) {
   uint64_t pages = 0;
   for (const LazyRange& range : lazy) pages += (range.end - range.start) / kPageSize;

@@ -14,6 +14,7 @@
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/capture/group_types.h"
+#include "core/capture/not_this_time.h"
 #include "core/image/kernel_reader.h"
 #include "core/memory/memory_map.h"
 #include "core/memory/page_ranges.h"
@@ -43,6 +44,9 @@ bool leavers_are_gone(const TracedProcess& process) {
   }
   return false;
 }
+
+// A whole member, or a thread, would be missing.
+constexpr const char* kKilledMeanwhile = "a process was killed while its state was read";
 
 // More than this is not copied for the first time while the primary stands still.
 constexpr uint64_t kGrowthPages = 512;
@@ -168,7 +172,8 @@ std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
                             .job_stopped = is_job_stopped(process),
                             .continued = process.continued,
                             .inject = {}};
-  if (detail.inject) {
+  // At its exit stop a thread makes no calls any more.
+  if (detail.inject && input.killed.empty()) {
     input.inject = [this](pid_t tid, long number, std::array<uint64_t, 6> arguments,
                           std::vector<uint8_t>* data) {
       return tree_.inject(tid, number, arguments, data);
@@ -180,7 +185,7 @@ std::optional<ProcessImage> GroupCapture::capture_member(Member& member,
   auto mappings = known ? std::optional(*known) : read_mappings(process.pid, previous, detail);
   if (!mappings) return std::nullopt;
   image->mappings = std::move(*mappings);
-  member.asked |= detail.inject;
+  member.asked |= static_cast<bool>(input.inject);
   return image;
 }
 
@@ -220,10 +225,10 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   GroupImage image;
   forget_gone();
   for (const TracedProcess* process : parents_first()) {
+    if (ends_by_itself(*process)) continue;
     Member* const member = known_member(*process);
-    if (member == nullptr || ends_by_itself(*process)) continue;
-    auto captured = capture_member(*member, *process, detail);
-    if (!captured) continue;
+    auto captured = member ? capture_member(*member, *process, detail) : std::nullopt;
+    if (!captured) throw NotThisTime(kKilledMeanwhile);
     image.processes.push_back(*captured);
     member->last = std::move(*captured);
   }
@@ -236,6 +241,7 @@ GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   input.with_content = detail.with_content;
   descriptors_->capture(input, image);
   date_back_timers(image);
+  if (!tree_.stands_still()) throw NotThisTime(kKilledMeanwhile);
   return image;
 }
 

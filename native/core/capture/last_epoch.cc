@@ -1,12 +1,15 @@
 #include "core/capture/last_epoch.h"
 
+#include <algorithm>
 #include <exception>
+#include <functional>
 #include <map>
 #include <span>
 #include <utility>
 
 #include "core/base/sys_error.h"
 #include "core/capture/leaderless_files.h"
+#include "core/capture/not_this_time.h"
 #include "core/image/kernel_reader.h"
 #include "core/memory/page_ranges.h"
 
@@ -123,24 +126,31 @@ class EndOfLook {
   GroupCapture& capture_;
 };
 
-bool has_root(const GroupImage& image) {
-  return !image.processes.empty() && image.processes.front().parent == 0;
+bool has_process(const GroupImage& image, pid_t host_pid) {
+  return std::any_of(image.processes.begin(), image.processes.end(), [&](const ProcessImage& one) {
+    return one.threads.front().host_tid == host_pid;
+  });
 }
 
-// What is read of a dying process may fail for a moment (seen once in some thousand kills); its
-// exit stop is held meanwhile. Whoever kills once more, where that ends the stop, leaves nothing.
-GroupImage read_dying(GroupContext& context) {
-  constexpr int kTries = 3;
-  for (int tries = 0; tries < kTries; ++tries) {
-    GroupImage image =
-        context.capture->capture_state({.last = true,
-                                        .inject = false,
-                                        .with_content = !is_here(context),
-                                        .refusals = nullptr,
-                                        .unseen_ends = !context.options.attach_always});
-    if (has_root(image)) return image;
+// Who kills more than the root may be at it still: whoever is killed leaves the stop that it was
+// read at, and is read again at its exit stop. Each of them can do so once.
+GroupImage read_whole(GroupContext& context, bool inject,
+                      const std::function<FreezeResult()>& freeze_again) {
+  for (;;) {
+    try {
+      GroupImage image =
+          context.capture->capture_state({.last = true,
+                                          .inject = inject,
+                                          .with_content = !is_here(context),
+                                          .refusals = nullptr,
+                                          .unseen_ends = !context.options.attach_always});
+      if (has_process(image, context.options.pid)) return image;
+      throw SysError("read the main process", ESRCH, on_pid(context.options.pid));
+    } catch (const NotThisTime& reason) {
+      const FreezeResult frozen = freeze_again();
+      if (!frozen.frozen) throw NotThisTime(reason.what() + (", and then: " + frozen.reason));
+    }
   }
-  throw SysError("read the main process at its exit stop", ESRCH, on_pid(context.options.pid));
 }
 
 }  // namespace
@@ -148,7 +158,9 @@ GroupImage read_dying(GroupContext& context) {
 HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
   const EndOfLook end_of_look(*context.capture);
   context.capture->begin_last_look();
-  GroupImage image = read_dying(context);
+  GroupImage image = read_whole(context, false, [&context] {
+    return context.tree->freeze_around_death(context.options.pid, kDeathDeadlineUs);
+  });
   restore_dropped_signals(context, seen_us, image);
   std::vector<UniqueFd> open_files = send_state(context, image);
   context.capture->end_last_look();
@@ -159,11 +171,7 @@ HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
 // No look beside the capture here: system calls are injected, which write.
 HandOver capture_planned_epoch(GroupContext& context) {
   GroupImage image =
-      context.capture->capture_state({.last = true,
-                                      .inject = true,
-                                      .with_content = !is_here(context),
-                                      .refusals = nullptr,
-                                      .unseen_ends = !context.options.attach_always});
+      read_whole(context, true, [&context] { return context.tree->freeze(kDeathDeadlineUs); });
   std::vector<UniqueFd> open_files = send_state(context, image);
   std::vector<LazyRange> lazy = take_last_pages(context, image);
   return {std::move(image), std::move(open_files), std::move(lazy), true};

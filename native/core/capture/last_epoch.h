@@ -5,6 +5,9 @@
 
 namespace replpage {
 
+// How long threads of a dying group may take to reach their stops: one in a disk wait is late.
+inline constexpr uint64_t kDeathDeadlineUs = 2'000'000;
+
 // All on the tracer thread, with worker_mutex held. They throw KeeperLost too.
 
 // Takes one more epoch from a group that stands still for good: at its exit stops with the first

@@ -263,7 +263,7 @@ void refuse_half_a_program(const ProcessCaptureInput& input) {
   }
 }
 
-// Threads that are gone by now are left out; false when the leader is.
+// False when one is gone, as all of them are then: they stood still, and only a kill ends that.
 bool capture_threads(const ProcessCaptureInput& input, ProcessImage& image) {
   image.threads.reserve(input.host_tids.size());
   for (const pid_t host_tid : input.host_tids) {
@@ -273,9 +273,10 @@ bool capture_threads(const ProcessCaptureInput& input, ProcessImage& image) {
                                   .killed = is_killed(input, host_tid),
                                   .inject = input.inject,
                                   .kernel_reader = input.kernel_reader});
-    if (thread) image.threads.push_back(std::move(*thread));
+    if (!thread) return false;
+    image.threads.push_back(std::move(*thread));
   }
-  return !image.threads.empty() && image.threads.front().host_tid == input.host_tids.front();
+  return true;
 }
 
 // Copies what the last epoch knew, without the threads, which are captured one by one.

@@ -47,8 +47,8 @@ struct ProcessCaptureInput {
 };
 
 // Everything of ProcessImage except mappings, parent and file_table, which the caller fills.
-// nullopt: gone. Throws SysError; EBUSY where it was killed within an execve(2) that had taken its
-// old program away already: what there is of the new one cannot run.
+// nullopt: it, or one of its threads, is gone. Throws SysError; EBUSY where it was killed within an
+// execve(2) that had taken its old program away already: what there is of the new one cannot run.
 std::optional<ProcessImage> capture_process(const ProcessCaptureInput& input);
 
 // What of a process cannot be replicated, except mappings and descriptors: seccomp filters,

@@ -26,6 +26,8 @@ FreezeResult TraceTree::freeze(uint64_t deadline_us) {
 
 void TraceTree::thaw() { implementation_->thaw(); }
 
+bool TraceTree::stands_still() const { return implementation_->who_left().empty(); }
+
 FreezeResult TraceTree::freeze_around_death(pid_t dying, uint64_t deadline_us) {
   return implementation_->freeze(deadline_us, dying);
 }

@@ -131,9 +131,13 @@ class TraceTree {
   // that is known to wait in vfork abandons the freeze before anything is stopped. Threads that
   // stand at an exit stop count as stopped. A signal that comes in between is delivered at thaw().
   // A system call that the stop would break is mended: see interrupted_call.h. Throws SysError
-  // (everything is thawed then).
+  // (everything is thawed then). A frozen tree is looked at again: see stands_still().
   FreezeResult freeze(uint64_t deadline_us);
   void thaw();
+
+  // Frozen: false when somebody has killed a process since. It leaves its stop for its exit stop,
+  // and what is read of it meanwhile is no state: freeze again, and read again.
+  [[nodiscard]] bool stands_still() const;
 
   // Stops every thread except those of `dying`, which goes its way to its exit stops; used for the
   // descendants of a root that was killed. Waits for `dying` to be wholly at exit stops too. Gives

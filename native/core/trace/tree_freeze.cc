@@ -44,6 +44,17 @@ std::string TraceTree::Implementation::first_vfork_wait(pid_t except) const {
   return {};
 }
 
+std::vector<pid_t> TraceTree::Implementation::who_left() const {
+  std::vector<pid_t> tids;
+  for (const auto& [pid, process] : processes) {
+    for (const auto& [tid, thread] : process.threads) {
+      const bool kept = thread.stop != StopKind::kRunning && thread.stop != StopKind::kExit;
+      if (kept && ptrace_was_killed(tid, thread.signal)) tids.push_back(tid);
+    }
+  }
+  return tids;
+}
+
 void TraceTree::Implementation::interrupt_all() {
   for (auto& [pid, process] : processes) {
     if (pid == dying) continue;
@@ -204,6 +215,12 @@ FreezeResult TraceTree::Implementation::freeze(uint64_t deadline_us, pid_t aroun
   if (around != 0) let_vforks_finish(around, start + deadline_us * 1000 / 2);
   result.reason = first_vfork_wait(around);
   if (result.reason.empty()) {
+    if (holding) {
+      for (const pid_t tid : who_left()) {
+        find(tid)->stop = StopKind::kRunning;
+        marks[tid].consumed = false;
+      }
+    }
     holding = true;
     dying = around;
     freeze_failure.clear();

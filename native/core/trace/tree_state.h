@@ -96,6 +96,8 @@ struct TraceTree::Implementation {
   std::string first_vfork_wait(pid_t except) const;
   void let_vforks_finish(pid_t around, uint64_t deadline_ns);
   bool still_stands(const TracedThread& thread, const ThreadMark& mark);
+  // Threads of a frozen tree that were killed and have left the stops they were found in.
+  std::vector<pid_t> who_left() const;
   void interrupt_all();
   std::vector<pid_t> unstopped() const;
   std::string collect_stops(uint64_t deadline_ns);
