@@ -120,6 +120,25 @@ TEST(counters_timers_and_signal_sets_are_restored) {
   }
 }
 
+// Between its expiry and the read a periodic timer is not armed, and shows no time that is left.
+TEST(a_periodic_timer_that_has_expired_keeps_its_beat) {
+  constexpr uint64_t kBeatNs = 50'000'000;
+  CallProcess primary(clean([] {
+    place(::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK), 12);
+    const itimerspec beat{{0, kBeatNs}, {0, kBeatNs}};
+    must(::timerfd_settime(12, 0, &beat, nullptr) == 0, "timerfd_settime");
+    ::usleep(static_cast<useconds_t>(kBeatNs / 1000 * 5 / 2));
+  }));
+  CallProcess replica([] {});
+  move_descriptors(primary, replica, How::kRecreate);
+  for (const uint64_t wanted : {4, 2}) {
+    ::usleep(static_cast<useconds_t>(kBeatNs / 1000 * 2));
+    uint64_t beats = 0;
+    CHECK_EQUAL(::read(replica.descriptor(12).get(), &beats, 8), 8);
+    CHECK(beats >= wanted);
+  }
+}
+
 TEST(epoll_watches_go_on) {
   for (const How how : kEveryWay) {
     CallProcess primary(clean([] {

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/capture/group_types.h"
+#include "core/image/process_image.h"
 
 namespace replpage {
 
@@ -27,5 +28,9 @@ std::string describe_end(int wait_status);
 // Whether SIGKILL is on its way to a process or ends it already, by its pending masks and its exit
 // code (proc(5)); true for one that is gone.
 bool kill_is_pending(pid_t pid);
+
+// Which crash signal (SIGSEGV, SIGABRT, ...) waits to be delivered to a process that does not block
+// it: a replica of that moment would crash again at once. Empty: none.
+std::string crash_at_hand(const ProcessImage& process);
 
 }  // namespace replpage

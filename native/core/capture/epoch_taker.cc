@@ -6,6 +6,7 @@
 #include "core/base/clock.h"
 #include "core/base/descriptor_room.h"
 #include "core/base/sys_error.h"
+#include "core/capture/death_cause.h"
 #include "core/capture/first_copy.h"
 #include "core/capture/not_this_time.h"
 #include "core/capture/owner_rights.h"
@@ -196,6 +197,8 @@ std::string EpochTaker::stop_and_copy(GroupImage& image, CopyRound& round, uint6
                                    .refusals = &refusals,
                                    .unseen_ends = !context_.options.attach_always});
     if (!refusals.empty()) throw RefusedError(std::move(refusals));
+    crash = crash_at_hand(image.processes.front());
+    if (!crash.empty()) return;
     check_time(deadline_us);
     capture.admit_grown(image);
     FrozenRuns runs(context_.runs, deadline_us);

@@ -224,6 +224,9 @@ void date_back_timers(GroupImage& image) {
 GroupImage GroupCapture::capture_state(const StateDetail& detail) {
   GroupImage image;
   forget_gone();
+  if (!tree_.processes().contains(tree_.root())) {
+    throw SysError("read the main process", ESRCH, on_pid(tree_.root()));
+  }
   for (const TracedProcess* process : parents_first()) {
     if (ends_by_itself(*process)) continue;
     Member* const member = known_member(*process);

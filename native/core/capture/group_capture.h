@@ -66,8 +66,9 @@ class GroupCapture {
   // Tracer thread. Whether much has been mapped since track_mappings() was last called.
   [[nodiscard]] bool has_grown() const;
 
-  // Tracer thread, tree frozen or dying. Kernel state, mappings and descriptors. Throws SysError,
-  // NotThisTime when a process was killed meanwhile: freeze again.
+  // Tracer thread, tree frozen or dying. Kernel state, mappings and descriptors, the
+  // root's first. Throws SysError (ESRCH: the root is gone), NotThisTime when a process was killed
+  // meanwhile: freeze again.
   GroupImage capture_state(const StateDetail& detail);
 
   // Tracer thread, tree frozen: the pages that belong to `image`. What the sink throws passes

@@ -1,6 +1,5 @@
 #include "core/capture/last_epoch.h"
 
-#include <algorithm>
 #include <exception>
 #include <functional>
 #include <map>
@@ -126,26 +125,17 @@ class EndOfLook {
   GroupCapture& capture_;
 };
 
-bool has_process(const GroupImage& image, pid_t host_pid) {
-  return std::any_of(image.processes.begin(), image.processes.end(), [&](const ProcessImage& one) {
-    return one.threads.front().host_tid == host_pid;
-  });
-}
-
 // Who kills more than the root may be at it still: whoever is killed leaves the stop that it was
 // read at, and is read again at its exit stop. Each of them can do so once.
 GroupImage read_whole(GroupContext& context, bool inject,
                       const std::function<FreezeResult()>& freeze_again) {
   for (;;) {
     try {
-      GroupImage image =
-          context.capture->capture_state({.last = true,
-                                          .inject = inject,
-                                          .with_content = !is_here(context),
-                                          .refusals = nullptr,
-                                          .unseen_ends = !context.options.attach_always});
-      if (has_process(image, context.options.pid)) return image;
-      throw SysError("read the main process", ESRCH, on_pid(context.options.pid));
+      return context.capture->capture_state({.last = true,
+                                             .inject = inject,
+                                             .with_content = !is_here(context),
+                                             .refusals = nullptr,
+                                             .unseen_ends = !context.options.attach_always});
     } catch (const NotThisTime& reason) {
       const FreezeResult frozen = freeze_again();
       if (!frozen.frozen) throw NotThisTime(reason.what() + (", and then: " + frozen.reason));

@@ -5,8 +5,10 @@
 #include <sys/socket.h>
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
+#include <sys/timerfd.h>
 
 #include <algorithm>
+#include <ctime>
 #include <utility>
 
 #include "core/base/procfs.h"
@@ -228,8 +230,7 @@ void DescriptorProbe::read_anonymous(DescriptorTable& table, DescriptorEntry& en
     file.kind = OpenFileKind::kEventFd;
     parse_eventfd(entry.head.rest, file);
   } else if (kind == "[timerfd]") {
-    file.kind = OpenFileKind::kTimerFd;
-    parse_timerfd(entry.head.rest, file);
+    read_timer(table, entry);
   } else if (kind == "[signalfd]") {
     file.kind = OpenFileKind::kSignalFd;
     parse_signalfd(entry.head.rest, file);
@@ -242,6 +243,29 @@ void DescriptorProbe::read_anonymous(DescriptorTable& table, DescriptorEntry& en
     read_pidfd(entry);
   } else {
     entry.refused = "its state cannot be read from outside";
+  }
+}
+
+// No time is left of a timer that is off, and of one that has expired: a periodic one waits for a
+// read(2) then, or a look by timerfd_gettime(2), to be set to its next beat (fs/timerfd.c). One
+// whose interrupt comes just now has not even counted yet.
+void DescriptorProbe::read_timer(DescriptorTable& table, DescriptorEntry& entry) {
+  constexpr int kLooks = 4;
+  constexpr timespec kInterruptTime{.tv_sec = 0, .tv_nsec = 20'000};
+  OpenFileImage& file = entry.file;
+  const bool was_armed =
+      entry.probed && file.kind == OpenFileKind::kTimerFd && file.timer_value_ns != 0;
+  file.kind = OpenFileKind::kTimerFd;
+  parse_timerfd(entry.head.rest, file);
+  for (int looks = 0; looks < kLooks && file.timer_value_ns == 0; ++looks) {
+    const bool may_be_due = file.timer_ticks == 0 && was_armed;
+    if (file.timer_interval_ns == 0 && !may_be_due) return;
+    if (file.timer_ticks == 0) ::nanosleep(&kInterruptTime, nullptr);
+    const UniqueFd copy = table.duplicate(entry.fd);
+    itimerspec left{};
+    if (!copy.valid() || ::timerfd_gettime(copy.get(), &left) != 0) return;
+    if (!table.reread(entry)) return;
+    parse_timerfd(entry.head.rest, file);
   }
 }
 

@@ -93,6 +93,15 @@ bool DescriptorTable::refresh() {
   return true;
 }
 
+bool DescriptorTable::reread(DescriptorEntry& entry) const {
+  const bool changed = entry.changed;
+  const bool just_looked = entry.just_looked;
+  if (!read_info(entry)) return false;
+  entry.changed = changed;
+  entry.just_looked = just_looked;
+  return true;
+}
+
 bool DescriptorTable::reread_all() {
   return std::all_of(entries_.begin(), entries_.end(),
                      [this](const auto& entry) { return read_info(*entry); });

@@ -68,6 +68,10 @@ class DescriptorTable {
   // Brings entries() up to date. False: the process is gone. Throws SysError, FormatError.
   bool refresh();
 
+  // One entry once more, within the same epoch: what has changed in between counts as seen. False:
+  // it is gone. Throws as refresh() does.
+  bool reread(DescriptorEntry& entry) const;
+
   // Ascending by number.
   [[nodiscard]] std::vector<std::unique_ptr<DescriptorEntry>>& entries() { return entries_; }
   [[nodiscard]] DescriptorEntry* find(int fd);

@@ -132,9 +132,11 @@ timespec nanoseconds(uint64_t ns) {
 void add_interval_timers(const ProcessImage& process, SyscallBatch& batch) {
   for (size_t which = 0; which < process.interval_timers.size(); ++which) {
     const IntervalTimer& timer = process.interval_timers[which];
-    if (timer.value_us == 0) continue;
+    // No time is left of a periodic one whose signal waits to be delivered.
+    const uint64_t left_us = timer.value_us != 0 ? timer.value_us : timer.interval_us;
+    if (left_us == 0) continue;
     const itimerval value{.it_interval = microseconds(timer.interval_us),
-                          .it_value = microseconds(timer.value_us)};
+                          .it_value = microseconds(left_us)};
     batch.add("interval timer", SYS_setitimer,
               {which, BatchArgument::data(batch.put_value(value)), 0});
   }
