@@ -20,7 +20,11 @@ Napi::Value probe_kernel(const Napi::CallbackInfo& info) {
   features.Set("release", static_cast<const char*>(name.release));
   features.Set("uffdWp", WriteProtectUffd::supported());
   features.Set("softDirty", SoftDirtyTracker::supported());
-  features.Set("kernelReader", KernelReader::instance() != nullptr);
+  if (const std::string& why_not = KernelReader::why_not(); why_not.empty()) {
+    features.Set("kernelReader", true);
+  } else {
+    features.Set("kernelReader", "no: " + why_not);
+  }
   for (const AccessSupport& support : access_support()) {
     if (!support.refusal.empty()) continue;
     features.Set("accessTracker", name_of(support.kind));

@@ -52,6 +52,13 @@ constexpr Instruction call_kernel(uint32_t type) {
 // EACCES).
 UniqueFd load_program(bpf_prog_type type, uint32_t flags, std::span<const Instruction> program);
 
+// A program for an iterator of the kernel, by the type id of its function. Throws SysError.
+UniqueFd load_iterator(uint32_t function, std::span<const Instruction> program);
+
+// Over one task, as an iterator of tasks: reading from it runs the program. Invalid: there is no
+// such thread. Throws SysError.
+UniqueFd iterate_task(const UniqueFd& program, uint32_t tid);
+
 // Runs a program at each hit of a tracepoint until the descriptor is closed. Throws SysError.
 UniqueFd attach_to_tracepoint(const char* name, const UniqueFd& program);
 

@@ -133,21 +133,25 @@ std::optional<BtfTypes::Found> BtfTypes::find(uint32_t type, std::string_view wa
 }
 
 BtfMember BtfTypes::member(std::string_view structure, std::string_view path) const {
-  const auto missing = [&] {
-    return SysError("find a member of a kernel structure", ENOENT,
-                    on_path(std::string(structure) + "." + std::string(path)));
-  };
+  const auto found = find_member(structure, path);
+  if (found) return *found;
+  throw SysError("find a member of a kernel structure", ENOENT,
+                 on_path(std::string(structure) + "." + std::string(path)));
+}
+
+std::optional<BtfMember> BtfTypes::find_member(std::string_view structure,
+                                               std::string_view path) const {
   const auto known = structures_.find(structure);
-  if (known == structures_.end()) throw missing();
+  if (known == structures_.end()) return std::nullopt;
   Found at{.bits = 0, .type = known->second};
   for (std::string_view left = path; !left.empty();) {
     const size_t end = std::min(left.find('.'), left.size());
     const auto next = find(at.type, left.substr(0, end));
-    if (!next) throw missing();
+    if (!next) return std::nullopt;
     at = {.bits = at.bits + next->bits, .type = next->type};
     left.remove_prefix(std::min(end + 1, left.size()));
   }
-  return {.offset = at.bits / 8, .bit = at.bits % 8};
+  return BtfMember{.offset = at.bits / 8, .bit = at.bits % 8};
 }
 
 std::optional<uint32_t> BtfTypes::function(std::string_view name) const {

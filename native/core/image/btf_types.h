@@ -24,6 +24,9 @@ class BtfTypes {
   // Member by a path such as "real_timer.node.expires"; anonymous structures are looked through.
   // Throws SysError(ENOENT, "structure.path") when this kernel has no such member.
   [[nodiscard]] BtfMember member(std::string_view structure, std::string_view path) const;
+  // The same; nullopt where there is none.
+  [[nodiscard]] std::optional<BtfMember> find_member(std::string_view structure,
+                                                     std::string_view path) const;
   [[nodiscard]] uint32_t offset(std::string_view structure, std::string_view path) const {
     return member(structure, path).offset;
   }

@@ -87,7 +87,10 @@ void KernelOffsets::find_memory(const BtfTypes& types) {
 void KernelOffsets::find_signals(const BtfTypes& types) {
   Lookup signal_struct(types, "signal_struct");
   signals.subreaper = types.member("signal_struct", "is_child_subreaper");
-  signals.posix_timers = signal_struct("posix_timers.first");
+  // A ring before Linux 6.15.
+  signals.timers_ring = !types.find_member("signal_struct", "posix_timers.first");
+  signals.posix_timers =
+      signal_struct(signals.timers_ring ? "posix_timers.next" : "posix_timers.first");
   signals.real_expires = signal_struct("real_timer.node.expires");
   signals.real_state = signal_struct("real_timer.state");
   signals.real_interval = signal_struct("it_real_incr");
@@ -106,7 +109,10 @@ void KernelOffsets::find_timer(const BtfTypes& types) {
   timer.id = k_itimer("it_id");
   timer.clock = k_itimer("it_clock");
   timer.notify = k_itimer("it_sigev_notify");
-  timer.status = k_itimer("it_status");
+  // Before Linux 6.13 a flag alone, which is off while a periodic timer waits for its signal, and
+  // which timers of CPU time leave alone.
+  timer.status_is_flag = !types.find_member("k_itimer", "it_status");
+  timer.status = k_itimer(timer.status_is_flag ? "it_active" : "it_status", sizeof(int32_t));
   timer.interval = k_itimer("it_interval");
   timer.expires = k_itimer("it.real.timer.node.expires");
   timer.state = k_itimer("it.real.timer.state");

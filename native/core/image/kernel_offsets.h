@@ -25,10 +25,12 @@ struct KernelOffsets {
     BtfMember subreaper;
     uint32_t posix_timers, real_expires, real_state, real_interval, cpu_timers, user_time,
         system_time, limits, oom_score_adj, groups;
+    bool timers_ring;
   } signals{};
   struct {
     uint32_t bytes = 0;
     uint32_t next, id, clock, notify, status, interval, expires, state, base, cpu_expires;
+    bool status_is_flag;
   } timer{};
   uint32_t semaphore_undos = 0;  // of task_struct: pointer to a sem_undo_list
   uint32_t undo_list = 0;        // of sem_undo_list

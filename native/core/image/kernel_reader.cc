@@ -185,6 +185,7 @@ std::unique_ptr<const DroppedSignals> watch_dropped_signals(const BtfTypes& type
 struct KernelReader::Made {
   std::unique_ptr<KernelReader> reader;
   std::unique_ptr<const DroppedSignals> dropped;
+  std::string why_not;
 };
 
 const KernelReader::Made& KernelReader::made() {
@@ -194,18 +195,22 @@ const KernelReader::Made& KernelReader::made() {
       const BtfTypes types = BtfTypes::load();
       result.dropped = watch_dropped_signals(types);
       const char* wanted = std::getenv("REPLPAGE_KERNEL_READER");
-      if (wanted != nullptr && std::string_view(wanted) == "off") return result;
+      if (wanted != nullptr && std::string_view(wanted) == "off") {
+        throw FormatError("REPLPAGE_KERNEL_READER=off");
+      }
       std::unique_ptr<KernelReader> reader(new KernelReader(types));
-      if (!reader->finds_own_task()) return result;
+      if (!reader->finds_own_task()) throw FormatError("it does not find our own process");
       reader->find_mappings(types);
       result.reader = std::move(reader);
-    } catch (const SysError&) {     // not allowed or not known here: what it reads is asked for by
-    } catch (const FormatError&) {  // injection
+    } catch (const std::exception& error) {  // what it reads is asked for by injection
+      result.why_not = error.what();
     }
     return result;
   }();
   return made;
 }
+
+const std::string& KernelReader::why_not() { return made().why_not; }
 
 KernelReader* KernelReader::instance() { return made().reader.get(); }
 
@@ -348,6 +353,19 @@ bool KernelReader::has_semaphore_undos(pid_t host_pid) {
   return read_pointer(head).value_or(head) != head;  // an empty list leads to itself
 }
 
+namespace {
+
+bool is_armed(std::span<const uint8_t> bytes, const PosixTimer& timer, const KernelOffsets& at) {
+  const bool status = value_at<int32_t>(bytes, at.timer.status) != 0;
+  if (!at.timer.status_is_flag) return status;
+  if (timer.clock == CLOCK_PROCESS_CPUTIME_ID) {
+    return value_at<uint64_t>(bytes, at.timer.cpu_expires) != 0;
+  }
+  return status || timer.interval_ns != 0;
+}
+
+}  // namespace
+
 std::optional<PosixTimer> KernelReader::read_posix_timer(pid_t host_pid, uint64_t address) {
   memory_.start();
   const size_t request = memory_.ask(address, at_->timer.bytes);
@@ -360,7 +378,7 @@ std::optional<PosixTimer> KernelReader::read_posix_timer(pid_t host_pid, uint64_
   timer.clock = value_at<int32_t>(bytes, at_->timer.clock);
   timer.interval_ns = value_at<uint64_t>(bytes, at_->timer.interval);
   const bool silent = value_at<int32_t>(bytes, at_->timer.notify) == SIGEV_NONE;
-  const bool armed = value_at<int32_t>(bytes, at_->timer.status) != 0;
+  const bool armed = is_armed(bytes, timer, *at_);
   // One without a signal never runs: its time is counted when somebody asks.
   if (!armed && !silent) return timer;
   const auto expires = value_at<uint64_t>(bytes, at_->timer.expires);
@@ -383,9 +401,11 @@ std::optional<std::vector<PosixTimer>> KernelReader::read_posix_timers(pid_t hos
   const std::lock_guard lock(mutex_);
   const auto pointers = read_pointers(host_pid);
   if (!pointers) return std::nullopt;
-  auto next = read_pointer(pointers->signals + at_->signals.posix_timers);
+  const uint64_t head = pointers->signals + at_->signals.posix_timers;
+  const uint64_t end = at_->signals.timers_ring ? head : 0;
+  auto next = read_pointer(head);
   std::vector<PosixTimer> timers;
-  while (next && *next != 0 && timers.size() < kPosixTimersMax) {
+  while (next && *next != end && timers.size() < kPosixTimersMax) {
     const auto timer = read_posix_timer(host_pid, *next - at_->timer.next);
     if (!timer) return std::nullopt;
     timers.push_back(*timer);

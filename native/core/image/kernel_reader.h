@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "core/image/dropped_signals.h"
@@ -21,9 +22,12 @@ struct KernelOffsets;
 class KernelReader {
  public:
   // The daemon's reader, made at the first call (about 100 ms), so before anything is frozen. Null
-  // where the kernel does not allow or know it: no BTF, no bpf_task_from_pid, lockdown, a PID
-  // namespace of our own, REPLPAGE_KERNEL_READER=off in the environment. Any thread.
+  // where the kernel does not allow or know it: no BTF, no BPF iterators, lockdown, a PID
+  // namespace of our own, REPLPAGE_KERNEL_READER=off in the environment ("iterator": as on old
+  // kernels). Any thread.
   static KernelReader* instance();
+  // Why there is none; empty where there is one.
+  static const std::string& why_not();
   ~KernelReader();
 
   // Alternate stack, tid address, parent-death signal, securebits and name of a stopped thread, and
