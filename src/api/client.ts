@@ -12,6 +12,7 @@ import type {
   TokenReport,
   TokenRequest,
 } from './cluster-schema.js';
+import type { DrainReport } from './moves-schema.js';
 import { fromProblem } from './problem.js';
 import type {
   CheckpointReport,
@@ -67,6 +68,16 @@ export class ApiClient {
     const query = new URLSearchParams({ ...(to && { to }), ...(force && { force: '1' }) });
     const path = `/v1/groups/${encodeURIComponent(name)}/promote?${query.toString()}`;
     return (await this.#json('POST', path)) as GroupStatus;
+  }
+
+  async move(name: string, to: string): Promise<GroupStatus> {
+    const path = `/v1/groups/${encodeURIComponent(name)}/move`;
+    return (await this.#json('POST', `${path}?to=${encodeURIComponent(to)}`)) as GroupStatus;
+  }
+
+  async drain(node: string): Promise<DrainReport> {
+    const path = `/v1/nodes/${encodeURIComponent(node)}/drain`;
+    return (await this.#json('POST', path)) as DrainReport;
   }
 
   async evict(name: string): Promise<EvictReport> {

@@ -9,6 +9,7 @@ import type { Socket } from 'node:net';
 import { ReplicationError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
 import { answerCluster, type ClusterControl } from './cluster-routes.js';
+import { answerMove, type MovesControl } from './moves-routes.js';
 import { toProblem } from './problem.js';
 import {
   checkProtectRequest,
@@ -68,6 +69,7 @@ export interface DaemonControl {
 export interface ServerOptions {
   readonly control: DaemonControl;
   readonly cluster: ClusterControl;
+  readonly moves: MovesControl;
   readonly credentials: (fd: number) => Caller;
   readonly log: Log;
 }
@@ -132,6 +134,11 @@ async function answer(
   if (route === 'GET groups' && path.length === 3 && path[2] === 'pages') {
     return sendJson(response, 200, await control.pages(caller, groupName(path[1])));
   }
+  const moved =
+    incoming.method === 'POST'
+      ? await answerMove(options.moves, caller, path, url.searchParams)
+      : undefined;
+  if (moved !== undefined) return sendJson(response, 200, moved);
   if (route === 'POST groups' && path.length === 3) {
     const name = groupName(path[1]);
     return sendJson(response, 200, await act(control, request, name, path[2]));

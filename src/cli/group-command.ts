@@ -17,6 +17,7 @@ export interface GroupCommand<Answer, Flags extends CommonFlags = CommonFlags> {
   readonly group: string;
   /** Beside the common ones. */
   readonly options?: readonly (readonly [flags: string, description: string])[];
+  readonly required?: readonly (readonly [flags: string, description: string])[];
   ask(client: ApiClient, name: string, flags: Flags): Promise<Answer>;
   /** The answer in words; with --json it is printed as it is. */
   text(answer: Answer, name: string): string;
@@ -28,6 +29,9 @@ export function addGroupCommand<Answer, Flags extends CommonFlags = CommonFlags>
 ): void {
   const added = withCommonFlags(program.command(command.name));
   for (const [flags, description] of command.options ?? []) added.option(flags, description);
+  for (const [flags, description] of command.required ?? []) {
+    added.requiredOption(flags, description);
+  }
   added
     .description(command.description)
     .argument('<name>', command.group)

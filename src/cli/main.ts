@@ -14,6 +14,7 @@ import { addEvict } from './evict.js';
 import { addInit, addJoin, addToken } from './init.js';
 import { addInspect } from './inspect.js';
 import { addKey } from './key.js';
+import { addDrain, addMove } from './move.js';
 import { addNodes } from './nodes.js';
 import { addProtect } from './protect.js';
 import { addStatus } from './status.js';
@@ -66,6 +67,8 @@ async function main(): Promise<number> {
     addToken,
     addJoin,
     addNodes,
+    addMove,
+    addDrain,
     addDoctor,
     addDemo,
   ];

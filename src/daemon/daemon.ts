@@ -23,6 +23,7 @@ import { Cluster } from './cluster.js';
 import type { DaemonConfig } from './config.js';
 import { EventRing } from './event-ring.js';
 import { takeLock } from './lock.js';
+import { Moves } from './moves.js';
 import { announce } from './outsiders.js';
 import { bootId, isAlive, readProcess } from './process-facts.js';
 import { parseKeeperName, recover, runsPromoted, type FoundKeeper } from './recover.js';
@@ -102,6 +103,12 @@ export class Daemon {
     this.#server = createApiServer({
       control: this.#table,
       cluster: this.#cluster,
+      moves: new Moves({
+        groups: this.#table,
+        self: () => this.#peers.self,
+        targets: () => this.#peers.targets,
+        check: (node) => this.#peers.check(node),
+      }),
       credentials: (fd) => this.#native.peerCredentials(fd),
       log: this.#log.child({ component: 'api' }),
     });

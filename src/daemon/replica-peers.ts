@@ -23,6 +23,7 @@ import { Standbys, type PromotedStandby, type Standby } from '../replica/standby
 import { parseAddress } from '../transport/peer-tls.js';
 import type { Credentials } from '../transport/credentials.js';
 import type { DaemonConfig } from './config.js';
+import type { MoveTarget } from './moves.js';
 import { defaultOutput } from './new-spec.js';
 import { checkNode, requirementsOf } from './node-check.js';
 import { makeOutputFile } from './outsiders.js';
@@ -277,6 +278,16 @@ export class ReplicaPeers implements PeerPlaces {
   /** This node's name in its cluster. */
   get self(): string {
     return this.#options.cluster()?.self.name ?? '';
+  }
+
+  /** Other nodes that can be reached. */
+  get targets(): readonly MoveTarget[] {
+    const views = this.#options.cluster()?.nodes ?? [];
+    return views.flatMap(({ member, reach, facts }) =>
+      reach !== 'up' || facts === undefined
+        ? []
+        : [{ name: member.name, memoryForReplicasBytes: facts.memoryForReplicasBytes }],
+    );
   }
 
   has(name: string): boolean {

@@ -304,3 +304,35 @@ t.test('a program that the node lacks is shipped there', { skip }, async (t) => 
   const content = path.join(b.runtimeDir, 'state', 'shipped', 'content');
   t.equal((await readdir(content)).length, 1);
 });
+
+t.test('move and drain: built there first, and back', { skip }, async (t) => {
+  const nodes = await pair(t);
+  const { a, b } = nodes;
+  const pid = await startRedis(t, a);
+  const here = await a.type('protect', String(pid), '--name', 'db', '--max-pause', '1s');
+  t.equal(here.status, 0, here.stderr);
+  t.equal(ask(a, 'SET', 'kept', 'value'), 'OK');
+  const unknown = await a.type('move', 'db', '--to', 'x');
+  t.equal(unknown.status, 66, 'no such node');
+  const moved = await a.type('move', 'db', '--to', 'b');
+  t.equal(moved.status, 0, moved.stderr);
+  t.match(moved.stdout, /runs on node b since epoch \d+, nothing lost/);
+  t.notOk(await isRunning(pid), 'the old one has gone');
+  await runsOn(b);
+  t.equal(ask(b, 'GET', 'kept'), 'value');
+  t.equal(ask(b, 'SET', 'later', 'word'), 'OK');
+  await waitFor(
+    async () => (await groupOf(b)).state === 'protected',
+    limitMs,
+    () => `it is not protected again: ${b.log}`,
+  );
+  const elsewhere = await a.type('drain', 'b');
+  t.match(elsewhere.stderr, /on b: replpage drain b/);
+  const drained = await b.type('drain', 'b', '--json');
+  t.equal(drained.status, 0, drained.stderr);
+  t.match(JSON.parse(drained.stdout), { node: 'b', moved: [{ name: 'db', to: 'a' }], left: [] });
+  await runsOn(a);
+  t.equal(ask(a, 'GET', 'kept'), 'value');
+  t.equal(ask(a, 'GET', 'later'), 'word');
+  t.equal((await b.type('drain', 'b')).stdout, 'no group runs on node b\n');
+});

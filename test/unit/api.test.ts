@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { ApiClient } from '../../src/api/client.js';
 import type { ClusterControl } from '../../src/api/cluster-routes.js';
+import type { MovesControl } from '../../src/api/moves-routes.js';
 import type {
   InitReport,
   InitRequest,
@@ -115,6 +116,18 @@ class ScriptedCluster implements ClusterControl {
   }
 }
 
+class ScriptedMoves implements MovesControl {
+  readonly asked: string[] = [];
+  move = (_caller: Caller, name: string, to: string) => {
+    this.asked.push(`move ${name} to ${to}`);
+    return Promise.resolve(status);
+  };
+  drain = (_caller: Caller, node: string) => {
+    this.asked.push(`drain ${node}`);
+    return Promise.resolve({ node, moved: [{ name: 'web', to: 'b' }], left: [] });
+  };
+}
+
 const silent = () => undefined;
 const log = { debug: silent, info: silent, warn: silent, error: silent, child: () => log };
 
@@ -127,14 +140,15 @@ async function scene(t: Test) {
     return { pid: 42, uid: 1000, gid: 1000 };
   };
   const cluster = new ScriptedCluster();
-  const server = createApiServer({ control: daemon, cluster, credentials, log });
+  const moves = new ScriptedMoves();
+  const server = createApiServer({ control: daemon, cluster, moves, credentials, log });
   await new Promise<void>((resolve) => server.listen(path, resolve));
   t.teardown(() => {
     server.closeAllConnections();
     server.close();
     rmSync(folder, { recursive: true });
   });
-  return { daemon, cluster, path, server, client: new ApiClient(path) };
+  return { daemon, cluster, moves, path, server, client: new ApiClient(path) };
 }
 
 /** What a client that is not ours may send. */
@@ -424,4 +438,17 @@ t.test('what is asked of the cluster is checked, field by field', async (t) => {
     t.equal(answer.status, 400, url);
     t.match(answer.body, why);
   }
+});
+
+t.test('moves', async (t) => {
+  const { moves, path, client } = await scene(t);
+  t.equal((await client.move('web', 'b')).name, 'web');
+  t.same((await client.drain('a')).moved, [{ name: 'web', to: 'b' }]);
+  t.same(moves.asked, ['move web to b', 'drain a']);
+  for (const wrong of ['', '?to=', '?to=b%20c']) {
+    const answer = await raw(path, 'POST', `/v1/groups/web/move${wrong}`);
+    t.equal(answer.status, 400);
+    t.match(answer.body, /the name of a node is wanted/);
+  }
+  t.equal((await raw(path, 'POST', '/v1/nodes/a%20b/drain')).status, 400);
 });

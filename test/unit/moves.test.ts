@@ -1,0 +1,139 @@
+/** Moves and drains, by what they ask of the node's groups. */
+import t from 'tap';
+import type { Caller } from '../../src/api/server.js';
+import type { GroupStatus, ProtectReport, ProtectRequest } from '../../src/api/schema.js';
+import { ReplicationError } from '../../src/base/errors.js';
+import { Moves, type MovedGroups } from '../../src/daemon/moves.js';
+
+const root: Caller = { pid: 1, uid: 0, gid: 0 };
+
+interface One {
+  readonly name: string;
+  to: string | null;
+  state: string;
+  running: boolean;
+  readonly primaryBytes: number;
+}
+
+/** Groups that note what is asked of them; protection on a node in `broken` fails. */
+class Scripted implements MovedGroups {
+  readonly asked: string[] = [];
+  readonly #all: One[];
+  readonly #broken: readonly string[];
+
+  constructor(all: One[], broken: readonly string[] = []) {
+    this.#all = all;
+    this.#broken = broken;
+  }
+
+  get groups() {
+    return this.#all.map(({ name }) => ({ spec: { name } }));
+  }
+  runsHere = (name: string) => this.#of(name).running;
+  group = (_caller: Caller, name: string) => Promise.resolve(this.#show(name));
+  detach = (_caller: Caller, name: string) => this.#note('detach', name, { state: 'detached' });
+  promote = (_caller: Caller, name: string, { to }: { readonly to: string | undefined }) =>
+    this.#note(`promote to ${to}:`, name, { state: 'ended', running: false });
+  protect = (_caller: Caller, { name = '', to = '' }: ProtectRequest): Promise<ProtectReport> => {
+    this.asked.push(`protect to ${to}: ${name}`);
+    if (this.#broken.includes(to)) {
+      const message = `node ${to} keeps no replica: it has no such file`;
+      return Promise.reject(new ReplicationError('ERR_REFUSED', message, { advice: 'copy it' }));
+    }
+    Object.assign(this.#of(name), { to, state: 'protected' });
+    const report: Partial<ProtectReport> = { group: this.#show(name) };
+    return Promise.resolve(report as ProtectReport);
+  };
+
+  #of(name: string): One {
+    const one = this.#all.find((each) => each.name === name);
+    if (one === undefined) throw new ReplicationError('ERR_NO_GROUP', `there is no group ${name}`);
+    return one;
+  }
+
+  #show(name: string): GroupStatus {
+    const { primaryBytes, ...one } = this.#of(name);
+    return { ...one, hostPid: 7, memory: { primaryBytes } } as unknown as GroupStatus;
+  }
+
+  #note(what: string, name: string, change: Partial<One>): Promise<GroupStatus> {
+    this.asked.push(`${what} ${name}`);
+    Object.assign(this.#of(name), change);
+    return Promise.resolve(this.#show(name));
+  }
+}
+
+const one = (name: string, to: string | null, primaryBytes = 1): One => ({
+  ...{ name, to, primaryBytes, state: 'protected', running: true },
+});
+
+function scene(groups: Scripted, targets: Readonly<Record<string, number>> = { b: 10, c: 20 }) {
+  const check = (node: string): void => {
+    if (!(node in targets)) throw new ReplicationError('ERR_NO_NODE', `there is no node ${node}`);
+  };
+  const list = Object.entries(targets);
+  return new Moves({
+    ...{ groups, self: () => 'a', check },
+    targets: () => list.map(([name, bytes]) => ({ name, memoryForReplicasBytes: bytes })),
+  });
+}
+
+t.test('a move to where the replica is, is a promotion there', async (t) => {
+  const groups = new Scripted([one('db', 'b')]);
+  await scene(groups).move(root, 'db', 'b');
+  t.same(groups.asked, ['promote to b: db']);
+});
+
+t.test('elsewhere the replica is built there first', async (t) => {
+  const groups = new Scripted([one('db', null)]);
+  await scene(groups).move(root, 'db', 'c');
+  t.same(groups.asked, ['detach db', 'protect to c: db', 'promote to c: db']);
+});
+
+t.test('what cannot be built there is protected as it was', async (t) => {
+  const groups = new Scripted([one('db', 'b')], ['c']);
+  await t.rejects(scene(groups).move(root, 'db', 'c'), {
+    ...{ code: 'ERR_REFUSED', advice: 'copy it' },
+    message: 'cannot move db: node c keeps no replica: it has no such file',
+  });
+  t.same(groups.asked, ['detach db', 'protect to c: db', 'protect to b: db']);
+});
+
+t.test('and where that fails too, it is said', async (t) => {
+  const groups = new Scripted([one('db', null)], ['c', 'self']);
+  await t.rejects(scene(groups).move(root, 'db', 'c'), {
+    code: 'ERR_REFUSED',
+    advice: /^it runs on unprotected: /,
+  });
+});
+
+t.test('a node that is not there, and a group that does not run', async (t) => {
+  const groups = new Scripted([{ ...one('db', 'b'), running: false }]);
+  await t.rejects(scene(groups).move(root, 'db', 'x'), { code: 'ERR_NO_NODE' });
+  await t.rejects(scene(groups).move(root, 'db', 'b'), { code: 'ERR_ENDED' });
+  await t.rejects(scene(groups).move(root, 'none', 'b'), { code: 'ERR_NO_GROUP' });
+  t.same(groups.asked, []);
+});
+
+t.test('a drain moves each to its replica, else to where there is room', async (t) => {
+  const over = { ...one('over', 'b'), running: false };
+  const groups = new Scripted([one('db', 'b'), one('web', null), over, one('big', null, 50)]);
+  t.same(await scene(groups).drain(root, 'a'), {
+    node: 'a',
+    moved: [
+      { name: 'db', to: 'b' },
+      { name: 'web', to: 'c' },
+    ],
+    left: [{ name: 'big', why: 'no other node is up and has memory for it' }],
+  });
+});
+
+t.test('a drain is for root, and typed on the node itself', async (t) => {
+  const moves = scene(new Scripted([]));
+  await t.rejects(moves.drain({ ...root, uid: 1000 }, 'a'), { code: 'ERR_DENIED' });
+  await t.rejects(moves.drain(root, 'b'), {
+    code: 'ERR_BAD_REQUEST',
+    advice: 'on b: replpage drain b',
+  });
+  await t.rejects(moves.drain(root, 'x'), { code: 'ERR_NO_NODE' });
+});
