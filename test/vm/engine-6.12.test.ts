@@ -1,0 +1,4 @@
+/** The engine's own tests on Debian's kernel 6.12: see engine.ts. */
+import { testEngine } from './engine.js';
+
+testEngine('6.12');
