@@ -1,5 +1,6 @@
 #include "core/image/interrupted_call.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/syscall.h>
 
@@ -8,7 +9,9 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
+#include <string>
 
+#include "core/base/procfs.h"
 #include "core/trace/interrupted_call.h"
 
 namespace replpage {
@@ -61,6 +64,21 @@ void settle_restart_call(pid_t host_tid, const ThreadImage* previous, user_regs_
   registers.rax = static_cast<uint64_t>(-EINTR);
 }
 
+// Copies from or to a file, at a place of its own, that ended before the end of the buffer: only a
+// kill does that, or a reason that is still there. Where a write appends, it has done so.
+bool was_cut_short(const ThreadImage& image) {
+  const user_regs_struct& registers = image.registers;
+  const auto result = static_cast<int64_t>(registers.rax);
+  const bool reads = registers.orig_rax == SYS_pread64;
+  if (!reads && registers.orig_rax != SYS_pwrite64) return false;
+  if (result <= 0 || registers.rax >= registers.rdx) return false;
+  if (reads) return true;
+  const auto info = read_proc("/proc/" + std::to_string(image.host_tid) + "/fdinfo/" +
+                              std::to_string(static_cast<int32_t>(registers.rdi)));
+  const auto flags = info ? field_of(*info, "flags") : std::nullopt;
+  return flags && (std::stoul(std::string(*flags), nullptr, 8) & O_APPEND) == 0;
+}
+
 // Raised by the instruction itself, before it has done anything.
 bool is_of_fault(const SignalInfo& info) {
   int32_t words[3];  // siginfo_t: si_signo, si_errno, si_code
@@ -97,7 +115,8 @@ void settle_killed_call(ThreadImage& image) {
   const auto result = static_cast<int64_t>(registers.rax);
   const uint64_t call = registers.orig_rax;
   const bool forked_not = holds(kCallsThatFork, call) && (result == -EINTR || result == -ENOMEM);
-  if (forked_not || holds(kCallsThatEnd, call) || is_within_execution(image)) {
+  if (forked_not || holds(kCallsThatEnd, call) || is_within_execution(image) ||
+      was_cut_short(image)) {
     registers.rax = static_cast<uint64_t>(kRestartNoInterrupt);
   } else if ((result == -EINTR && !holds(kCallsNotToRepeat, call)) ||
              (result == -EFAULT && holds(kCallsThatMoveBytes, call))) {

@@ -28,7 +28,9 @@ void settle_interrupted_call(pid_t host_tid, const ThreadImage* previous, Thread
 // - fork(2) and its kin give EINTR or ENOMEM (dup_mmap of kernel/fork.c), execve(2) any error.
 // - What waits killably gives EINTR, and EFAULT where a page was waited for.
 // - exit(2) has not ended it yet.
-// All of these have done nothing, and are marked to be restarted. A page fault in user mode that
+// - pread(2) and pwrite(2) move a part of the bytes (generic_perform_write of mm/filemap.c); done
+//   once more they do the same again, and the rest.
+// All others have done nothing. All are marked to be restarted. A page fault in user mode that
 // was given up leaves a signal, which is taken out of image.pending: the instruction faults again.
 void settle_killed_call(ThreadImage& image);
 
