@@ -2,6 +2,7 @@
 import type { Command } from 'commander';
 import type { GroupStatus } from '../api/schema.js';
 import { formatLoss, formatUs } from '../base/units.js';
+import { confirmForce } from './confirm-force.js';
 import type { CommonFlags } from './context.js';
 import { addGroupCommand } from './group-command.js';
 import { protectCommand } from './protect-options.js';
@@ -9,6 +10,7 @@ import { protectCommand } from './protect-options.js';
 interface PromoteFlags extends CommonFlags {
   readonly to?: string;
   readonly force?: boolean;
+  readonly yes?: boolean;
 }
 
 export function addPromote(program: Command): void {
@@ -18,8 +20,15 @@ export function addPromote(program: Command): void {
     group: 'of the group',
     options: [
       ['--to <node>', 'where it is to run; the node of its replica'],
-      ['--force', 'though it may run elsewhere, or files have changed'],
+      [
+        '--force',
+        'though it may run elsewhere, or files have changed: says what is lost, and asks',
+      ],
+      ['--yes', 'with --force: does not ask; nor is anybody asked without a terminal'],
     ],
+    before: async (context, name, { force, yes }) => {
+      if (force === true) await confirmForce(context, name, yes === true);
+    },
     ask: (client, name, { to, force }) => client.promote(name, { to, force: force === true }),
     text: promotionText,
   });

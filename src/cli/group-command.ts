@@ -8,6 +8,7 @@ import {
   printJson,
   withCommonFlags,
   type CommonFlags,
+  type Context,
 } from './context.js';
 
 export interface GroupCommand<Answer, Flags extends CommonFlags = CommonFlags> {
@@ -18,6 +19,8 @@ export interface GroupCommand<Answer, Flags extends CommonFlags = CommonFlags> {
   /** Beside the common ones. */
   readonly options?: readonly (readonly [flags: string, description: string])[];
   readonly required?: readonly (readonly [flags: string, description: string])[];
+  /** What is to be settled first. */
+  before?(context: Context, name: string, flags: Flags): Promise<void>;
   ask(client: ApiClient, name: string, flags: Flags): Promise<Answer>;
   /** The answer in words; with --json it is printed as it is. */
   text(answer: Answer, name: string): string;
@@ -37,6 +40,7 @@ export function addGroupCommand<Answer, Flags extends CommonFlags = CommonFlags>
     .argument('<name>', command.group)
     .action(async (name: string, flags: Flags) => {
       const context = contextOf(flags);
+      await command.before?.(context, groupName(name), flags);
       const answer = await command.ask(context.client, groupName(name), flags);
       if (context.json) return printJson(answer);
       print(`${name}: ${command.text(answer, name)}`);

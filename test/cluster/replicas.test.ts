@@ -175,8 +175,9 @@ t.test('a node goes with its process: promoted by hand on the other', { skip }, 
   await a.endDaemon('SIGKILL');
   sendSignal(pid, 'SIGKILL');
   await sees(b, ({ state }) => state === 'cut off', 'the end of a was not seen');
-  const done = await b.type('promote', 'db', '--to', 'b');
+  const done = await b.type('promote', 'db', '--to', 'b', '--force');
   t.equal(done.status, 0, done.stderr);
+  t.match(done.stderr, /db: epoch \d+ of node a, committed .* ago: what was done since is lost/);
   await runsOn(b);
   t.equal(ask(b, 'GET', 'kept'), 'value');
 });
