@@ -1,5 +1,8 @@
 /** npm run vm -- COMMAND: nodes to play with. */
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
 import { parseArgs } from 'node:util';
+import { root } from '../support/repository.js';
 import { Bed, prepareMachine, type BedOptions } from './bed/bed.js';
 import { BedError, reasonOf, UnavailableError } from './bed/bed-error.js';
 import { interruptible } from './bed/interruption.js';
@@ -7,26 +10,7 @@ import type { Clocks, Direction } from './bed/node.js';
 import { bedNames, dismantle, dismantleOwn, readState, sweep } from './bed/state.js';
 import { writeReport } from './findings.js';
 
-const usage = `Usage: npm run vm -- COMMAND
-  up [NODES]                 makes NODES nodes (1), named n1, n2 ... at 10.77.0.1, 10.77.0.2 ...
-     [--kernel 6.1|6.12|PACKAGE] [--memory MIB] [--processors N] [--cold]
-  sh N COMMAND...            runs a command on node N; ends with its status
-  crash N                    pulls its plug
-  start N [--cold]           starts it again after a crash, with the data disk it had
-  hang N [--clocks running|stopped]
-                             stops it; its clocks stop with it, or run on as in a real stall
-  partition N [--one-way[=out|in]]
-                             loses the packets it sends and receives, or only those it sends (out)
-                             or receives (in)
-  unplug N                   no packets and no carrier
-  heal [N]                   ends hangs and partitions, of all nodes if none is named
-  status                     beds and nodes there are
-  console N                  the last lines of its console
-  down                       ends all of the bed, also what a killed tool has left
-  prepare [--kernel K]       makes all images without starting anything
-  report                     writes docs/kernel-support.md from what the tests found
-Each takes --name=BED (default: "default"). The project is /opt/replpage on each node, its disk
-/dev/data. One command at a time runs on a node.`;
+const usage = readFileSync(path.join(root, 'test/vm/usage.txt'), 'utf8').trimEnd();
 
 const options = {
   kernel: { type: 'string', default: '6.12' },
@@ -43,7 +27,7 @@ type Values = ReturnType<typeof parse>['values'];
 
 function parse(args: readonly string[]) {
   // `--one-way` may stand alone, and what follows `sh N` belongs to the node's command.
-  const given = args.map((each) => (each === '--one-way' ? '--one-way=out' : each));
+  const given = args[0] === 'sh' ? args : withDirection(args);
   const all = { args: given, options, allowPositionals: true };
   const { tokens } = parseArgs({ ...all, strict: false, tokens: true });
   const words = tokens.filter(({ kind }) => kind === 'positional');
@@ -58,6 +42,30 @@ function parse(args: readonly string[]) {
     positionals: parsed.positionals,
     rest: own < 0 ? [] : given.slice(own),
   };
+}
+
+function withDirection(args: readonly string[]): string[] {
+  const at = args.indexOf('--one-way');
+  if (at < 0) return [...args];
+  const next = args[at + 1];
+  const named = next === 'out' || next === 'in';
+  return args.toSpliced(at, named ? 2 : 1, `--one-way=${named ? next : 'out'}`);
+}
+
+/** How many words each command takes after its name, at most. */
+const wordsMax: Readonly<Record<string, number>> = {
+  up: 1,
+  down: 0,
+  status: 0,
+  prepare: 0,
+  report: 0,
+};
+
+function checkWords(command: string, words: readonly string[]): void {
+  const surplus = words[wordsMax[command] ?? 1];
+  if (surplus !== undefined && command !== 'sh') {
+    throw new BedError(`${command}: what is ${surplus} for?\n${usage}`);
+  }
 }
 
 const say = (text: string): void =>
@@ -112,7 +120,9 @@ function showStatus(): number {
 }
 
 async function down(name: string): Promise<number> {
+  const there = bedNames().includes(name);
   await sweep();
+  if (!there) say(`there is no bed ${name}`);
   const left = bedNames().includes(name) ? await dismantle(name) : [];
   for (const each of left) say(`left behind: ${each}`);
   return left.length > 0 ? 1 : 0;
@@ -151,6 +161,7 @@ async function dispatch(args: readonly string[]): Promise<number> {
     console.log(usage);
     return command === undefined && !values.help ? 64 : 0;
   }
+  checkWords(command, words);
   if (command === 'up') return up(values, words);
   if (command === 'down') return down(values.name);
   if (command === 'status') return showStatus();
@@ -160,8 +171,8 @@ async function dispatch(args: readonly string[]): Promise<number> {
     return 0;
   }
   if (command === 'report') {
-    writeReport();
-    return 0;
+    if (writeReport()) return 0;
+    throw new BedError('nothing was found yet: npm run test:vm');
   }
   return onNode(command, values, words, rest);
 }

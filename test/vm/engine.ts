@@ -3,7 +3,7 @@
  * machine finishes in reasonable time, with every tracker that the kernel has.
  *
  * REPLPAGE_VM_VICTIMS=name,name runs these victims instead of all, REPLPAGE_VM_TRACKERS and
- * REPLPAGE_VM_PARTS=victims,redis,native only these.
+ * REPLPAGE_VM_PARTS=victims,kills,redis,native only these.
  */
 import t, { type Test } from 'tap';
 import type { Listener } from './bed/agent.js';
@@ -32,7 +32,8 @@ const ofMemory = 'discard mapping copied copy heap stack round walk shared';
 const named = (variable: string): readonly string[] | undefined =>
   process.env[`REPLPAGE_VM_${variable}`]?.split(',');
 const victims = named('VICTIMS') ?? (short ? shortVictims : undefined);
-const parts = named('PARTS') ?? (short ? ['victims'] : ['victims', 'redis', 'native']);
+const everyPart = ['victims', 'kills', 'redis', 'native'];
+const parts = named('PARTS') ?? (short ? ['victims'] : everyPart);
 
 /**
  * Shows the cases as they end: without that, an hour of emulation looks like a hang. On standard error,
@@ -103,9 +104,16 @@ async function runs(
   note(kernel, 'Engine', what, found.replaceAll('|', '/'));
 }
 
+interface Check {
+  readonly name: string;
+  readonly value: unknown;
+  readonly ok: boolean | null;
+  readonly degraded?: boolean;
+}
+
 interface Report {
   readonly ok: boolean;
-  readonly checks: readonly { name: string; value: unknown; ok: boolean | null }[];
+  readonly checks: readonly Check[];
 }
 
 async function asksDoctor(t: Test, bed: Bed, kernel: string): Promise<string[]> {
@@ -113,10 +121,11 @@ async function asksDoctor(t: Test, bed: Bed, kernel: string): Promise<string[]> 
   const report = JSON.parse(text) as Report;
   t.ok(report.ok, 'the doctor finds nothing missing');
   note(kernel, 'Kernel', 'Release', bed.kernel);
-  for (const { name, value, ok } of report.checks) {
+  for (const { name, value, ok, degraded } of report.checks) {
     if (!name.startsWith('kernel: ') && name !== 'write tracking') continue;
     const words = value === true ? 'yes' : value === false ? 'no' : String(value);
-    note(kernel, 'Doctor', name.replace('kernel: ', ''), ok === false ? `**${words}**` : words);
+    const shown = ok === false || degraded === true ? `**${words}**` : words;
+    note(kernel, 'Doctor', name.replace('kernel: ', ''), shown);
   }
   const has = (name: string): boolean =>
     report.checks.some((c) => c.name === name && c.value === true);
@@ -137,7 +146,10 @@ function withTracker(
   }
   const few = victims ?? (isFirst ? undefined : memoryVictims);
   const chosen = few === undefined ? '' : `REPLPAGE_TEST_VICTIMS='${few.join()}' `;
-  return { title: 'victims killed twice', command: `${chosen}node test/e2e/victims.test.js` };
+  return {
+    title: 'victims killed, and their successors killed',
+    command: `${chosen}node test/e2e/victims.test.js`,
+  };
 }
 
 const expected: Readonly<Record<string, readonly string[]>> = {
@@ -147,8 +159,10 @@ const expected: Readonly<Record<string, readonly string[]>> = {
 
 /** All of it on that kernel. */
 export function testEngine(kernel: string): void {
-  if (!kernels.includes(kernel)) return void t.pass(`REPLPAGE_VM_KERNELS has no ${kernel}`);
-  t.test(`${kernel}: the engine`, { timeout: 2 * runMs }, (t) =>
+  const unknown = parts.filter((part) => !everyPart.includes(part));
+  if (unknown.length > 0) throw new Error(`REPLPAGE_VM_PARTS: there is no ${unknown.join()}`);
+  const skip = !kernels.includes(kernel) && 'REPLPAGE_VM_KERNELS leaves it out';
+  t.test(`${kernel}: the engine`, { skip, timeout: 2 * runMs }, (t) =>
     onBed(t, { kernel, nodes: 1, memoryMiB }, async (bed) => {
       const trackers = await asksDoctor(t, bed, kernel);
       t.same(trackers, expected[kernel] ?? trackers, 'the trackers that work here');
@@ -159,6 +173,10 @@ export function testEngine(kernel: string): void {
           const set = `export REPLPAGE_TEST_TRACKER=${tracker} REPLPAGE_TEST_REDIS_MIB=4`;
           await runs(t, bed, kernel, `${tracker}: ${title}`, `${set}; ${command}`);
         }
+      }
+      if (parts.includes('kills')) {
+        const command = 'export REPLPAGE_TEST_KILLS=1; node test/e2e/kills.test.js';
+        await runs(t, bed, kernel, 'killed more than once', command);
       }
       if (!parts.includes('native')) return;
       // These last: they take longest.

@@ -4,7 +4,10 @@ import path from 'node:path';
 import { root } from '../support/repository.js';
 
 /** Parts of the page, in its order. */
-export const topics = ['Kernel', 'Doctor', 'Engine', 'Dying processes', 'NFS', 'NILFS2'] as const;
+export const topics = [
+  ...(['Kernel', 'Nodes', 'Doctor', 'Engine', 'Two nodes'] as const),
+  ...(['Dying processes', 'NFS', 'NILFS2'] as const),
+] as const;
 export type Topic = (typeof topics)[number];
 
 interface Finding {
@@ -21,7 +24,13 @@ export function begin(kernel: string, topic: Topic, ...what: readonly string[]):
   for (const each of what) note(kernel, topic, each, '**failed**');
 }
 
+/** What is found by a part of the tests says nothing of the rest, and would take the place of more. */
+const partial =
+  process.env['REPLPAGE_VM_SHORT'] === '1' ||
+  ['VICTIMS', 'TRACKERS', 'PARTS'].some((name) => `REPLPAGE_VM_${name}` in process.env);
+
 export function note(kernel: string, topic: Topic, what: string, found: string): void {
+  if (partial) return;
   mkdirSync(folder, { recursive: true });
   const finding: Finding = { topic, what, kernel, found };
   const name = `${kernel}-${topic}-${what}`.replaceAll(/[^A-Za-z0-9.]+/g, '-');
@@ -36,7 +45,8 @@ function read(): Finding[] {
 const introduction = `# Kernel support
 
 Made by \`npm run test:vm\` from what its runs found, on emulated nodes with Debian's own kernels; not
-written by hand. An empty field was not run; what is bold is missing or failed.
+written by hand. An empty field was not run; what is bold failed, or is done in a lesser way: \`replpage
+doctor\` says there what it is for.
 `;
 
 function table(findings: readonly Finding[], kernels: readonly string[]): string {
@@ -52,13 +62,15 @@ function table(findings: readonly Finding[], kernels: readonly string[]): string
 
 const inOrder = new Intl.Collator('en', { numeric: true });
 
-/** Writes the page. */
-export function writeReport(): void {
+/** Writes the page; gives false, and leaves it as it is, where nothing was found. */
+export function writeReport(): boolean {
   const findings = read();
+  if (findings.length === 0) return false;
   const kernels = [...new Set(findings.map(({ kernel }) => kernel))].sort(inOrder.compare);
   const parts = topics
     .map((topic) => ({ topic, own: findings.filter((each) => each.topic === topic) }))
     .filter(({ own }) => own.length > 0)
     .map(({ topic, own }) => `## ${topic}\n\n${table(own, kernels)}\n`);
   writeFileSync(path.join(root, 'docs/kernel-support.md'), [introduction, ...parts].join('\n'));
+  return true;
 }

@@ -99,6 +99,9 @@ const notInside = /^(typescript|tshy|@typescript\/.*|@types\/.*|@tapjs\/run|ink|
 
 /** The node modules that the project and its tests load, with all that these depend on. */
 function modulesInside(): string[] {
+  const own = JSON.parse(readFileSync(path.join(root, 'package.json'), 'utf8')) as {
+    dependencies: Record<string, string>;
+  };
   const found = new Set<string>();
   const add = (name: string): void => {
     const file = path.join(root, 'node_modules', name, 'package.json');
@@ -110,7 +113,7 @@ function modulesInside(): string[] {
     };
     for (const each of Object.keys({ ...dependencies, ...peerDependencies })) add(each);
   };
-  for (const name of ['tap', 'pino', 'commander']) add(name);
+  for (const name of ['tap', ...Object.keys(own.dependencies)]) add(name);
   return [...found].sort();
 }
 
