@@ -55,24 +55,34 @@ function settle(count, status) {
   return known;
 }
 
+/** The files of tests in folders, and files themselves. */
+function testsIn(places) {
+  const below = (place) =>
+    place.endsWith('.ts')
+      ? [place]
+      : readdirSync(join(root, place), { recursive: true }).map((name) => join(place, name));
+  return places
+    .filter((place) => existsSync(join(root, place)))
+    .flatMap(below)
+    .filter((name) => name.endsWith('.test.ts'))
+    .sort();
+}
+
 /**
  * `only`: paths that are wanted. `limitMs`: then it and all that it has started are told to end, and
  * soon killed.
  */
 function tapSuite(folders, args = [], { only = /./, ...options } = {}, limitMs = undefined) {
-  const files = folders
-    .filter((folder) => existsSync(join(root, folder)))
-    .flatMap((folder) =>
-      readdirSync(join(root, folder), { recursive: true }).map((name) => join(folder, name)),
-    )
-    .filter((name) => name.endsWith('.test.ts') && only.test(name));
+  const files = testsIn(folders).filter((name) => only.test(name));
   if (files.length === 0) return { passed: 0, failed: 0, skipped: 0 };
   const scratch = mkdtempSync(join(tmpdir(), 'replpage-test-'));
   try {
     const output = join(scratch, 'out.tap');
     const command = [bin('tap'), 'run', '-o', output, ...args, ...files];
     const limit = [`--kill-after=60`, String(Math.ceil((limitMs ?? 0) / 1000))];
-    const [program, ...rest] = limitMs === undefined ? command : ['timeout', ...limit, ...command];
+    const limited = limitMs === undefined ? command : ['timeout', ...limit, ...command];
+    // They end with us: in a process group of their own no Ctrl-C reaches them.
+    const [program, ...rest] = ['setpriv', '--pdeathsig', 'TERM', '--', ...limited];
     const { status } = run(program, rest, options);
     const text = existsSync(output) ? readFileSync(output, 'utf8') : '';
     return settle(countClosing(text), status);
@@ -99,6 +109,7 @@ function vm() {
   const suite = (jobs, only) =>
     tapSuite(['test/vm'], [`--jobs=${jobs}`, '--timeout=36000'], { only });
   const count = add(suite(1, /^(?!.*engine-)/), suite(2, /engine-/));
+  sweepNodes();
   run(process.execPath, ['scripts/vm.mjs', 'report']);
   return count;
 }
@@ -146,11 +157,24 @@ function vmShort() {
     if (made.status !== 0) return counted('failed', `no images for kernel ${kernel}`);
   }
   const env = { ...process.env, REPLPAGE_VM_SHORT: '1' };
-  const count = tapSuite(['test/vm'], ['--jobs=1', '--timeout=1200'], { env }, leftMs());
-  if (!tooSlow()) return count;
-  // What was cut off has left its nodes.
+  const args = ['--jobs=1', '--timeout=1200'];
+  let count = { passed: 0, failed: 0, skipped: 0 };
+  for (const file of testsIn(['test/vm'])) {
+    const one = tapSuite([file], args, { env }, leftMs());
+    if (!tooSlow()) {
+      count = add(count, one);
+      continue;
+    }
+    // What was cut off has left its nodes, and says nothing; what failed before that does.
+    sweepNodes();
+    return count.failed > 0 ? count : counted('skipped', slowly);
+  }
+  return count;
+}
+
+/** Nodes of tests that were killed. */
+function sweepNodes() {
   run(process.execPath, ['scripts/vm.mjs', 'down', '--name=none']);
-  return counted('skipped', slowly);
 }
 
 function lint() {

@@ -145,8 +145,13 @@ export class Bed {
   async start(number: number, options: { readonly cold?: boolean } = {}): Promise<VmNode> {
     const node = this.node(number);
     if (node.running) throw new BedError(`${node.name} runs already`);
-    await this.#start(node, options.cold === true ? undefined : await this.#savedState());
-    return node;
+    try {
+      await this.#start(node, options.cold === true ? undefined : await this.#savedState());
+      return node;
+    } catch (error) {
+      await node.crash();
+      throw error;
+    }
   }
 
   /** Ends it all. @throws BedError with what could not be ended */

@@ -49,17 +49,25 @@ export function requireRoom(folder: string, bytes = bytesNeeded): void {
 
 /** Folders that a tool which is gone was still making. */
 function removeAbandoned(folder: string): void {
+  if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return;
   for (const name of readdirSync(folder)) {
     const [, pid, startTime] = /^\.new-(\d+)-(\d+)-/.exec(name) ?? [];
     if (pid === undefined || identify(Number(pid))?.startTime === startTime) continue;
-    rmSync(path.join(folder, name), { recursive: true, force: true });
+    try {
+      // What it had started may write there still.
+      const patience = { maxRetries: 20, retryDelay: 100 };
+      rmSync(path.join(folder, name), { recursive: true, force: true, ...patience });
+    } catch {
+      // Left to the next run.
+    }
   }
 }
 
 function removeOldest(folder: string): void {
   const entries = readdirSync(folder)
     .filter((name) => !name.startsWith('.'))
-    .map((name) => ({ name, used: statSync(path.join(folder, name)).mtimeMs }))
+    .map((name) => ({ name, found: statSync(path.join(folder, name), { throwIfNoEntry: false }) }))
+    .flatMap(({ name, found }) => (found ? [{ name, used: found.mtimeMs }] : []))
     .sort((a, b) => b.used - a.used);
   for (const { name } of entries.slice(kept)) {
     rmSync(path.join(folder, name), { recursive: true, force: true });
@@ -83,9 +91,9 @@ export async function cached(
     utimesSync(entry, new Date(), new Date());
     return entry;
   }
-  requireRoom(cacheFolder());
   mkdirSync(folder, { recursive: true });
-  removeAbandoned(folder);
+  for (const each of readdirSync(cacheFolder())) removeAbandoned(path.join(cacheFolder(), each));
+  requireRoom(cacheFolder());
   const own = `${process.pid}-${identify(process.pid)?.startTime ?? 0}-${++made}`;
   const fresh = path.join(folder, `.new-${own}`);
   mkdirSync(fresh);

@@ -77,7 +77,14 @@ export class VmNode {
     const last = Date.now() + limitMs;
     while (Date.now() < last) {
       if (!this.running) throw this.#explained('QEMU has ended');
-      this.#agent = await Agent.connect(this.files.agent, Math.min(2000, last - Date.now()));
+      const left = last - Date.now();
+      this.#agent = await Agent.connect(this.files.agent, Math.min(2000, left)).catch(
+        (error: unknown) => {
+          // QEMU may have ended meanwhile: then that is what there is to say.
+          if (this.running) throw this.#explained(error);
+          return undefined;
+        },
+      );
       if (this.#agent) return;
     }
     throw this.#explained(`it does not answer in ${Math.round(limitMs / 1000)} s`);
@@ -106,6 +113,7 @@ export class VmNode {
       for (const way of lost) {
         const id = filters[way];
         if (there.includes(id)) continue;
+        await forget(qmp, id);
         await qmp.execute('chardev-add', { id, backend: { type: 'null', data: {} } });
         // Packets are redirected to nowhere. QEMU's queues are seen from its own side of the card:
         // "rx" is what the guest sends.
@@ -128,20 +136,21 @@ export class VmNode {
       const { status } = await qmp.execute<{ status: string }>('query-status');
       if (status === 'paused') await qmp.execute('cont');
       await qmp.execute('set_link', { name: 'nic0', up: true });
-      for (const id of await filtersOf(qmp)) {
-        await qmp.execute('object-del', { id });
-        await qmp.execute('chardev-remove', { id });
-      }
+      for (const id of await filtersOf(qmp)) await qmp.execute('object-del', { id });
+      for (const id of Object.values(filters)) await forget(qmp, id);
     });
   }
 
   async qmp<T>(body: (qmp: Qmp) => Promise<T>): Promise<T> {
     if (!this.running) throw this.#explained('it does not run');
-    const qmp = await Qmp.connect(this.files.qmp);
+    let qmp: Qmp | undefined;
     try {
+      qmp = await Qmp.connect(this.files.qmp);
       return await body(qmp);
+    } catch (error) {
+      throw this.#explained(error);
     } finally {
-      qmp.close();
+      qmp?.close();
     }
   }
 
@@ -174,6 +183,11 @@ export class VmNode {
     const words = this.lastWords();
     return new BedError(`${this.name}: ${what}\nits console ends: ${words || '(it is empty)'}`);
   }
+}
+
+/** The place that a filter's packets went to, if it is there: who made it may have been killed. */
+async function forget(qmp: Qmp, id: string): Promise<void> {
+  await qmp.execute('chardev-remove', { id }).catch(() => undefined);
 }
 
 /** The filters of ours that lose packets now. */

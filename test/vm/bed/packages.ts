@@ -2,7 +2,15 @@
  * Debian packages, downloaded with apt but not installed. Names and versions come from apt's own
  * lists: packages that carry a version in their name are replaced by newer ones and vanish.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { BedError, reasonOf, UnavailableError } from './bed-error.js';
@@ -24,7 +32,13 @@ async function requireLists(): Promise<void> {
 
 async function update(): Promise<void> {
   updated = true;
-  await command('apt-get', ['-qq', 'update'], { ...quietly, limitMs: downloadMs });
+  // Without that apt calls it a success when nothing was fetched.
+  const strictly = ['-o', 'APT::Update::Error-Mode=any'];
+  const options = { ...quietly, limitMs: downloadMs };
+  await command('apt-get', ['-qq', ...strictly, 'update'], options).catch((error: unknown) => {
+    const why = reasonOf(error);
+    throw new UnavailableError(`package lists could not be updated (is there a network?): ${why}`);
+  });
 }
 
 /**
@@ -51,8 +65,11 @@ async function ask(program: string, args: readonly string[], allowed: number[] =
   const answer = await command(program, args, { ...quietly, allowed }).catch((error: unknown) => {
     throw new UnavailableError(reasonOf(error));
   });
+  requireRoom(cacheFolder());
   mkdirSync(folder, { recursive: true });
-  writeFileSync(file, answer);
+  // Whole or not at all: it is believed until the lists are updated.
+  writeFileSync(`${file}.${process.pid}`, answer);
+  renameSync(`${file}.${process.pid}`, file);
   return answer;
 }
 
@@ -88,6 +105,8 @@ function fromNothing(): string[] {
     `Dir::State::status=${status}`,
     'APT::Sandbox::User=root',
     'Acquire::Retries=3',
+    // Another run downloads to the same place.
+    'DPkg::Lock::Timeout=600',
   ];
   return settings.flatMap((each) => ['-o', each]);
 }
@@ -130,6 +149,14 @@ export async function listAll(packages: readonly string[]): Promise<string[]> {
   return names;
 }
 
+const dayMs = 24 * 3_600_000;
+
+/** A run of another checkout may be unpacking it. */
+function removeOld(file: string): void {
+  const found = statSync(file, { throwIfNoEntry: false });
+  if (found && Date.now() - found.mtimeMs > dayMs) rmSync(file, { force: true });
+}
+
 /** The files themselves. Those of earlier versions, which nobody wants any more, are removed. */
 export async function fetchAll(packages: readonly string[]): Promise<string[]> {
   const folder = archives();
@@ -140,7 +167,7 @@ export async function fetchAll(packages: readonly string[]): Promise<string[]> {
     await download([...installation(packages), ...into], folder);
   }
   const stale = readdirSync(folder).filter((name) => /\.deb$/.test(name) && !names.includes(name));
-  for (const name of stale) rmSync(path.join(folder, name));
+  for (const name of stale) removeOld(path.join(folder, name));
   return files;
 }
 

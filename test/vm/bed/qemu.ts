@@ -81,7 +81,8 @@ export function commandLine(machine: Machine, files: NodeFiles, savedState?: str
     ...disk('modules', machine.modules, 'readonly=on'),
     ...disk('project', machine.project, 'readonly=on'),
     // A killed QEMU loses nothing of what the guest wrote, flushed or not: that is the host's memory.
-    ...disk('data', files.data, 'cache=unsafe,discard=unmap'),
+    // A full disk of ours is an error for the guest, which says so; QEMU would only stop.
+    ...disk('data', files.data, 'cache=unsafe,discard=unmap,werror=report,rerror=report'),
     ...['-netdev', `socket,id=net0,mcast=${group},localaddr=127.0.0.1`],
     ...['-device', 'virtio-net-pci,netdev=net0,id=nic0,mac=52:54:00:77:00:00'],
     ...['-pidfile', files.pid],

@@ -53,13 +53,13 @@ export function claim(state: BedState): void {
   requireOwnFolder();
   const self = identify(process.pid);
   const fresh = folderOf(`.new-${process.pid}-${self?.startTime ?? 0}`);
-  mkdirSync(fresh);
-  writeState(state, fresh);
   try {
+    mkdirSync(fresh);
+    writeState(state, fresh);
     // It appears with its state, so that nobody takes it for an abandoned one.
     renameSync(fresh, folderOf(name));
   } catch (error) {
-    rmSync(fresh, { recursive: true });
+    rmSync(fresh, { recursive: true, force: true });
     if (!['EEXIST', 'ENOTEMPTY'].includes((error as NodeJS.ErrnoException).code ?? '')) throw error;
     throw new BedError(`there is a bed ${name} already: npm run vm -- down --name=${name} ends it`);
   }
@@ -133,8 +133,10 @@ export async function dismantleOwn(): Promise<string[]> {
 function isAbandoned(name: string): boolean {
   const [, pid, startTime] = freshForm.exec(name) ?? [];
   if (pid !== undefined && startTime !== undefined) return !lives({ pid: Number(pid), startTime });
-  const owner = readState(name)?.owner;
-  return owner !== undefined && !lives(owner);
+  const state = readState(name);
+  // A folder appears with its state, and loses it when it is removed.
+  if (state === undefined) return true;
+  return state.owner !== undefined && !lives(state.owner);
 }
 
 /** Ends beds whose owner is gone. */
