@@ -44,7 +44,8 @@ class Folder {
 // A child that has `mapped` mapped, `read` open for reading and `written` for writing.
 class User {
  public:
-  User(const std::string& mapped, const std::string& read, const std::string& written) {
+  User(const std::string& mapped, const std::string& read, const std::string& written,
+       int how = MAP_PRIVATE, int protection = PROT_READ) {
     int ready[2];
     CHECK(::pipe(ready) == 0);
     pid_ = ::fork();
@@ -52,8 +53,9 @@ class User {
       // Output of the tests may go to a file, which would be data of this process.
       const int nothing = ::open("/dev/null", O_RDWR);
       for (const int stream : {0, 1, 2}) ::dup2(nothing, stream);
-      const int library = ::open(mapped.c_str(), O_RDONLY);
-      void* at = ::mmap(nullptr, 4096, PROT_READ, MAP_PRIVATE, library, 0);
+      const int library =
+          ::open(mapped.c_str(), (protection & PROT_WRITE) != 0 ? O_RDWR : O_RDONLY);
+      void* at = ::mmap(nullptr, 4096, protection, how, library, 0);
       ::close(library);
       const int data = ::open(read.c_str(), O_RDONLY), log = ::open(written.c_str(), O_WRONLY);
       const char done = at != MAP_FAILED && data >= 0 && log >= 0 ? 'y' : 'n';
@@ -204,6 +206,27 @@ TEST(open_data_must_be_the_same_here) {
   CHECK(unmet(wanted, here, {.keep_files = true}).empty());
   ::unlink(log.c_str());
   CHECK(only(unmet(wanted, here, {.keep_files = true}), UnmetKind::kDataFile).file < 0);
+}
+
+// glibc maps gconv-modules.cache so: each machine has its own.
+TEST(a_shared_mapping_that_is_only_read_is_data_that_is_only_read) {
+  Folder folder;
+  const std::string data = folder.write("data", "x"), log = folder.write("log", "");
+  const std::string cache = folder.write("cache", "one");
+  const MachineFacts here = read_machine_facts();
+  for (const bool written : {false, true}) {
+    const User user(cache, data, log, MAP_SHARED, written ? PROT_READ | PROT_WRITE : PROT_READ);
+    const Requirements wanted = gathered(user.pid());
+    folder.write("cache", "one");
+    if (written) {
+      CHECK(only(unmet(wanted, here), UnmetKind::kDataFile).what == cache);
+    } else {
+      CHECK(unmet(wanted, here).empty());
+    }
+    folder.write("cache", "two");
+    CHECK(only(unmet(wanted, here), UnmetKind::kDataFile).what == cache);
+    folder.write("cache", "one");
+  }
 }
 
 TEST(data_on_storage_that_machines_share_is_told_by_its_number) {

@@ -210,7 +210,7 @@ class Check {
   void check_data(const FileRequirement& file, const FileRequirement& here) {
     if (rules_.keep_files) return;
     if (file.on_network && here.on_network && file.inode == here.inode) return;
-    if (file.written || file.use == FileUse::kMappedShared) {
+    if (file.written) {
       return miss(UnmetKind::kDataFile, file.path, use_of(file),
                   "it is another file here, and what the primary writes does not reach it",
                   remedy_of_data(file));

@@ -105,7 +105,7 @@ class Gatherer {
 
   // Data that is written is not compared: it lies where both machines reach it, or is refused.
   void add_content(const std::string& at, FileRequirement& file) {
-    if ((file.type & S_IFMT) != S_IFREG || file.use == FileUse::kMappedShared) return;
+    if ((file.type & S_IFMT) != S_IFREG) return;
     const bool code = file.use == FileUse::kExecutable || file.use == FileUse::kMapped;
     if (!code && (file.written || file.on_network || file.size > kComparedBytesMax)) return;
     const UniqueFd fd(::open(at.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));

@@ -18,7 +18,7 @@ namespace replpage {
 enum class FileUse : uint8_t {
   kExecutable = 1,
   kMapped = 2,        // privately: a library, as a rule
-  kMappedShared = 3,  // what is written to it is seen by others
+  kMappedShared = 3,  // data; what is written to it is seen by others
   kOpen = 4,          // by a descriptor
   kDirectory = 5,     // working or root directory
 };
