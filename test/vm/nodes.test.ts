@@ -123,6 +123,7 @@ async function disturbed(t: Test, bed: Bed): Promise<void> {
     await heals(one, two);
   }
 
+  two.release();
   await two.hang('stopped');
   await t.rejects(two.ready(3000), {
     message: /n2: it does not answer in 3 s.*\nits console ends/s,

@@ -35,7 +35,9 @@ export class Agent {
 
   /** Undefined when the node does not answer within `limitMs`. */
   static async connect(socketPath: string, limitMs: number): Promise<Agent | undefined> {
-    const agent = new Agent(await connectTo(() => createConnection(socketPath), socketPath));
+    const agent = new Agent(
+      await connectTo(() => createConnection(socketPath), socketPath, limitMs),
+    );
     const number = 1 + Math.floor(Math.random() * 1e9);
     for (const last = Date.now() + limitMs; Date.now() < last && !agent.#lines.ended;) {
       // Asked again and again: what is said before the agent listens may be lost.

@@ -26,14 +26,18 @@ function tryConnect(open: () => Socket): Promise<Socket> {
  * Tries for a few seconds, since QEMU makes its sockets a moment after it was started; longer while
  * it has not taken in those who came before.
  */
-export async function connectTo(open: () => Socket, name: string): Promise<Socket> {
+export async function connectTo(
+  open: () => Socket,
+  name: string,
+  limitMs = Infinity,
+): Promise<Socket> {
   for (const start = Date.now(); ; await pause(20)) {
     goOn();
     try {
       return await tryConnect(open);
     } catch (error) {
       const busy = (error as NodeJS.ErrnoException).code === 'EAGAIN';
-      if (Date.now() - start < (busy ? busyMs : connectMs)) continue;
+      if (Date.now() - start < Math.min(busy ? busyMs : connectMs, limitMs)) continue;
       const why = busy ? 'another command uses it' : reasonOf(error);
       throw new BedError(`nobody answers at ${name}: ${why}`);
     }
