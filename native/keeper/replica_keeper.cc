@@ -347,7 +347,7 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
 
 void ReplicaKeeper::handle_lazy_news() {
   swallow(lazy_news_.get());
-  if (state_ != State::kPromoted) return;
+  if (state_ == State::kStandby) return;  // ended: what killed the group may be told only now
   const FaultServer::Figures figures = faults_ ? faults_->figures() : FaultServer::Figures{};
   if (faults_ && figures.drained_us == 0) {
     loss_ = faults_->loss();

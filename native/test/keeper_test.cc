@@ -246,7 +246,8 @@ TEST(a_source_that_goes_away_kills_the_group) {
          (answer->type == MessageType::kPromoted || answer->type == MessageType::kDraining)) {
     answer = next_of(keeper.channel);
   }
-  CHECK(answer && answer->type == MessageType::kFailed);
+  CHECK(answer.has_value());
+  CHECK_EQUAL(static_cast<int>(answer->type), static_cast<int>(MessageType::kFailed));
   testing::note(decode<FailedMessage>(answer->body).reason);
   (void)ask("wait");
   CHECK(ends(keeper.pidfd));
