@@ -51,14 +51,22 @@ void LazyMemory::drop(PageRange range, AddressGaps& gaps, SyscallBatch& batch) {
   }
 }
 
-// Whole mappings: parts would split them, and the program could not mremap(2) the whole any more.
+// Whole mappings: parts would split them, and the program could not mremap(2) the whole any more
+// until all is there. Stacks alone, which nobody moves, are registered in parts.
 std::vector<PageRange> LazyMemory::missing(std::span<const PageRange> ranges) const {
   const LazyRanges& cold = process_.memory().cold();
   PageRanges mappings;
+  auto range = ranges.begin();
   for (const auto& region : process_.memory().regions()) {
-    if (cold.empty() || region.image.kind != MappingKind::kAnonymous) continue;
-    const auto piece = cold.first_from(region.image.start);
-    if (piece && piece->start < region.image.end) append_range(mappings, region.image.range());
+    const MappingImage& mapping = region.image;
+    if (mapping.kind != MappingKind::kAnonymous) continue;
+    while (range != ranges.end() && range->end <= mapping.start) ++range;
+    const bool passing = range != ranges.end() && range->start < mapping.end;
+    const auto piece = cold.empty() ? std::nullopt : cold.first_from(mapping.start);
+    const bool is_cold = piece && piece->start < mapping.end;
+    if (is_cold || (passing && (mapping.flags & kGrowsDown) == 0)) {
+      append_range(mappings, mapping.range());
+    }
   }
   return unite_ranges(ranges, mappings);
 }

@@ -18,7 +18,7 @@ class LazyMemory {
   explicit LazyMemory(StubProcess& process) : process_(process) {}
 
   // Drops what the process has in the ranges (ascending, within private anonymous mappings), and
-  // registers them, and all mappings with cold pages, MISSING with the userfaultfd returned; what
+  // registers their mappings, and all with cold pages, MISSING with the userfaultfd returned; what
   // guarded them ends. Throws SysError.
   Uffd prepare(std::span<const PageRange> ranges);
 

@@ -99,6 +99,15 @@ int map_flags(const MappingImage& next) {
   return flags;
 }
 
+// Memory that was writable once counts as committed for ever, and only what agrees in that is
+// merged with its neighbours: else one mapping of the program would be two here, and mremap(2) of
+// it would fail. Nobody maps anonymous memory to read nothing but zeros; what has no rights at all
+// may be reserved address space, too much to be committed.
+bool was_writable(const MappingImage& next) {
+  return next.kind == MappingKind::kAnonymous && (next.flags & kNoReserve) == 0 &&
+         (next.prot & PROT_READ) != 0 && (next.prot & PROT_WRITE) == 0;
+}
+
 }  // namespace
 
 void add_map(const MappingStep& step, const MapSource& source, SyscallBatch& batch) {
@@ -108,11 +117,12 @@ void add_map(const MappingStep& step, const MapSource& source, SyscallBatch& bat
   } else {
     const bool anonymous = next.kind == MappingKind::kAnonymous;
     const uint64_t offset = anonymous ? 0 : next.offset + (step.range.start - next.start);
-    batch.add("mmap", SYS_mmap,
-              {step.range.start, step.range.bytes(), next.prot, map_flags(next), source.descriptor,
-               offset});
+    const uint32_t prot = was_writable(next) ? PROT_READ | PROT_WRITE : next.prot;
+    batch.add(
+        "mmap", SYS_mmap,
+        {step.range.start, step.range.bytes(), prot, map_flags(next), source.descriptor, offset});
   }
-  if (next.protection_key > 0) add_protection(step, batch);
+  if (next.protection_key > 0 || was_writable(next)) add_protection(step, batch);
   add_advice(step, batch);
 }
 
