@@ -18,7 +18,7 @@ const slowness = 50;
 /** Native tests have some ten copies of 128 MiB at a time. */
 const memoryMiB = 2560;
 /** Those of the short run. */
-const shortVictims = ['shared memory'];
+const shortVictims = ['memory model'];
 /** Those of a second tracker: the first one has them all. */
 const memoryVictims = [
   'memory model',
