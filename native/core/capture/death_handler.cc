@@ -285,9 +285,12 @@ void DeathHandler::give_up(const std::string& reason) {
     case GroupPhase::kStarting:
     case GroupPhase::kProtected:
       break;
-    case GroupPhase::kPromoted:
-      context_.loss = "the promoted process was lost before it had all of its memory: " + reason;
-      return end(context_.loss);
+    case GroupPhase::kPromoted: {
+      const std::string loss =
+          "the promoted process was lost before it had all of its memory: " + reason;
+      context_.loss = loss;  // taken by others once the phase says so
+      return end(loss);
+    }
   }
   context_.set_phase(GroupPhase::kDone);
   context_.tree->detach();
