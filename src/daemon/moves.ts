@@ -3,24 +3,19 @@
  * is not on the node that is named it is built there first, and the process runs unprotected for
  * that long.
  */
-import type { Caller } from '../api/server.js';
+import type { Caller, DaemonControl } from '../api/server.js';
 import type { MovesControl } from '../api/moves-routes.js';
 import type { DrainReport } from '../api/moves-schema.js';
-import type { GroupStatus, PromoteRequest, ProtectReport, ProtectRequest } from '../api/schema.js';
+import type { GroupStatus, ProtectReport } from '../api/schema.js';
 import { describe, ReplicationError } from '../base/errors.js';
 
 /** What is asked of the node's groups: see ReplicaTable. */
-export interface MovedGroups {
-  group(caller: Caller, name: string): Promise<GroupStatus>;
+export interface MovedGroups extends Pick<
+  DaemonControl,
+  'group' | 'detach' | 'protect' | 'promote'
+> {
   readonly groups: readonly { readonly spec: { readonly name: string } }[];
   runsHere(name: string): boolean;
-  detach(caller: Caller, name: string): Promise<GroupStatus>;
-  protect(
-    caller: Caller,
-    request: ProtectRequest,
-    watch: { onProgress(bytes: number, bytesTotal: number): void; signal: AbortSignal },
-  ): Promise<ProtectReport>;
-  promote(caller: Caller, name: string, how: PromoteRequest): Promise<GroupStatus>;
 }
 
 /** Another node of the cluster that can be reached. */

@@ -338,54 +338,40 @@ t.test('move and drain: built there first, and back', { skip }, async (t) => {
   t.equal((await b.type('drain', 'b')).stdout, 'no group runs on node b\n');
 });
 
-t.test('the daemon of the replica is killed, and comes back', { skip }, async (t) => {
-  const nodes = await pair(t);
-  const { a, b } = nodes;
-  const pid = await startRedis(t, a);
-  await protect(nodes, pid);
-  for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
-    await b.endDaemon(signal);
-    t.equal(ask(a, 'SET', signal, 'written'), 'OK', 'the primary minds nothing');
-    await waitFor(
-      async () => /^unprotected: /.test((await groupOf(a)).reason ?? ''),
-      limitMs,
-      () => `nothing was noticed: ${a.log}`,
-    );
-    await b.startDaemon();
-    await waitFor(
-      async () => (await groupOf(a)).state === 'protected',
-      limitMs,
-      () => `it is not protected again: ${a.log}`,
-    );
-    t.equal((await b.client.status()).standbys?.length, 1, 'one replica');
-  }
-  await survivesKill(t, nodes, pid);
-  t.equal(ask(b, 'GET', 'SIGKILL'), 'written');
-  t.equal(ask(b, 'GET', 'SIGTERM'), 'written');
-});
+for (const of of ['replica', 'primary'] as const) {
+  t.test(`the daemon of the ${of} is killed, and comes back`, { skip }, async (t) => {
+    const nodes = await pair(t);
+    const { a, b } = nodes;
+    const killed = of === 'replica' ? b : a;
+    const pid = await startRedis(t, a);
+    await protect(nodes, pid);
+    for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
+      await killed.endDaemon(signal);
+      t.equal(ask(a, 'SET', signal, 'written'), 'OK', 'the primary minds nothing');
+      if (of === 'replica') await isUnprotected(a);
+      else await sees(b, ({ state }) => state === 'cut off', 'the end of the daemon was not seen');
+      await killed.startDaemon();
+      await waitFor(
+        async () => (await groupOf(a)).state === 'protected',
+        limitMs,
+        () => `it is not protected again: ${a.log}`,
+      );
+      await waitFor(
+        async () => (await b.client.status()).standbys?.length === 1,
+        limitMs,
+        'not one replica, but more',
+      );
+    }
+    await survivesKill(t, nodes, pid);
+    t.equal(ask(b, 'GET', 'SIGKILL'), 'written');
+    t.equal(ask(b, 'GET', 'SIGTERM'), 'written');
+  });
+}
 
-t.test('the daemon of the primary is killed, and comes back', { skip }, async (t) => {
-  const nodes = await pair(t);
-  const { a, b } = nodes;
-  const pid = await startRedis(t, a);
-  await protect(nodes, pid);
-  for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
-    await a.endDaemon(signal);
-    t.equal(ask(a, 'SET', signal, 'written'), 'OK', 'the primary minds nothing');
-    await sees(b, ({ state }) => state === 'cut off', 'the end of the daemon was not seen');
-    await a.startDaemon();
-    await waitFor(
-      async () => (await groupOf(a)).state === 'protected',
-      limitMs,
-      () => `it is not protected again: ${a.log}`,
-    );
-    await waitFor(
-      async () => (await b.client.status()).standbys?.length === 1,
-      limitMs,
-      'the old replica stays',
-    );
-  }
-  await survivesKill(t, nodes, pid);
-  t.equal(ask(b, 'GET', 'SIGKILL'), 'written');
-  t.equal(ask(b, 'GET', 'SIGTERM'), 'written');
-});
+function isUnprotected(node: NodeInNamespace): Promise<boolean> {
+  return waitFor(
+    async () => /^unprotected: /.test((await groupOf(node)).reason ?? ''),
+    limitMs,
+    () => `nothing was noticed: ${node.log}`,
+  );
+}

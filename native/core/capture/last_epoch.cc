@@ -129,7 +129,7 @@ class EndOfLook {
 // read at, and is read again at its exit stop. Each of them can do so once.
 GroupImage read_whole(GroupContext& context, bool inject,
                       const std::function<FreezeResult()>& freeze_again) {
-  for (;;) {
+  for (size_t tries_left = context.tree->processes().size() + 1;; --tries_left) {
     try {
       return context.capture->capture_state({.last = true,
                                              .inject = inject,
@@ -137,6 +137,7 @@ GroupImage read_whole(GroupContext& context, bool inject,
                                              .refusals = nullptr,
                                              .unseen_ends = !context.options.attach_always});
     } catch (const NotThisTime& reason) {
+      if (tries_left == 0) throw;
       const FreezeResult frozen = freeze_again();
       if (!frozen.frozen) throw NotThisTime(reason.what() + (", and then: " + frozen.reason));
     }

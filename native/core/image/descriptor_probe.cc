@@ -250,21 +250,29 @@ void DescriptorProbe::read_anonymous(DescriptorTable& table, DescriptorEntry& en
 // read(2) then, or a look by timerfd_gettime(2), to be set to its next beat (fs/timerfd.c). One
 // whose interrupt comes just now has not even counted yet.
 void DescriptorProbe::read_timer(DescriptorTable& table, DescriptorEntry& entry) {
-  constexpr int kLooks = 4;
-  constexpr timespec kInterruptTime{.tv_sec = 0, .tv_nsec = 20'000};
   OpenFileImage& file = entry.file;
   const bool was_armed =
       entry.probed && file.kind == OpenFileKind::kTimerFd && file.timer_value_ns != 0;
   file.kind = OpenFileKind::kTimerFd;
   parse_timerfd(entry.head.rest, file);
+  if (file.timer_value_ns != 0) return;
+  if (file.timer_interval_ns != 0) return set_to_next_beat(table, entry);
+  // Nothing waits for it: many timers may have gone off since the last epoch.
+  if (was_armed && file.timer_ticks == 0 && table.reread(entry)) {
+    parse_timerfd(entry.head.rest, file);
+  }
+}
+
+void DescriptorProbe::set_to_next_beat(DescriptorTable& table, DescriptorEntry& entry) {
+  constexpr int kLooks = 4;
+  constexpr timespec kInterruptTime{.tv_sec = 0, .tv_nsec = 20'000};
+  OpenFileImage& file = entry.file;
+  const UniqueFd copy = table.duplicate(entry.fd);
+  if (!copy.valid()) return;
   for (int looks = 0; looks < kLooks && file.timer_value_ns == 0; ++looks) {
-    const bool may_be_due = file.timer_ticks == 0 && was_armed;
-    if (file.timer_interval_ns == 0 && !may_be_due) return;
     if (file.timer_ticks == 0) ::nanosleep(&kInterruptTime, nullptr);
-    const UniqueFd copy = table.duplicate(entry.fd);
     itimerspec left{};
-    if (!copy.valid() || ::timerfd_gettime(copy.get(), &left) != 0) return;
-    if (!table.reread(entry)) return;
+    if (::timerfd_gettime(copy.get(), &left) != 0 || !table.reread(entry)) return;
     parse_timerfd(entry.head.rest, file);
   }
 }

@@ -39,6 +39,7 @@ class DescriptorProbe {
   void read_deleted(DescriptorTable& table, DescriptorEntry& entry, const struct stat& status);
   void read_anonymous(DescriptorTable& table, DescriptorEntry& entry);
   void read_timer(DescriptorTable& table, DescriptorEntry& entry);
+  void set_to_next_beat(DescriptorTable& table, DescriptorEntry& entry);
   void read_inotify(DescriptorTable& table, DescriptorEntry& entry);
   void read_pidfd(DescriptorEntry& entry);
   void read_open_socket(DescriptorTable& table, DescriptorEntry& entry);
