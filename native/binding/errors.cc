@@ -4,8 +4,8 @@
 #include <cstring>
 
 #include "core/base/sys_error.h"
-#include "core/capture/group_types.h"
-#include "core/capture/keeper_lost.h"
+#include "core/group/group_types.h"
+#include "core/link/keeper_lost.h"
 #include "core/store/store_error.h"
 
 namespace replpage::binding {

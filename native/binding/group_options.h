@@ -3,10 +3,10 @@
 
 #include <napi.h>
 
-#include "core/capture/checkpoint_taker.h"
-#include "core/capture/group_types.h"
-#include "core/capture/restore_session.h"
+#include "core/checkpoint/checkpoint_taker.h"
+#include "core/group/group_types.h"
 #include "core/peer/standby_session.h"
+#include "core/session/restore_session.h"
 
 namespace replpage::binding {
 

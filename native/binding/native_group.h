@@ -7,8 +7,8 @@
 #include <memory>
 #include <thread>
 
-#include "core/capture/group_session.h"
-#include "core/capture/job_queue.h"
+#include "core/group/job_queue.h"
+#include "core/session/group_session.h"
 
 namespace replpage::binding {
 

@@ -3,8 +3,8 @@
 
 #include <napi.h>
 
-#include "core/capture/checkpoint_taker.h"
-#include "core/capture/group_types.h"
+#include "core/checkpoint/checkpoint_taker.h"
+#include "core/group/group_types.h"
 #include "core/store/checkpoint_manifest.h"
 #include "core/trace/trace_tree.h"
 

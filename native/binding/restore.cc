@@ -3,8 +3,8 @@
 #include "binding/group_options.h"
 #include "binding/reports.h"
 #include "binding/run_apart.h"
-#include "core/capture/checkpoint_removal.h"
-#include "core/capture/restore_session.h"
+#include "core/checkpoint/checkpoint_removal.h"
+#include "core/session/restore_session.h"
 
 namespace replpage::binding {
 

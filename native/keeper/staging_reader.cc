@@ -6,7 +6,7 @@
 
 #include "core/base/crc32c.h"
 #include "core/base/sys_error.h"
-#include "core/capture/staging.h"
+#include "core/staging/staging.h"
 
 namespace replpage {
 namespace {

@@ -9,11 +9,11 @@
 #include <cstring>
 
 #include "core/base/crc32c.h"
+#include "core/base/not_this_time.h"
 #include "core/base/page.h"
-#include "core/capture/epoch_runs.h"
-#include "core/capture/not_this_time.h"
-#include "core/capture/page_stream.h"
-#include "core/capture/staging.h"
+#include "core/staging/epoch_runs.h"
+#include "core/staging/page_stream.h"
+#include "core/staging/staging.h"
 #include "test/test.h"
 
 namespace replpage {

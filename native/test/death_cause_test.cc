@@ -1,4 +1,4 @@
-#include "core/capture/death_cause.h"
+#include "core/group/death_cause.h"
 
 #include <csignal>
 #include <cstring>

@@ -1,8 +1,8 @@
 // Which kills of a child are kills of the root, too.
 
-#include "core/capture/group_kill.h"
+#include "core/death/group_kill.h"
 
-#include "core/capture/death_cause.h"
+#include "core/group/death_cause.h"
 #include "test/trace_fixture.h"
 
 using namespace replpage;           // NOLINT

@@ -1,6 +1,6 @@
 // Paging of a group with a real pager and store, and a model of what the replica was told: what it
 // would read from the store is what its primary has, whenever that was written.
-#include "core/capture/group_paging.h"
+#include "core/group/group_paging.h"
 
 #include <sys/fanotify.h>
 #include <sys/mman.h>

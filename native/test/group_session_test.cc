@@ -1,7 +1,7 @@
 // A group's whole life, as the daemon has it: here its threads come, talk and go under the
 // sanitizers, which cannot be had in a daemon.
 
-#include "core/capture/group_session.h"
+#include "core/session/group_session.h"
 
 #include <thread>
 

@@ -22,8 +22,8 @@
 #include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
-#include "core/capture/group_capture.h"
-#include "core/capture/keeper_process.h"
+#include "core/group/group_capture.h"
+#include "core/link/keeper_process.h"
 #include "core/trace/trace_tree.h"
 #include "test/test.h"
 

@@ -1,4 +1,4 @@
-#include "core/capture/keeper_link.h"
+#include "core/link/keeper_link.h"
 
 #include <sys/socket.h>
 #include <unistd.h>

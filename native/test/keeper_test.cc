@@ -5,7 +5,7 @@
 #include <random>
 
 #include "core/base/clock.h"
-#include "core/capture/keeper_lost.h"
+#include "core/link/keeper_lost.h"
 #include "test/keeper_fixture.h"
 
 namespace replpage {

@@ -9,9 +9,9 @@
 
 #include "core/base/clock.h"
 #include "core/base/crc32c.h"
-#include "core/capture/group_session.h"
 #include "core/peer/remote_keeper.h"
 #include "core/peer/standby_host.h"
+#include "core/session/group_session.h"
 #include "test/keeper_fixture.h"
 #include "test/peer_fixture.h"
 

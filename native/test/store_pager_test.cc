@@ -8,7 +8,7 @@
 #include <random>
 
 #include "core/base/clock.h"
-#include "core/capture/pager_link.h"
+#include "core/link/pager_link.h"
 #include "test/store_fixture.h"
 
 namespace replpage {

@@ -1,6 +1,6 @@
 // The thread that traces a group, without one: how it begins and ends.
 
-#include "core/capture/tracer_thread.h"
+#include "core/group/tracer_thread.h"
 
 #include "test/test.h"
 

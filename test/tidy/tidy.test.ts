@@ -118,8 +118,14 @@ const coreLayers: Readonly<Record<string, readonly string[]>> = {
   requirements: ['base', 'memory', 'image'],
   access: ['base', 'memory', 'image'],
   paging: ['base', 'memory', 'image', 'access', 'store'],
-  capture: ['base', ...middle, 'access', 'paging'],
-  peer: ['base', ...middle, 'capture'],
+  staging: ['base', ...middle],
+  link: ['base', ...middle, 'staging'],
+  peer: ['base', ...middle, 'staging', 'link'],
+  group: ['base', ...middle, 'access', 'paging', 'staging', 'link'],
+  capture: ['base', ...middle, 'staging', 'link', 'group'],
+  death: ['base', ...middle, 'staging', 'link', 'group', 'capture'],
+  checkpoint: ['base', ...middle, 'staging', 'link', 'group'],
+  session: ['base', ...middle, 'staging', 'link', 'group', 'capture', 'death', 'checkpoint'],
 };
 
 function includesOf({ text }: Source): readonly string[] {

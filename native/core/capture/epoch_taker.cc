@@ -5,11 +5,11 @@
 
 #include "core/base/clock.h"
 #include "core/base/descriptor_room.h"
+#include "core/base/not_this_time.h"
 #include "core/base/sys_error.h"
-#include "core/capture/death_cause.h"
 #include "core/capture/first_copy.h"
-#include "core/capture/not_this_time.h"
-#include "core/capture/owner_rights.h"
+#include "core/group/death_cause.h"
+#include "core/group/owner_rights.h"
 #include "core/image/image_counts.h"
 #include "core/image/kernel_reader.h"
 

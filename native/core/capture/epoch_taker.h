@@ -3,10 +3,10 @@
 
 #include <cstdint>
 
-#include "core/capture/group_context.h"
-#include "core/capture/group_freezer.h"
 #include "core/capture/slow_look.h"
-#include "core/capture/tracer_thread.h"
+#include "core/group/group_context.h"
+#include "core/group/group_freezer.h"
+#include "core/group/tracer_thread.h"
 
 namespace replpage {
 

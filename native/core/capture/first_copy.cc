@@ -3,10 +3,10 @@
 #include <algorithm>
 
 #include "core/base/clock.h"
-#include "core/capture/owner_rights.h"
-#include "core/capture/page_stream.h"
-#include "core/capture/replica_place.h"
+#include "core/group/owner_rights.h"
 #include "core/image/image_counts.h"
+#include "core/link/replica_place.h"
+#include "core/staging/page_stream.h"
 
 namespace replpage {
 namespace {

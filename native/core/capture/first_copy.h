@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "core/capture/group_context.h"
-#include "core/capture/group_freezer.h"
-#include "core/capture/keeper_process.h"
+#include "core/group/group_context.h"
+#include "core/group/group_freezer.h"
+#include "core/link/keeper_process.h"
 
 namespace replpage {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "core/capture/group_context.h"
+#include "core/group/group_context.h"
 
 namespace replpage {
 

@@ -11,7 +11,7 @@
 #include "core/base/clock.h"
 #include "core/base/crc32c.h"
 #include "core/base/sys_error.h"
-#include "core/capture/keeper_lost.h"
+#include "core/link/keeper_lost.h"
 
 namespace replpage {
 namespace {

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "core/capture/replica_place.h"
+#include "core/link/replica_place.h"
 #include "core/peer/frame_stream.h"
 
 namespace replpage {

@@ -15,8 +15,8 @@
 #include <optional>
 #include <string>
 
-#include "core/capture/keeper_process.h"
-#include "core/capture/replica_options.h"
+#include "core/link/keeper_process.h"
+#include "core/link/replica_options.h"
 #include "core/peer/frame_stream.h"
 
 namespace replpage {

@@ -1,0 +1,36 @@
+// What a wait status says about an end.
+#pragma once
+
+#include <sys/types.h>
+
+#include <string>
+
+#include "core/group/group_types.h"
+#include "core/image/process_image.h"
+
+namespace replpage {
+
+DeathCause cause_of(int wait_status);
+
+// "ended by signal 11", "exited with status 1"
+std::string describe_end(int wait_status);
+
+// Whether a death of this cause is the program's own doing: as a rule it would come again.
+[[nodiscard]] inline bool is_own_doing(DeathCause cause) {
+  return cause == DeathCause::kCrash || cause == DeathCause::kExit;
+}
+
+// Whether the process was meant to end: the group ends with it, unless it was asked to go on.
+[[nodiscard]] inline bool is_wanted(DeathCause cause) {
+  return cause == DeathCause::kExit || cause == DeathCause::kSignal;
+}
+
+// Whether SIGKILL is on its way to a process or ends it already, by its pending masks and its exit
+// code (proc(5)); true for one that is gone.
+bool kill_is_pending(pid_t pid);
+
+// Which crash signal (SIGSEGV, SIGABRT, ...) waits to be delivered to a process that does not block
+// it: a replica of that moment would crash again at once. Empty: none.
+std::string crash_at_hand(const ProcessImage& process);
+
+}  // namespace replpage

@@ -1,0 +1,177 @@
+#include "core/session/group_session.h"
+
+#include <chrono>
+#include <ctime>
+#include <thread>
+
+#include "core/base/clock.h"
+#include "core/image/kernel_reader.h"
+#include "core/link/replica_place.h"
+
+namespace replpage {
+namespace {
+
+constexpr std::chrono::milliseconds kFirstEpochRetry{2};
+constexpr uint64_t kStoreWaitUs = 500'000;
+constexpr uint64_t kStoreOpenUs = 10'000'000;
+
+}  // namespace
+
+GroupSession::GroupSession(GroupOptions options, GroupEvents& events)
+    : context_(std::move(options), events) {
+  tracer_.call([this](TraceTree& tree) {
+    context_.tree = &tree;
+    renew_capture();
+  });
+}
+
+GroupSession::~GroupSession() {
+  stop();
+  tracer_.call([this](TraceTree& tree) {
+    tree.detach();
+    context_.capture.reset();
+  });
+}
+
+void GroupSession::renew_capture() {
+  context_.capture = std::make_unique<GroupCapture>(
+      *context_.tree, context_.options.tracker, context_.options.stdio_path, context_.cancelled);
+}
+
+StartReport GroupSession::start() {
+  try {
+    return start_epochs();
+  } catch (...) {
+    stop();
+    throw;
+  }
+}
+
+StartReport GroupSession::start_epochs() {
+  const uint64_t began = now_us();
+  KernelReader::instance();  // takes a while the first time, so not while anything stands still
+  open_store();
+  GroupImage image = tracer_.call([this](TraceTree&) { return first_copy_.freeze(); });
+  KeeperProcess keeper = first_copy_.start_keeper();
+  connect(keeper);
+  const uint64_t copied = first_copy_.copy(image);
+  epochs_.begin(std::move(image));
+  const EpochStats first = take_first_epoch();
+  context_.set_phase(GroupPhase::kProtected);
+  if (!context_.options.attach_always) watch_exit();
+  return {.epoch = first.epoch,
+          .tracker = context_.capture->tracker().value_or(TrackerKind::kUffdWp),
+          .copied_bytes = copied + first.bytes,
+          .copy_us = now_us() - began,
+          .warnings = warnings_of(std::move(keeper.notes))};
+}
+
+void GroupSession::open_store() {
+  if (!context_.options.paging) return;
+  context_.paging = std::make_unique<GroupPaging>(context_.options);
+  if (context_.options.paging->must_open)
+    context_.paging->wait_open(kStoreOpenUs, &context_.cancelled);
+}
+
+std::vector<std::string> GroupSession::warnings_of(std::vector<std::string> notes) const {
+  const std::string& problem = context_.staging.spill_problem();
+  if (!problem.empty()) {
+    notes.push_back(problem + ": an epoch that does not fit into memory has to be given up");
+  }
+  return notes;
+}
+
+void GroupSession::connect(KeeperProcess& keeper) {
+  const KeeperLink::News news{
+      .promoted =
+          [this](PromotedMessage message) {
+            tracer_.post([this, message] { deaths_.on_promoted(message); });
+          },
+      .drained =
+          [this](DrainedMessage message) {
+            tracer_.post([this, message] { deaths_.on_drained(message); });
+          },
+      .lost =
+          [this](std::string reason) {
+            tracer_.post([this, reason] { deaths_.on_keeper_lost(reason); });
+          }};
+  holder_pid_ = keeper.holder;
+  context_.keeper = std::make_unique<KeeperLink>(std::move(keeper.channel), std::move(keeper.pidfd),
+                                                 news, context_.options.keeper_answer_ms);
+  const std::lock_guard lock(link_mutex_);
+  link_ = context_.keeper.get();
+  if (context_.cancelled) link_->stop_waiting();
+}
+
+void GroupSession::interrupt() {
+  context_.cancelled = true;
+  const std::lock_guard lock(link_mutex_);
+  if (link_ != nullptr) link_->stop_waiting();
+}
+
+EpochStats GroupSession::take_first_epoch() {
+  EpochStats first;
+  const uint64_t patience_ends = now_us() + kStartPatienceUs;
+  for (int tries = 1; !epochs_.take(first); ++tries) {
+    if (context_.cancelled) throw CaptureCancelled();
+    const bool enough = tries >= kStartTriesMin && now_us() > patience_ends;
+    if (context_.root_gone || enough) {
+      throw KeeperLost("the first epoch was not taken: " + first.reason);
+    }
+    std::this_thread::sleep_for(kFirstEpochRetry);
+  }
+  return first;
+}
+
+void GroupSession::watch_exit() {
+  exit_watch_ =
+      std::make_unique<ExitWatch>(context_.options.pid, [this](std::optional<int> status) {
+        tracer_.post([this, status] { deaths_.on_unseen_end(status); });
+      });
+}
+
+EpochStats GroupSession::epoch() {
+  EpochStats stats;
+  const auto used_us = [this] { return clock_us(CLOCK_THREAD_CPUTIME_ID) + tracer_.cpu_us(); };
+  const uint64_t before = used_us();
+  epochs_.take(stats);
+  stats.cpu_us += used_us() - before;  // beside what the keeper took
+  return stats;
+}
+
+PromotionReport GroupSession::promote() {
+  context_.hurried = false;
+  return tracer_.call([this](TraceTree&) { return deaths_.order_promotion(); }).get();
+}
+
+std::string GroupSession::stop() {
+  bool dropped = false;
+  tracer_.call([this, &dropped](TraceTree& tree) {
+    const GroupPhase phase = context_.phase;
+    if (deaths_.cancel_delayed()) return;
+    if (phase == GroupPhase::kDying || phase == GroupPhase::kPromoted) return;
+    dropped = phase != GroupPhase::kDone;
+    context_.set_phase(GroupPhase::kDone);
+    tree.detach();
+    // Gives the userfaultfds back: with one still registered the next protection of the process
+    // would take its memory for tracked by its own.
+    renew_capture();
+  });
+  if (context_.keeper && !dropped) context_.keeper->insist_on_drain();
+  for (GroupPhase phase = context_.phase; phase != GroupPhase::kDone; phase = context_.phase) {
+    context_.phase.wait(phase);
+  }
+  exit_watch_.reset();
+  {
+    const std::lock_guard lock(link_mutex_);
+    link_ = nullptr;
+  }
+  if (context_.keeper && dropped) context_.keeper->drop_replica();
+  context_.keeper.reset();
+  if (context_.options.place) context_.options.place->end();
+  if (context_.paging && dropped) context_.paging->remove_generation(kStoreWaitUs);
+  context_.paging.reset();
+  return std::exchange(context_.loss, {});
+}
+
+}  // namespace replpage
