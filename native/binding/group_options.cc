@@ -75,6 +75,7 @@ void read_replica(const Napi::Object& object, ReplicaOptions& options) {
   options.gid = static_cast<gid_t>(number(object, "gid"));
   options.groups = group_list(object, "groups");
   options.keep_files = is_word(object, "files", "keep", "refuse");
+  if (!object.Get("vip").IsNull()) options.service_address = text(object, "vip");
   options.staging_bytes_max = number(object, "stagingBytesMax");
   options.spill_bytes_max = number(object, "spillBytesMax");
 }
@@ -119,6 +120,7 @@ NodeCredentials read_credentials(const Napi::Object& object) {
 StandbyOptions read_standby_options(const Napi::Object& object) {
   StandbyOptions options;
   read_replica(object, options);
+  options.address_comes = true;
   const auto files = object.Get("peerFiles").As<Napi::Array>();
   for (uint32_t i = 0; i < files.Length(); ++i) {
     const auto file = files.Get(i).As<Napi::Object>();

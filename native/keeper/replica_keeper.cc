@@ -26,6 +26,7 @@
 #include "keeper/holder_link.h"
 #include "keeper/keeper_status.h"
 #include "keeper/lazy_service.h"
+#include "keeper/memory_view.h"
 #include "keeper/namespaces.h"
 #include "keeper/oom_score.h"
 #include "keeper/standby_replica.h"
@@ -286,29 +287,9 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
   }
 }
 
-// As many to a message as one takes.
 void ReplicaKeeper::show_memory() {
   if (standby_->epoch() == 0) throw FormatError("kLook before the first commit");
-  const ReplicaView view = standby_->replica().view();
-  ViewMessage message;
-  std::vector<int> descriptors;
-  const auto flush_for = [&](size_t more) {
-    if (descriptors.size() + more <= kDescriptorsMax) return;
-    message.last = false;
-    channel_.send(MessageType::kView, std::exchange(message, {}), descriptors);
-    descriptors.clear();
-  };
-  for (const ReplicaView::Process& process : view.processes) {
-    flush_for(2);
-    message.pids.push_back(process.pid);
-    descriptors.insert(descriptors.end(), {process.memory.get(), process.pagemap.get()});
-  }
-  for (const ReplicaView::Object& object : view.objects) {
-    flush_for(1);
-    message.objects.push_back(object.id);
-    descriptors.push_back(object.memfd.get());
-  }
-  channel_.send(MessageType::kView, std::move(message), descriptors);
+  send_view(channel_, standby_->replica().view());
 }
 
 void ReplicaKeeper::translate_root() {
@@ -320,6 +301,8 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
   const uint64_t started = now_us();
   PromotionOrder order = standby_->prepare(message);
   order.input.outside_stream = std::move(outside_stream_);
+  order.address = bring_address(configuration_.service_address);
+  order.input.address = order.address.get();
   const PromotedReplica promoted =
       standby_->replica().promote(std::move(order.input), [&](PromotedReplica& replica) {
         if (!replica.lazy.empty()) {
@@ -328,6 +311,7 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
         }
       });
   state_ = State::kPromoted;
+  if (order.address) order.address->stay();
   progress_told_ms_ = now_us() / 1000;
   root_ = promoted.root;
   tell(MessageType::kPromoted, PromotedMessage{.epoch = message.epoch,

@@ -9,6 +9,7 @@
 
 #include "core/channel/channel.h"
 #include "core/image/group_image.h"
+#include "core/restore/moved_address.h"
 #include "core/restore/replica.h"
 #include "core/uffd/page_source.h"
 #include "keeper/peer_files.h"
@@ -20,6 +21,7 @@ namespace replpage {
 struct PromotionOrder {
   PromoteInput input;
   std::vector<LazySource> sources;
+  std::unique_ptr<MovedAddress> address;
 };
 
 class StandbyReplica {

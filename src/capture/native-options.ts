@@ -20,6 +20,7 @@ export function nativeOptions(
     attach: spec.attach,
     onExit: spec.onExit,
     files: spec.files,
+    vip: spec.vip ?? null,
     retriesLeft: retriesLeft(core),
     crashDelayMs: crashDelayMs(core.crashes),
     ...limits,

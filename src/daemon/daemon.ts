@@ -198,6 +198,7 @@ export class Daemon {
     const { name } = group.spec;
     const { hostPid, generation, epoch, promotion } = group.core;
     this.#table.add(group, startTime);
+    this.#table.addresses.arrived(group.spec);
     host.persist();
     const why = `pid ${promoted.pid} runs on as host pid ${hostPid}`;
     host.note(name, 'promoted', `${why}, of node ${promoted.standby.node.name}`);

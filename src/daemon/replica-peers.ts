@@ -240,7 +240,7 @@ export class ReplicaPeers implements PeerPlaces {
     const token = await this.#shipped.keep(name, generation, hashes, () =>
       this.#standbys.expect(native, member, spec, {
         ...{ name, generation, ...host.paths, stdio, uid, gid, groups, files: spec.files },
-        ...{ stagingBytesMax, spillBytesMax, peerFiles },
+        ...{ vip: spec.vip ?? null, stagingBytesMax, spillBytesMax, peerFiles },
       }),
     );
     return { port: native.port(), token, wants };

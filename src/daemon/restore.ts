@@ -162,7 +162,17 @@ export async function runCheckpoint(
   const { keeperPath, runtimeDir, spillDir } = host.paths;
   const { stagingBytesMax, spillBytesMax } = host.limits;
   const { name, stdio, files, owner } = spec;
-  const options = { place, name, generation, keeperPath, runtimeDir, spillDir, stdio, files };
+  const options = {
+    place,
+    name,
+    generation,
+    keeperPath,
+    runtimeDir,
+    spillDir,
+    stdio,
+    files,
+    vip: null,
+  };
   try {
     const limits = { stagingBytesMax, spillBytesMax };
     return await native.restoreCheckpoint({ ...options, ...owner, ...limits });

@@ -26,7 +26,7 @@ export interface AddressStatus extends AddressRecord {
 
 /** What is to be known of a group. */
 export interface AddressedGroup {
-  readonly spec: Pick<GroupSpec, 'name' | 'vip' | 'owner'>;
+  readonly spec: Pick<GroupSpec, 'name' | 'vip' | 'owner' | 'to'>;
   readonly core: GroupCore;
 }
 
@@ -47,6 +47,9 @@ interface Held {
   trouble: string | undefined;
 }
 
+/** Of an address that the keeper has taken, and announced once. */
+const arrivedNow = 'not announced yet';
+
 /** Phases of a group that is looked after no more. */
 const over: readonly string[] = ['ended', 'failed', 'removed'];
 
@@ -65,6 +68,13 @@ export class ServiceAddresses {
   takeUp(name: string, { address, wasThere }: AddressRecord): void {
     const native = new this.#options.native.ServiceAddress(address);
     this.#held.set(name, { native, wasThere, trouble: undefined });
+  }
+
+  /** The group came from another node, and its keeper may have taken the address already. */
+  arrived({ name, vip }: Pick<GroupSpec, 'name' | 'vip'>): void {
+    if (vip === undefined) return;
+    const native = new this.#options.native.ServiceAddress(vip);
+    this.#held.set(name, { native, wasThere: false, trouble: arrivedNow });
   }
 
   recordOf(name: string): AddressRecord | undefined {
@@ -175,6 +185,7 @@ export class ServiceAddresses {
     }
     for (const { spec, core } of groups) {
       if (spec.vip === undefined || isFirstStart(core) || over.includes(core.phase.kind)) continue;
+      if (isLeaving(spec, core)) continue;
       if (!kept.has(spec.name)) await this.#giveUp(spec.name);
       kept.add(spec.name);
       await this.#keep(spec.name, spec.vip, kept);
@@ -188,7 +199,7 @@ export class ServiceAddresses {
     try {
       const found = held.trouble === undefined ? await held.native.find() : undefined;
       if (found?.ours === true) return;
-      const isNew = await held.native.take();
+      const isNew = (await held.native.take()) || held.trouble === arrivedNow;
       held.trouble = undefined;
       if (isNew) this.#options.note(name, 'address taken', vip);
     } catch (error) {
@@ -236,6 +247,11 @@ export class ServiceAddresses {
       held.trouble = trouble;
     }
   }
+}
+
+/** To the node of its replica, with its address: who is the first to see it gone must not mend it. */
+function isLeaving({ to }: Pick<GroupSpec, 'to'>, { phase }: GroupCore): boolean {
+  return to !== undefined && phase.kind === 'promoting';
 }
 
 const hostOf = (text: string): string => text.slice(0, text.indexOf('/'));

@@ -28,6 +28,8 @@ export interface NativeReplicaOptions {
   readonly gid: number;
   readonly groups: readonly number[];
   readonly files: FileRule;
+  /** The group's service address, ADDRESS/PREFIX@INTERFACE; null: it has none. */
+  readonly vip: string | null;
   readonly stagingBytesMax: number;
   readonly spillBytesMax: number;
 }

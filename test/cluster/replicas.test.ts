@@ -1,133 +1,29 @@
 /** Replicas on another node: real daemons in network namespaces, and redis as what is protected. */
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs';
+import { copyFileSync, mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs';
 import { readdir, readlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import { isGroupStatus, type GroupStatus, type StandbyStatus } from '../../src/api/schema.js';
+import type { GroupStatus } from '../../src/api/schema.js';
 import { isRunning, sendSignal } from '../support/processes.js';
 import { waitFor } from '../support/wait-for.js';
-import { NamespaceNetwork, whyNoNamespaces, type NodeInNamespace } from './namespaces.js';
+import type { NodeInNamespace } from './namespaces.js';
+import {
+  ask,
+  committed,
+  groupOf,
+  limitMs,
+  pair,
+  protect,
+  redis,
+  runsOn,
+  sees,
+  startRedis,
+  whyNoPair,
+  type Pair,
+} from './redis-pair.js';
 
-const redis = '/usr/bin/redis-server';
-const skip =
-  whyNoNamespaces() ?? (existsSync(redis) ? false : 'redis-server is not installed here');
-const port = '6399';
-const limitMs = 60_000;
-
-interface Pair {
-  readonly a: NodeInNamespace;
-  readonly b: NodeInNamespace;
-}
-
-/** `covers`: what b sees differently. */
-async function pair(t: Test, covers: Readonly<Record<string, string>> = {}): Promise<Pair> {
-  const network = new NamespaceNetwork();
-  const ends: (() => Promise<void>)[] = [];
-  t.teardown(async () => {
-    for (const end of ends) await end();
-    await network.end();
-  });
-  const [a, b] = [network.node('a'), network.node('b')];
-  ends.push(async () => {
-    for (const node of [a, b]) await endGroups(node);
-  });
-  await Promise.all([a.startDaemon(), b.startDaemon(covers)]);
-  const made = await a.type('init', '--name', 'a');
-  if (made.status !== 0) throw new Error(made.stderr);
-  const [, join = ''] = /^replpage join (\S+)$/m.exec((await a.type('token')).stdout) ?? [];
-  const joined = await b.type('join', join, '--name', 'b');
-  if (joined.status !== 0) throw new Error(joined.stderr);
-  await Promise.all([a.sees('b', 'up'), b.sees('a', 'up')]);
-  return { a, b };
-}
-
-/** Whatever still runs of what was promoted. */
-async function endGroups(node: NodeInNamespace): Promise<void> {
-  const groups = (await node.client.status().catch(() => undefined))?.groups ?? [];
-  for (const group of groups.filter(isGroupStatus)) {
-    await node.client.act(group.name, 'unprotect').catch(() => undefined);
-    if (group.running) sendSignal(group.hostPid, 'SIGKILL');
-  }
-}
-
-const ask = (node: NodeInNamespace, ...args: string[]): string =>
-  node.ask('redis-cli', '-p', port, ...args);
-
-/** Gives its pid. */
-async function startRedis(
-  t: Test,
-  node: NodeInNamespace,
-  program = redis,
-  dir = '.',
-): Promise<number> {
-  const args = [
-    '--port',
-    port,
-    '--save',
-    '',
-    '--appendonly',
-    'no',
-    '--bind',
-    '0.0.0.0',
-    '--dir',
-    dir,
-  ];
-  const child = node.start(program, ...args);
-  const { pid = 0 } = child;
-  t.teardown(() => void child.kill('SIGKILL'));
-  await waitFor(() => ask(node, 'PING') === 'PONG', limitMs, 'redis does not answer');
-  return pid;
-}
-
-function groupOf(node: NodeInNamespace): Promise<GroupStatus> {
-  return node.client.group('db');
-}
-
-function sees(
-  node: NodeInNamespace,
-  what: (standby: StandbyStatus) => boolean,
-  doing: string,
-): Promise<StandbyStatus> {
-  let seen: readonly StandbyStatus[] = [];
-  return waitFor(
-    async () => {
-      seen = (await node.client.status()).standbys ?? [];
-      return seen.find((one) => one.name === 'db' && what(one));
-    },
-    limitMs,
-    () => `${doing}: ${JSON.stringify(seen)}; ${node.log}`,
-  );
-}
-
-async function protect({ a }: Pair, pid: number): Promise<void> {
-  const done = await a.type(
-    'protect',
-    String(pid),
-    '--name',
-    'db',
-    '--to',
-    'b',
-    '--max-pause',
-    '1s',
-  );
-  if (done.status !== 0) throw new Error(`${done.stderr} ${a.log}`);
-}
-
-/** In the replica for sure. */
-async function committed({ a, b }: Pair): Promise<void> {
-  const { epoch } = await groupOf(a);
-  await sees(b, (standby) => standby.epoch > epoch + 1, 'no more epochs are committed');
-}
-
-async function runsOn(node: NodeInNamespace): Promise<GroupStatus> {
-  await waitFor(
-    () => ask(node, 'PING') === 'PONG',
-    limitMs,
-    () => `it does not run: ${node.log}`,
-  );
-  return groupOf(node);
-}
+const skip = whyNoPair;
 
 t.test('killed: it runs on the other node, and nothing is lost', { skip }, async (t) => {
   const nodes = await pair(t);

@@ -114,7 +114,7 @@ const coreLayers: Readonly<Record<string, readonly string[]>> = {
   base: [],
   ...Object.fromEntries(middle.map((part) => [part, ['base', ...middle]])),
   address: ['base'],
-  restore: ['base', ...middle],
+  restore: ['base', ...middle, 'address'],
   requirements: ['base', 'memory', 'image'],
   access: ['base', 'memory', 'image'],
   paging: ['base', 'memory', 'image', 'access', 'store'],
@@ -123,7 +123,7 @@ const coreLayers: Readonly<Record<string, readonly string[]>> = {
   peer: ['base', ...middle, 'staging', 'link'],
   group: ['base', ...middle, 'access', 'paging', 'staging', 'link'],
   capture: ['base', ...middle, 'staging', 'link', 'group'],
-  death: ['base', ...middle, 'staging', 'link', 'group', 'capture'],
+  death: ['base', ...middle, 'address', 'staging', 'link', 'group', 'capture'],
   checkpoint: ['base', ...middle, 'staging', 'link', 'group'],
   session: ['base', ...middle, 'staging', 'link', 'group', 'capture', 'death', 'checkpoint'],
 };

@@ -51,7 +51,15 @@ function kept() {
   standbys.use(native);
   const expect = (generation: number): string =>
     standbys.expect(native, { id: 'a1', name: 'a' }, 'spec', {
-      ...{ name: 'db', generation, keeperPath: '', runtimeDir: '', spillDir: '', stdio: null },
+      ...{
+        name: 'db',
+        generation,
+        keeperPath: '',
+        runtimeDir: '',
+        spillDir: '',
+        stdio: null,
+        vip: null,
+      },
       ...{ uid: 0, gid: 0, groups: [], files: 'refuse', stagingBytesMax: 1, spillBytesMax: 0 },
       peerFiles: [],
     });

@@ -61,6 +61,19 @@ std::string ServiceAddress::host() const {
   return text;
 }
 
+bool ServiceAddress::has(std::span<const uint8_t> socket_address) const {
+  sockaddr_storage there{};
+  std::memcpy(&there, socket_address.data(), std::min(socket_address.size(), sizeof there));
+  if (there.ss_family == AF_INET) {
+    const auto& v4 = reinterpret_cast<const sockaddr_in&>(there);
+    return family == AF_INET && std::memcmp(&v4.sin_addr, bytes.data(), 4) == 0;
+  }
+  if (there.ss_family != AF_INET6) return false;
+  const auto& v6 = reinterpret_cast<const sockaddr_in6&>(there).sin6_addr;
+  if (family == AF_INET6) return std::memcmp(&v6, bytes.data(), 16) == 0;
+  return IN6_IS_ADDR_V4MAPPED(&v6) && std::memcmp(v6.s6_addr + 12, bytes.data(), 4) == 0;
+}
+
 std::string ServiceAddress::text() const {
   return host() + "/" + std::to_string(prefix) + "@" + interface;
 }

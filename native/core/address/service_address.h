@@ -28,6 +28,8 @@ struct ServiceAddress {
     return std::span(bytes).first(family == AF_INET ? 4 : 16);
   }
   [[nodiscard]] std::string host() const;  // 10.0.0.9
+  // Whether a socket address (struct sockaddr) is at it, also as an IPv4-mapped one.
+  [[nodiscard]] bool has(std::span<const uint8_t> socket_address) const;
   [[nodiscard]] std::string text() const;  // 10.0.0.9/24@eth0, always written in the same way
 
   bool operator==(const ServiceAddress&) const = default;

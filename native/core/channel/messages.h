@@ -72,10 +72,11 @@ struct ConfigureMessage {
   std::string stdio_path;  // opened by the tracer, descriptor travels with the message; empty: null
   int32_t namespaces_of = 0;  // host pid whose mount, net, ipc, uts namespaces were entered
   PrimaryClocks clocks = {};
+  std::string service_address;  // to be taken at the promotion; empty: none
   template <class A>
   void visit(A& a) {
     a(name, generation, staging_bytes, spill_bytes_max, control_socket, stdio_path, namespaces_of,
-      clocks);
+      clocks, service_address);
   }
 };
 

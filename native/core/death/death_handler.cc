@@ -232,10 +232,13 @@ void DeathHandler::hand_over(HandOver last) {
                 .death_to_run_us = 0,
                 .lazy_pages = pages_of(last.lazy),
                 .why_not_exact = death_->why_not_exact};
+  moving_ = std::move(last.moving);
   send_order(context_, last, [this] {
-    if (!death_->planned) return;
-    death_->killed = true;
-    kill_old_primary(*context_.tree);
+    if (death_->planned) {
+      death_->killed = true;
+      kill_old_primary(*context_.tree);
+    }
+    if (moving_) moving_->give_up();
   });
 }
 
@@ -281,6 +284,7 @@ void DeathHandler::give_up(const std::string& reason) {
     case GroupPhase::kDying:
       fail_planned(reason);
       if (!death_->planned || death_->killed) return end(reason);
+      moving_.reset();
       break;  // it can run on
     case GroupPhase::kStarting:
     case GroupPhase::kProtected:
@@ -305,6 +309,7 @@ void DeathHandler::fail_planned(const std::string& reason) {
 void DeathHandler::let_go() {
   context_.set_phase(GroupPhase::kDone);
   let_old_primary_go(*context_.tree);
+  moving_.reset();
 }
 
 void DeathHandler::end(const std::string& reason) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <future>
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -86,6 +87,7 @@ class DeathHandler final : public TracerThread::Owner {
   std::optional<Death> death_;
   uint64_t decided_us_ = 0;
   PromotionReport promotion_;
+  std::unique_ptr<MovingConnections> moving_;
   std::optional<std::promise<PromotionReport>> planned_;
 };
 

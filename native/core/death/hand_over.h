@@ -2,9 +2,11 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "core/base/unique_fd.h"
+#include "core/death/moving_connections.h"
 #include "core/group/group_context.h"
 
 namespace replpage {
@@ -15,6 +17,7 @@ struct HandOver {
   std::vector<UniqueFd> open_files;  // by position in the image; invalid: opened anew
   std::vector<LazyRange> lazy;       // read from the old process while the replica runs
   bool exact = false;                // nothing is lost
+  std::unique_ptr<MovingConnections> moving = {};  // null: no connection goes along
 };
 
 // All on the tracer thread, with worker_mutex held; they throw KeeperLost and SysError.

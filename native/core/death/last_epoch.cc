@@ -3,6 +3,7 @@
 #include <exception>
 #include <functional>
 #include <map>
+#include <memory>
 #include <span>
 #include <utility>
 
@@ -43,6 +44,18 @@ std::vector<UniqueFd> send_state(GroupContext& context, GroupImage& image) {
   }
   send_last_state(context, image);
   return open_files;
+}
+
+// To another machine, where the group's address goes as well. What cannot be taken along is reset.
+std::unique_ptr<MovingConnections> take_connections(GroupContext& context, GroupImage& image) {
+  const std::string& address = context.options.service_address;
+  if (is_here(context) || address.empty()) return nullptr;
+  try {
+    return std::make_unique<MovingConnections>(address, *context.capture, image);
+  } catch (const SysError&) {  // no nf_tables
+  } catch (const BadServiceAddress&) {
+  }
+  return nullptr;
 }
 
 // Each page once, ascending for each process.
@@ -153,19 +166,21 @@ HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
     return context.tree->freeze_around_death(context.options.pid, kDeathDeadlineUs);
   });
   restore_dropped_signals(context, seen_us, image);
+  auto moving = take_connections(context, image);
   std::vector<UniqueFd> open_files = send_state(context, image);
   context.capture->end_last_look();
   std::vector<LazyRange> lazy = take_last_pages(context, image);
-  return {std::move(image), std::move(open_files), std::move(lazy), true};
+  return {std::move(image), std::move(open_files), std::move(lazy), true, std::move(moving)};
 }
 
 // No look beside the capture here: system calls are injected, which write.
 HandOver capture_planned_epoch(GroupContext& context) {
   GroupImage image =
       read_whole(context, true, [&context] { return context.tree->freeze(kDeathDeadlineUs); });
+  auto moving = take_connections(context, image);
   std::vector<UniqueFd> open_files = send_state(context, image);
   std::vector<LazyRange> lazy = take_last_pages(context, image);
-  return {std::move(image), std::move(open_files), std::move(lazy), true};
+  return {std::move(image), std::move(open_files), std::move(lazy), true, std::move(moving)};
 }
 
 HandOver committed_epoch(GroupContext& context) {

@@ -51,7 +51,8 @@ void send_configuration(Channel& channel, const KeeperOptions& options,
                                 .control_socket = options.control_socket,
                                 .stdio_path = stdio_path,
                                 .namespaces_of = options.primary,
-                                .clocks = clocks},
+                                .clocks = clocks,
+                                .service_address = options.service_address},
                descriptors);
 }
 
@@ -91,7 +92,8 @@ KeeperProcess spawn_keeper_of(const ReplicaOptions& group, pid_t primary,
                        .control_socket = group.control_socket,
                        .stdio = stdio.get(),
                        .stdio_path = group.stdio_path,
-                       .clocks = group.clocks},
+                       .clocks = group.clocks,
+                       .service_address = group.address_comes ? group.service_address : ""},
                       staging);
 }
 

@@ -23,11 +23,12 @@ struct KeeperOptions {
   std::string executable;  // path of replpage-keeper
   std::string name;        // of the group
   uint64_t generation = 0;
-  pid_t primary = 0;           // host pid of the root, whose namespaces are entered; 0: ours
-  std::string control_socket;  // made by the holder in our mount namespace, mode 0600
-  int stdio = -1;              // borrowed; where streams leading outside go, -1: /dev/null
-  std::string stdio_path;      // for messages only
-  PrimaryClocks clocks = {};   // `inside` is found out where `primary` is known
+  pid_t primary = 0;                 // host pid of the root, whose namespaces are entered; 0: ours
+  std::string control_socket;        // made by the holder in our mount namespace, mode 0600
+  int stdio = -1;                    // borrowed; where streams leading outside go, -1: /dev/null
+  std::string stdio_path;            // for messages only
+  PrimaryClocks clocks = {};         // `inside` is found out where `primary` is known
+  std::string service_address = {};  // comes here when the replica is promoted
 };
 
 struct KeeperProcess {

@@ -90,22 +90,14 @@ bool reset_over_loopback(int socket, int domain) {
 // so that it is lost.
 UniqueFd moved_connection(const SocketState& state) {
   TcpConnection connection;
-  Reader reader(state.queue.front());
-  reader(connection);
-  reader.finish();
-  UniqueFd made;
   try {
-    made = make_connection(connection, [&](int socket) {
-      set_socket_options(socket, state.options, OptionTime::kBeforeBind);
-    });
+    UniqueFd made = recreate::connection(state, connection);
+    recreate::revive(made.get(), connection, state);
+    return made;
   } catch (const SysError& error) {
     if (error.error() == EADDRNOTAVAIL) return {};
     throw;
   }
-  ::fcntl(made.get(), F_SETFL, O_NONBLOCK);
-  go_live(made.get(), connection);
-  set_socket_options(made.get(), state.options, OptionTime::kAfterBind);
-  return made;
 }
 
 // Whether a socket of some type answers at the address.
@@ -214,6 +206,21 @@ UniqueFd tcp(const OpenFileImage& file) {
   ::fcntl(made.get(), F_SETFL, 0);
   if (!reset_over_loopback(made.get(), state.domain)) made = new_socket(state);
   return made;
+}
+
+UniqueFd connection(const SocketState& state, TcpConnection& connection) {
+  Reader reader(state.queue.front());
+  reader(connection);
+  reader.finish();
+  return make_connection(connection, [&](int socket) {
+    set_socket_options(socket, state.options, OptionTime::kBeforeBind);
+  });
+}
+
+void revive(int socket, const TcpConnection& connection, const SocketState& state) {
+  ::fcntl(socket, F_SETFL, O_NONBLOCK);
+  go_live(socket, connection);
+  set_socket_options(socket, state.options, OptionTime::kAfterBind);
 }
 
 UniqueFd udp(const OpenFileImage& file) {

@@ -106,6 +106,20 @@ OpenFiles::OpenFiles(const PromoteInput& input)
       if (needed(i) && ready_[i].fd < 0 && connection == connections) make(i);
     }
   }
+  if (input.address != nullptr) input.address->open();
+}
+
+UniqueFd OpenFiles::tcp(const OpenFileImage& file) {
+  if (input_.address == nullptr || !file.socket.connected || file.socket.queue.empty()) {
+    return recreate::tcp(file);
+  }
+  try {
+    return input_.address->connection(file);
+  } catch (const SysError&) {  // it is lost, and nothing else
+    OpenFileImage lost = file;
+    lost.socket.queue.clear();
+    return recreate::tcp(lost);
+  }
 }
 
 // What was handed is what now has that number in the dying process: for an older epoch it may be
@@ -218,7 +232,7 @@ UniqueFd OpenFiles::make_by_kind(uint32_t position) {
     case OpenFileKind::kUnixSocket:
       return recreate::unix_single(file);
     case OpenFileKind::kTcpSocket:
-      return recreate::tcp(file);
+      return tcp(file);
     case OpenFileKind::kUdpSocket:
       return recreate::udp(file);
     case OpenFileKind::kNetlinkSocket:

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/base/unique_fd.h"
+#include "core/restore/moved_address.h"
 #include "core/restore/replica.h"
 
 namespace replpage {
@@ -40,6 +41,8 @@ class OpenFiles {
     bool read_given = false, write_given = false;
   };
 
+  UniqueFd tcp(const OpenFileImage& file);
+
   const PromoteInput& input_;
   const std::vector<OpenFileImage>& files_;
   std::vector<bool> needed_;
@@ -74,6 +77,9 @@ void pipe(const OpenFileImage& reader, UniqueFd& read_end, UniqueFd& write_end);
 // A connection of TCP lives on where the image has all of it and its address is here, else it
 // becomes one that was reset; one of UNIX to outside one that was closed.
 UniqueFd tcp(const OpenFileImage& file);
+// Its parts, for connections whose address is not open yet (see MovedAddress).
+UniqueFd connection(const SocketState& state, TcpConnection& connection);
+void revive(int socket, const TcpConnection& connection, const SocketState& state);
 UniqueFd udp(const OpenFileImage& file);
 UniqueFd netlink(const OpenFileImage& file);
 UniqueFd unix_single(const OpenFileImage& file);

@@ -24,6 +24,8 @@ namespace replpage {
 // ContentPlace::source of pages in the page store.
 inline constexpr uint32_t kStoreSource = 0;
 
+class MovedAddress;
+
 // Reads the staged bytes of a PageRun.
 class StagedPages {
  public:
@@ -42,9 +44,10 @@ struct PromoteInput {
   const GroupImage* image = nullptr;
   std::vector<UniqueFd> handed;  // by position in image->open_files; invalid: recreate
   std::vector<LazyRange> lazy;
-  bool exact = false;       // death capture or move: files are as the image says
-  bool keep_files = false;  // --files keep
-  UniqueFd outside_stream;  // where kOutsideStream leads
+  bool exact = false;               // death capture or move: files are as the image says
+  bool keep_files = false;          // --files keep
+  UniqueFd outside_stream;          // where kOutsideStream leads
+  MovedAddress* address = nullptr;  // comes to this machine with the group
 };
 
 // A process whose missing pages must be served from the moment it runs.
