@@ -11,6 +11,8 @@
 
 #include <cstddef>
 #include <cstring>
+#include <sstream>
+#include <string>
 
 #include "test/trace_fixture.h"
 
@@ -305,6 +307,36 @@ TEST(injection_works_when_the_leader_has_ended) {
   CHECK_EQUAL(tids.size(), 1u);
   CHECK_EQUAL(tree.inject(tids.front(), SYS_getpid, {}).value_or(-1), victim.pid);
   CHECK_EQUAL(tree.counters().plain_injections, 0u);
+}
+
+// Its stack pointer is where the kernel has mapped no stack below yet.
+TEST(injection_makes_room_on_a_stack) {
+  SharedBoard board;
+  Victim victim([&] {
+    std::atomic<uint64_t>* count = &board->count;
+    std::istringstream maps(*read_proc("/proc/self/maps"));
+    uint64_t start = 0;
+    for (std::string line; std::getline(maps, line);) {
+      if (line.ends_with("[stack]")) start = std::stoull(line, nullptr, 16);
+    }
+    asm volatile(
+        "movq %0, %%rsp\n"
+        "1: lock incq (%1)\n"
+        "pause\n"
+        "jmp 1b\n" ::"r"(start + 256),
+        "r"(count));
+  });
+  CHECK(wait_until([&] { return board->count > 0; }));
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  for (int i = 0; i < 3; ++i) {
+    CHECK(tree.freeze(100'000).frozen);
+    CHECK_EQUAL(tree.inject(victim.pid, SYS_getpid, {}).value_or(-1), victim.pid);
+    tree.thaw();
+    const uint64_t before = board->count;
+    CHECK(handle_until(tree, [&] { return board->count > before; }));
+  }
 }
 
 TEST(injection_works_in_a_group_stop) {

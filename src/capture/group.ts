@@ -438,8 +438,8 @@ export class Group {
       // The event usually came first, and this one is then of an older generation.
       if (report) this.#onNativeEvent(generation, { type: 'promoted', ...report });
     } catch (error) {
-      if (this.#core.generation !== generation) return;
       this.#promotionAsked.splice(0).forEach((asked) => asked.reject(asOwnError(error)));
+      if (this.#core.generation !== generation) return;
       this.#apply({ type: 'promoteFailed', reason: inWords(describe(error)) });
       if (this.#native && this.#isTakingEpochs(generation)) {
         void this.#takeEpochs(this.#native, generation);

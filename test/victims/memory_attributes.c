@@ -76,6 +76,12 @@ static void take(struct Snapshot* snapshot) {
     struct Snapshot* fresh = calloc(1, sizeof *fresh);
     add_smaps(fresh);
     VICTIM_CHECK(fresh->used < sizeof kept, "too many mappings");
+    // Read in parts, with flags in it that are not the program's (soft-dirty, userfaultfd): what a
+    // promotion came between is torn, as what mmap(2) of another thread comes between.
+    if (strcmp(fresh->text, kept) != 0) {
+      memset(fresh, 0, sizeof *fresh);
+      add_smaps(fresh);
+    }
     memcpy(kept, fresh->text, fresh->used + 1);
     free(fresh);
   }

@@ -135,10 +135,7 @@ void DeathHandler::handle() {
 }
 
 void DeathHandler::answer() {
-  if (death_->planned) {
-    context_.keeper->send_empty(MessageType::kDying);
-    return hand_over(capture_planned_epoch(context_));
-  }
+  if (death_->planned) return hand_over(capture_planned_epoch(context_));
   std::string reason = why_not_whole();
   if (is_own_doing(death_->cause)) {
     tell_death();

@@ -33,10 +33,14 @@ void restore_dropped_signals(const GroupContext& context, uint64_t seen_us, Grou
 // Descriptors do not go to another machine, and a process that dies is not read from there.
 bool is_here(const GroupContext& context) { return context.options.place == nullptr; }
 
-// The keeper takes it up while the pages are looked for.
-std::vector<UniqueFd> send_state(GroupContext& context, GroupImage& image) {
+void number(const GroupContext& context, GroupImage& image) {
   image.epoch = context.epoch + 1;
   image.generation = context.options.generation;
+}
+
+// The keeper takes it up while the pages are looked for.
+std::vector<UniqueFd> send_state(GroupContext& context, GroupImage& image) {
+  number(context, image);
   std::vector<UniqueFd> open_files;
   if (is_here(context)) {
     open_files = context.capture->take_descriptors(image);
@@ -157,6 +161,23 @@ GroupImage read_whole(GroupContext& context, bool inject,
   }
 }
 
+// It stands still meanwhile.
+constexpr uint64_t kPlannedCommitMs = 10'000;
+
+HandOver commit_there(GroupContext& context, GroupImage image) {
+  auto moving = take_connections(context, image);
+  number(context, image);
+  (void)take_last_pages(context, image);
+  PageRunList runs = context.runs.fitted(image);
+  KeeperLink& keeper = *context.keeper;
+  keeper.send(MessageType::kStage, PagesMessage{image.epoch, context.staging.put(runs)});
+  keeper.send(MessageType::kCommit, ImageMessage{image.epoch, context.staging.put(image)});
+  keeper.wait_reply(MessageType::kCommitted, kPlannedCommitMs);
+  context.runs.clear();
+  context.epoch = image.epoch;
+  return {std::move(image), {}, {}, true, std::move(moving)};
+}
+
 }  // namespace
 
 HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
@@ -175,12 +196,13 @@ HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
 
 // No look beside the capture here: system calls are injected, which write.
 HandOver capture_planned_epoch(GroupContext& context) {
+  if (is_here(context)) context.keeper->send_empty(MessageType::kDying);
   GroupImage image =
       read_whole(context, true, [&context] { return context.tree->freeze(kDeathDeadlineUs); });
-  auto moving = take_connections(context, image);
+  if (!is_here(context)) return commit_there(context, std::move(image));
   std::vector<UniqueFd> open_files = send_state(context, image);
   std::vector<LazyRange> lazy = take_last_pages(context, image);
-  return {std::move(image), std::move(open_files), std::move(lazy), true, std::move(moving)};
+  return {std::move(image), std::move(open_files), std::move(lazy), true};
 }
 
 HandOver committed_epoch(GroupContext& context) {

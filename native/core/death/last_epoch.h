@@ -15,7 +15,8 @@ inline constexpr uint64_t kDeathDeadlineUs = 2'000'000;
 // something new cannot be replicated.
 HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us);
 
-// The same of a group that is frozen and could run on.
+// The same of a group that is frozen and could run on. A replica on another node is at that epoch
+// when this returns: a link that breaks sooner costs the replica, and not the group.
 HandOver capture_planned_epoch(GroupContext& context);
 
 // The last epoch that the keeper holds, with the files that are still open in the dead process and

@@ -58,13 +58,14 @@ void KeeperLink::send_empty(MessageType type) {
   send_encoded(type, {}, {});
 }
 
-ReceivedMessage KeeperLink::wait_message(MessageType type) {
+ReceivedMessage KeeperLink::wait_message(MessageType type, uint64_t limit_ms) {
   std::unique_lock lock(mutex_);
-  const bool answered = arrived_.wait_for(lock, std::chrono::milliseconds(answer_ms_),
-                                          [this] { return lost_ || !waits_ || !replies_.empty(); });
+  const bool answered =
+      arrived_.wait_for(lock, std::chrono::milliseconds(std::min(answer_ms_, limit_ms)),
+                        [this] { return lost_ || !waits_ || !replies_.empty(); });
   if (!answered) {
     lock.unlock();
-    give_up_keeper("did not answer");
+    give_up_keeper("did not answer", std::min(answer_ms_, limit_ms));
     lock.lock();
   }
   if (replies_.empty())
@@ -121,18 +122,18 @@ void KeeperLink::note_progress(uint64_t pages) {
 
 void KeeperLink::give_up_overdue() {
   const uint64_t now = now_ms();
-  if (now > promote_due_ms_) return give_up_keeper("did not answer");
+  if (now > promote_due_ms_) return give_up_keeper("did not answer", answer_ms_);
   const uint64_t wanted = drain_wanted_ms_;
   if (!draining_ || wanted == UINT64_MAX) return;
   if (now <= std::max(wanted, progress_ms_) + answer_ms_) return;
   draining_ = false;
-  give_up_keeper("fetched nothing of what its process lacks");
+  give_up_keeper("fetched nothing of what its process lacks", answer_ms_);
 }
 
-void KeeperLink::give_up_keeper(const char* what) {
+void KeeperLink::give_up_keeper(const char* what, uint64_t waited_ms) {
   promote_due_ms_ = UINT64_MAX;
   kill_keeper();
-  lose(std::string("the keeper ") + what + " for " + std::to_string(answer_ms_ / 1000) + " s");
+  lose(std::string("the keeper ") + what + " for " + std::to_string(waited_ms / 1000) + " s");
 }
 
 void KeeperLink::kill_keeper() const {

@@ -44,10 +44,13 @@ class KeeperLink {
   void wait_room();
 
   // Waits for the next reply (anything that is no news) and returns its body. Throws KeeperLost,
-  // also when the reply is of another type than expected.
-  Bytes wait_reply(MessageType type) { return wait_message(type).body; }
+  // also when the reply is of another type than expected, or does not come within `limit_ms`
+  // milliseconds: the keeper is given up then.
+  Bytes wait_reply(MessageType type, uint64_t limit_ms = UINT64_MAX) {
+    return wait_message(type, limit_ms).body;
+  }
   // The same with its descriptors.
-  ReceivedMessage wait_message(MessageType type);
+  ReceivedMessage wait_message(MessageType type, uint64_t limit_ms = UINT64_MAX);
   template <class T>
   T wait_reply_as(MessageType type) {
     return decode<T>(wait_reply(type));
@@ -69,7 +72,7 @@ class KeeperLink {
   void lose(const std::string& reason);
   void note_progress(uint64_t pages);
   void give_up_overdue();
-  void give_up_keeper(const char* what);
+  void give_up_keeper(const char* what, uint64_t waited_ms);
   void kill_keeper() const;
 
   Channel channel_;

@@ -110,16 +110,17 @@ OpenFiles::OpenFiles(const PromoteInput& input)
 }
 
 UniqueFd OpenFiles::tcp(const OpenFileImage& file) {
-  if (input_.address == nullptr || !file.socket.connected || file.socket.queue.empty()) {
-    return recreate::tcp(file);
+  if (!file.socket.connected || file.socket.queue.empty()) return recreate::tcp(file);
+  // Of an older epoch its peer has seen what the replica has not.
+  if (input_.exact) {
+    try {
+      return input_.address ? input_.address->connection(file) : recreate::tcp(file);
+    } catch (const SysError&) {  // it is lost, and nothing else
+    }
   }
-  try {
-    return input_.address->connection(file);
-  } catch (const SysError&) {  // it is lost, and nothing else
-    OpenFileImage lost = file;
-    lost.socket.queue.clear();
-    return recreate::tcp(lost);
-  }
+  OpenFileImage lost = file;
+  lost.socket.queue.clear();
+  return recreate::tcp(lost);
 }
 
 // What was handed is what now has that number in the dying process: for an older epoch it may be

@@ -60,6 +60,13 @@ inline unsigned long ptrace_event_message(pid_t tid) noexcept {
   return message;
 }
 
+// Whether there is memory. A stack grows by this, as by an access of its own.
+inline bool ptrace_touch(pid_t tid, uint64_t address) noexcept {
+  errno = 0;
+  ::ptrace(PTRACE_PEEKDATA, tid, address, nullptr);
+  return errno == 0;
+}
+
 inline long ptrace_get_registers(pid_t tid, user_regs_struct& registers) noexcept {
   return ptrace_call(PTRACE_GETREGS, tid, 0, reinterpret_cast<uintptr_t>(&registers));
 }

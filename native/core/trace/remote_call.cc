@@ -62,6 +62,14 @@ user_regs_struct as_begun_anew(pid_t tid, user_regs_struct registers) {
   return registers;
 }
 
+// Below the part of a stack that is mapped yet, which process_vm_readv(2) does not extend (since
+// Linux 6.5) but ptrace does.
+bool read_stack(pid_t tid, uint64_t address, std::vector<uint8_t>& bytes) {
+  if (read_remote(tid, address, bytes.data(), bytes.size())) return true;
+  if (!ptrace_touch(tid, address)) return false;
+  return read_remote(tid, address, bytes.data(), bytes.size());
+}
+
 // Everything of one injection.
 struct RemoteCall {
   pid_t tid = 0;
@@ -91,7 +99,7 @@ struct RemoteCall {
                                data_address);
     if (keep_old) {
       overwritten.resize(end - frame.address);
-      if (!read_remote(tid, frame.address, overwritten.data(), overwritten.size())) return false;
+      if (!read_stack(tid, frame.address, overwritten)) return false;
     }
     if (data != nullptr && !data->empty() &&
         !write_remote(tid, data_address, data->data(), data->size())) {
