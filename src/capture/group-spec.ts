@@ -92,7 +92,8 @@ export interface PeerPlaces {
   end(spec: GroupSpec, generation: number): void;
 }
 
-export const isElsewhere = ({ to }: GroupSpec): boolean => to !== undefined && to !== 'self';
+export const isElsewhere = ({ to }: Pick<GroupSpec, 'to'>): boolean =>
+  to !== undefined && to !== 'self';
 
 export function placeOf(
   peers: PeerPlaces | undefined,

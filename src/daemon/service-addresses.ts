@@ -7,7 +7,7 @@
 import { readlink } from 'node:fs/promises';
 import { describe, ReplicationError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
-import type { GroupSpec } from '../capture/group-spec.js';
+import { isElsewhere, type GroupSpec } from '../capture/group-spec.js';
 import { isFirstStart, type GroupCore } from '../capture/group-state.js';
 import type { NativeAddon } from '../native/binding.js';
 import type { NativeServiceAddress } from '../native/service-address.js';
@@ -250,8 +250,8 @@ export class ServiceAddresses {
 }
 
 /** To the node of its replica, with its address: who is the first to see it gone must not mend it. */
-function isLeaving({ to }: Pick<GroupSpec, 'to'>, { phase }: GroupCore): boolean {
-  return to !== undefined && phase.kind === 'promoting';
+function isLeaving(spec: Pick<GroupSpec, 'to'>, { phase }: GroupCore): boolean {
+  return isElsewhere(spec) && phase.kind === 'promoting';
 }
 
 const hostOf = (text: string): string => text.slice(0, text.indexOf('/'));

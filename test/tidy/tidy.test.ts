@@ -123,7 +123,7 @@ const coreLayers: Readonly<Record<string, readonly string[]>> = {
   peer: ['base', ...middle, 'staging', 'link'],
   group: ['base', ...middle, 'access', 'paging', 'staging', 'link'],
   capture: ['base', ...middle, 'staging', 'link', 'group'],
-  death: ['base', ...middle, 'address', 'staging', 'link', 'group', 'capture'],
+  death: ['base', ...middle, 'address', 'staging', 'link', 'group'],
   checkpoint: ['base', ...middle, 'staging', 'link', 'group'],
   session: ['base', ...middle, 'staging', 'link', 'group', 'capture', 'death', 'checkpoint'],
 };

@@ -1,48 +1,26 @@
 /** The README's two nodes, on two machines: killed, moved, and the power cut. */
 import t, { type Test } from 'tap';
-import type { GroupStatus, StatusReport } from '../../src/api/schema.js';
 import type { Bed } from './bed/bed.js';
 import { until, type VmNode } from './bed/node.js';
-import { patiently } from './bed/patience.js';
 import { begin, note } from './findings.js';
 import { kernels, onBed, short } from './on-bed.js';
-
-const limitMs = patiently(120_000);
-/** Limits only: an emulated machine is slow, and stops nothing within the usual ones. */
-const slowly = '--freeze-deadline 1s';
-
-const replpage = (node: VmNode, words: string): Promise<string> =>
-  node.sh(`REPLPAGE_RUNTIME_DIR=/root/rp /opt/replpage/dist/cli/main.js ${words}`, { limitMs });
-
-async function startDaemon(node: VmNode): Promise<void> {
-  const command = `/opt/replpage/dist/cli/main.js daemon --runtime-dir /root/rp ${slowly}`;
-  await node.sh(`setsid ${command} > /root/daemon.log 2>&1 < /dev/null &`);
-  const answers = async (): Promise<boolean> => {
-    const asked = 'REPLPAGE_RUNTIME_DIR=/root/rp /opt/replpage/dist/cli/main.js status';
-    return (await node.run(asked)).status === 0;
-  };
-  await until(answers, limitMs, `${node.name}: the daemon does not answer`);
-}
+import {
+  answers,
+  ask,
+  group,
+  isProtected,
+  limitMs,
+  replpage,
+  startDaemon,
+  startRedis,
+  status,
+} from './protected-redis.js';
 
 async function join(one: VmNode, two: VmNode): Promise<void> {
   await Promise.all([startDaemon(one), startDaemon(two)]);
   await replpage(one, `init --name n1 --listen ${one.address}:7420`);
   const line = /^replpage (join \S+)$/m.exec(await replpage(one, 'token'))?.[1];
   await replpage(two, `${line} --name n2 --listen ${two.address}:7420`);
-}
-
-const status = async (node: VmNode): Promise<StatusReport> =>
-  JSON.parse(await replpage(node, 'status --json')) as StatusReport;
-
-async function group(node: VmNode): Promise<GroupStatus | undefined> {
-  return (await status(node)).groups.find(({ name }) => name === 'db') as GroupStatus | undefined;
-}
-
-const ask = (node: VmNode, words: string): Promise<string> => node.sh(`redis-cli ${words}`);
-
-async function isProtected(node: VmNode): Promise<void> {
-  const there = async (): Promise<boolean> => (await group(node))?.state === 'protected';
-  await until(there, limitMs, `${node.name}: it is not protected`);
 }
 
 /** What was written before is in the replica then. */
@@ -53,20 +31,13 @@ async function committed(primary: VmNode, replica: VmNode): Promise<void> {
   await until(later, limitMs, 'no more epochs are committed');
 }
 
-async function answers(node: VmNode): Promise<void> {
-  const pong = async (): Promise<boolean> =>
-    (await node.run('redis-cli PING')).stdout.trim() === 'PONG';
-  await until(pong, limitMs, `${node.name}: redis does not run`);
-}
-
 async function outlives(t: Test, bed: Bed, kernel: string): Promise<void> {
   const [one, two] = [bed.node(1), bed.node(2)];
   const ways = ['Killed: runs on the other node', 'Moved back', 'Power cut: promoted by hand'];
   begin(kernel, 'Two nodes', ...ways);
   const [killed = '', moved = '', cut = ''] = ways;
   await join(one, two);
-  await one.sh("redis-server --port 6379 --save '' --daemonize yes --dir /tmp");
-  await answers(one);
+  await startRedis(one);
   await ask(one, 'SET first kept');
   await replpage(one, 'protect $(pidof redis-server) --name db --to n2 --max-pause 5s');
 

@@ -242,6 +242,7 @@ bool EpochTaker::send(GroupImage& image, EpochStats& stats) {
     context_.epoch = image.epoch;
     running_image_ = image;
     context_.last_image = std::move(image);
+    if (context_.paging) context_.paging->note_sent();
     return true;
   });
 }

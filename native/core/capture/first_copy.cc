@@ -39,12 +39,11 @@ GroupImage FirstCopy::freeze() {
     capture.track_mappings(image);
   };
   // A primary that is hard to stop (one vfork after the other) is given several chances.
-  const uint64_t patience_ends = now_us() + kStartPatienceUs;
-  for (int tries = 1;; ++tries) {
+  StartPatience patience;
+  for (;;) {
     const std::string reason = freezer_.while_stopped(kStartDeadlineUs, take_in);
     if (reason.empty()) return image;
-    const bool enough = tries >= kStartTriesMin && now_us() > patience_ends;
-    if (context_.root_gone || enough) {
+    if (context_.root_gone || patience.is_over()) {
       throw KeeperLost("the process did not stop: " + reason);
     }
     tree.wait_events(now_ns() + kRetryNs);

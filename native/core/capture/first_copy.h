@@ -9,12 +9,6 @@
 
 namespace replpage {
 
-// Starting is given several chances to find the primary in a state that can be read.
-inline constexpr uint64_t kStartPatienceUs = 10'000'000;
-// Where everything is slow one try alone may take as long.
-inline constexpr int kStartTriesMin = 5;
-// Starting and ending inject into every process, which takes longer than an epoch's freeze.
-inline constexpr uint64_t kStartDeadlineUs = 200'000;
 // A pre-copy stops when a freeze would copy no more than this many pages (about 1 ms), when it does
 // not get smaller any more, or after the last round.
 inline constexpr uint64_t kFrozenPagesWanted = 512;

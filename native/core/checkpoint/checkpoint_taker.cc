@@ -156,6 +156,7 @@ void CheckpointTaker::take_image() {
 
 void CheckpointTaker::add_cold_pages() {
   if (!context_.paging) return;
+  if (!context_.paging->replica_has_all()) throw CheckpointCut("the last epoch was not sent");
   for (const PageGroup& group : context_.paging->cold_pages()) {
     cold_[group.pid].push_back(group.range);
     segments_.insert(segment_of(group.location));

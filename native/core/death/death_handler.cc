@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "core/base/clock.h"
-#include "core/capture/first_copy.h"
 #include "core/death/group_kill.h"
 #include "core/death/hand_over.h"
 #include "core/death/old_primary.h"

@@ -18,7 +18,8 @@
 namespace replpage {
 
 //   starting -- first commit --> protected -- root dies --> dying -- kPromoted --> promoted
-//   promoted -- kDrained --> done        protected -- keeper lost, stop() --> done
+//   starting, protected -- keeper lost, stop() --> done
+//   dying -- it is not promoted --> done   promoted -- kDrained, or it is lost --> done
 enum class GroupPhase : uint8_t { kStarting, kProtected, kDying, kPromoted, kDone };
 
 struct GroupContext {
@@ -53,15 +54,20 @@ struct GroupContext {
   std::string loss;       // why what was promoted ended before it was drained; then kDone follows
   std::optional<Refusal> out_of_reach;  // a process that its owner may not trace any more
 
-  // The worker holds worker_mutex whenever it touches these outside of a tracer job; the tracer
-  // thread takes it when the primary dies.
+  // Once the group is protected the worker holds worker_mutex whenever it touches these outside of
+  // a tracer job; the tracer thread takes it when the primary dies. Before that no death is
+  // answered.
   std::mutex worker_mutex;
   std::unique_ptr<GroupCapture> capture;
   StagingArea staging;
   EpochRuns runs{staging};
-  std::unique_ptr<GroupPaging> paging;  // null: the replica holds everything
-  std::unique_ptr<KeeperLink> keeper;
   uint64_t epoch = 0;
+
+  // Made before the group is protected, and safe to use from both threads.
+  std::unique_ptr<KeeperLink> keeper;
+
+  // Of the worker, which is not in a tracer job's way.
+  std::unique_ptr<GroupPaging> paging;  // null: the replica holds everything
   // Of a group without paging, whose checkpoints have a pager of their own: who it says it is, and
   // the first number of a segment that is not used yet.
   uint64_t store_writer = random_writer();

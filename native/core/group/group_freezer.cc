@@ -28,7 +28,14 @@ bool passes(int error) { return error == EBUSY || error == ETIMEDOUT || error ==
 FreezeResult GroupFreezer::freeze(uint64_t deadline_us) {
   if (context_.dying) return {.frozen = false, .reason = "the primary is dying", .took_us = 0};
   TraceTree& tree = *context_.tree;
-  if (tree.processes().empty()) tree.seize(context_.options.pid, context_.options.attach_always);
+  if (tree.processes().empty()) {
+    // Its number may be another's by now.
+    const bool was_attached =
+        context_.options.attach_always && context_.phase != GroupPhase::kStarting;
+    if (context_.root_gone || was_attached)
+      return {.frozen = false, .reason = "it has ended", .took_us = 0};
+    tree.seize(context_.options.pid, context_.options.attach_always);
+  }
   return tree.freeze(deadline_us);
 }
 

@@ -5,9 +5,26 @@
 #include <functional>
 #include <string>
 
+#include "core/base/clock.h"
 #include "core/group/group_context.h"
 
 namespace replpage {
+
+// Starting and ending inject into every process, which takes longer than an epoch's freeze.
+inline constexpr uint64_t kStartDeadlineUs = 200'000;
+
+// Starting is given several chances to find the primary in a state that can be read.
+class StartPatience {
+ public:
+  // Asked after each try that failed. Where everything is slow one try alone may take all the time.
+  [[nodiscard]] bool is_over() { return ++tries_ >= kTriesMin && now_us() > ends_us_; }
+
+ private:
+  static constexpr uint64_t kPatienceUs = 10'000'000;
+  static constexpr int kTriesMin = 5;
+  int tries_ = 0;
+  uint64_t ends_us_ = now_us() + kPatienceUs;
+};
 
 // Tracer thread only.
 class GroupFreezer {

@@ -71,15 +71,28 @@ void GroupPaging::add_cold_runs(const GroupImage& image, PageRunList& list) {
   fit(image);
   table_.note_runs(list.runs);
   epoch_ = image.epoch;
+  sent_ = false;
   const size_t before = list.runs.size();
+  // Of an epoch that was made up, and not sent: the replica knows nothing of them.
+  for (const MovedPages& one : std::exchange(untold_, {})) (void)add_cold_run(one, list);
   if (replica_knows_) {
     for (const PageGroup& group : std::exchange(stored_, {})) {
       evicted_bytes_ += add_cold_run({group, group.location}, list);
     }
   }
   for (const MovedPages& moved : cleaner_.take_moved()) moved_bytes_ += add_cold_run(moved, list);
-  table_.note_runs(std::span(list.runs).subspan(before));
+  const auto cold = std::span(list.runs).subspan(before);
+  table_.note_runs(cold);
+  for (const PageRun& run : cold) {
+    const PageRange range{run.address, run.address + run.length};
+    untold_.push_back({{run.pid, range, true, run.data_offset}, run.data_offset});
+  }
   dead_ = dead_segments();
+}
+
+void GroupPaging::note_sent() {
+  sent_ = true;
+  untold_.clear();
 }
 
 std::vector<uint32_t> GroupPaging::dead_segments() const {

@@ -44,8 +44,12 @@ class GroupPaging {
   void note_copied(std::span<const PageRun> runs) { table_.note_runs(runs); }
 
   // Takes in the runs of an epoch that is about to be sent, and appends those of pages that the
-  // replica may drop with it.
+  // replica may drop with it. Until note_sent() the table is ahead of the replica; where the epoch
+  // cannot be sent the next one tells of them again.
   void add_cold_runs(const GroupImage& image, PageRunList& list);
+  void note_sent();
+  // What the table says is what the replica has.
+  [[nodiscard]] bool replica_has_all() const { return sent_; }
 
   // The last epoch that was sent is committed: what it made useless in the store goes.
   void note_committed();
@@ -148,6 +152,8 @@ class GroupPaging {
   std::string trouble_;
   uint64_t trouble_us_ = 0;  // when it was last met
   uint64_t written_bytes_ = 0, evicted_bytes_ = 0, brought_back_bytes_ = 0, pager_cpu_us_ = 0;
+  bool sent_ = true;                // of the epoch that add_cold_runs() was last called for
+  std::vector<MovedPages> untold_;  // its cold pages, while it is not
   uint64_t moved_bytes_ = 0;
 };
 

@@ -57,13 +57,20 @@ StartReport GroupSession::start_epochs() {
   const uint64_t copied = first_copy_.copy(image);
   epochs_.begin(std::move(image));
   const EpochStats first = take_first_epoch();
-  context_.set_phase(GroupPhase::kProtected);
+  tracer_.call([this](TraceTree&) { become_protected(); });
   if (!context_.options.attach_always) watch_exit();
   return {.epoch = first.epoch,
           .tracker = context_.capture->tracker().value_or(TrackerKind::kUffdWp),
           .copied_bytes = copied + first.bytes,
           .copy_us = now_us() - began,
           .warnings = warnings_of(std::move(keeper.notes))};
+}
+
+// A death from now on is answered; one that has been seen was not.
+void GroupSession::become_protected() {
+  if (context_.root_gone) throw KeeperLost("the process ended before it was protected");
+  if (context_.phase != GroupPhase::kStarting) throw KeeperLost("its replica was lost");
+  context_.set_phase(GroupPhase::kProtected);
 }
 
 void GroupSession::open_store() {
@@ -111,11 +118,10 @@ void GroupSession::interrupt() {
 
 EpochStats GroupSession::take_first_epoch() {
   EpochStats first;
-  const uint64_t patience_ends = now_us() + kStartPatienceUs;
-  for (int tries = 1; !epochs_.take(first); ++tries) {
+  StartPatience patience;
+  while (!epochs_.take(first)) {
     if (context_.cancelled) throw CaptureCancelled();
-    const bool enough = tries >= kStartTriesMin && now_us() > patience_ends;
-    if (context_.root_gone || enough) {
+    if (context_.root_gone || patience.is_over()) {
       throw KeeperLost("the first epoch was not taken: " + first.reason);
     }
     std::this_thread::sleep_for(kFirstEpochRetry);

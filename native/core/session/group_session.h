@@ -77,6 +77,7 @@ class GroupSession final {
 
  private:
   StartReport start_epochs();
+  void become_protected();
   void open_store();
   void connect(KeeperProcess& keeper);
   EpochStats take_first_epoch();
