@@ -3,10 +3,10 @@
 
 #include <napi.h>
 
+#include "core/checkpoint/checkpoint_restore.h"
 #include "core/checkpoint/checkpoint_taker.h"
 #include "core/group/group_types.h"
 #include "core/peer/standby_session.h"
-#include "core/session/restore_session.h"
 
 namespace replpage::binding {
 

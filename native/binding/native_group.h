@@ -7,7 +7,7 @@
 #include <memory>
 #include <thread>
 
-#include "core/group/job_queue.h"
+#include "core/base/job_queue.h"
 #include "core/session/group_session.h"
 
 namespace replpage::binding {

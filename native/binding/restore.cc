@@ -4,7 +4,7 @@
 #include "binding/reports.h"
 #include "binding/run_apart.h"
 #include "core/checkpoint/checkpoint_removal.h"
-#include "core/session/restore_session.h"
+#include "core/checkpoint/checkpoint_restore.h"
 
 namespace replpage::binding {
 

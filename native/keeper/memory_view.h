@@ -1,4 +1,4 @@
-// Shows a replica's memory to the tracer, which checks it against the primary's.
+// Shows a replica's memory to the tracer, which takes checkpoints from it.
 #pragma once
 
 #include "core/channel/channel.h"

@@ -21,6 +21,7 @@
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/base/urgency.h"
+#include "core/restore/rehearsal.h"
 #include "core/restore/wait_limit.h"
 #include "keeper/control_server.h"
 #include "keeper/holder_link.h"
@@ -259,8 +260,10 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
       const RunsAsOthers leisurely(urgent_);
       return tell(MessageType::kCommitted, standby_->commit(decode<ImageMessage>(message.body)));
     }
-    case MessageType::kDropStaged:
-      return standby_->drop_staged();
+    case MessageType::kRehearse:
+      return tell(
+          MessageType::kRehearsed,
+          RehearsedMessage{why_not_here(*standby_->image(), configuration_.service_address)});
     case MessageType::kDying:
       standby_->get_ready();
       awake_until_us_ = now_us() + kOrderAwaitedUs;
@@ -280,8 +283,6 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
       return standby_->take_last_state(decode<ImageMessage>(message.body));
     case MessageType::kPromote:
       return promote(decode<PromoteMessage>(message.body));
-    case MessageType::kReleased:
-      return;
     default:
       throw FormatError("the tracer sent a message that is not for keepers");
   }

@@ -117,8 +117,6 @@ CommittedMessage StandbyReplica::commit(const ImageMessage& message) {
           .cold_bytes = replica_->cold_bytes()};
 }
 
-void StandbyReplica::drop_staged() { staged_.clear(); }
-
 void StandbyReplica::use_store(const StoreMessage& message, std::vector<UniqueFd> descriptors) {
   if (descriptors.size() != 1) throw FormatError("kStore comes with one directory");
   store_ = message;

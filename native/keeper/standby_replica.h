@@ -36,7 +36,6 @@ class StandbyReplica {
   void apply_pages(const PagesMessage& message);
   void stage(const PagesMessage& message);
   CommittedMessage commit(const ImageMessage& message);
-  void drop_staged();
   // Where cold pages are. `descriptors`: the directory of segments.
   void use_store(const StoreMessage& message, std::vector<UniqueFd> descriptors);
   // Reads them; null where there is no store.

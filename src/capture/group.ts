@@ -214,8 +214,8 @@ export class Group {
     this.#settleWaiters();
     const { kind } = group.phase;
     const over = kind === 'ended' || kind === 'removed';
-    // After a promotion that came to nothing, what stands by elsewhere may be all that is left.
-    if (over && before !== kind && before !== 'promoting') {
+    // What stands by elsewhere may be all that is left when a promotion came to nothing.
+    if (over && before !== kind && (before !== 'promoting' || kind === 'removed')) {
       this.#host.peers?.end(this.spec, group.generation);
     }
     const socket = this.#keeperSocket;

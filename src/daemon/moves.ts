@@ -1,5 +1,6 @@
 /**
- * Groups that go to other nodes by order: nothing of them is lost but connections. Where the replica
+ * Groups that go to other nodes by order: nothing of them is lost, and connections to their
+ * service addresses go along. Where the replica
  * is not on the node that is named it is built there first, and the process runs unprotected for
  * that long.
  */

@@ -185,7 +185,7 @@ export class ServiceAddresses {
     }
     for (const { spec, core } of groups) {
       if (spec.vip === undefined || isFirstStart(core) || over.includes(core.phase.kind)) continue;
-      if (isLeaving(spec, core)) continue;
+      if (this.#isLeaving(spec.name)) continue;
       if (!kept.has(spec.name)) await this.#giveUp(spec.name);
       kept.add(spec.name);
       await this.#keep(spec.name, spec.vip, kept);
@@ -193,14 +193,22 @@ export class ServiceAddresses {
     for (const name of this.#held.keys()) if (!kept.has(name)) await this.#giveUp(name);
   }
 
+  /** To the node of its replica, with its address: who sees it gone first must not mend it. */
+  #isLeaving(name: string): boolean {
+    const group = this.#options.groups().find(({ spec }) => spec.name === name);
+    return group?.core.phase.kind === 'promoting' && isElsewhere(group.spec);
+  }
+
   async #keep(name: string, vip: string, kept: ReadonlySet<string>): Promise<void> {
     const held = this.#held.get(name) ?? (await this.#inherit(name, vip, kept));
     if (held === undefined) return;
     try {
       const found = held.trouble === undefined ? await held.native.find() : undefined;
-      if (found?.ours === true) return;
+      if (found?.ours === true || this.#isLeaving(name)) return;
       const isNew = (await held.native.take()) || held.trouble === arrivedNow;
       held.trouble = undefined;
+      // It began to leave meanwhile, or had gone and nobody had been told.
+      if (this.#isLeaving(name)) return void (await held.native.giveUp());
       if (isNew) this.#options.note(name, 'address taken', vip);
     } catch (error) {
       const trouble = describe(error);
@@ -247,11 +255,6 @@ export class ServiceAddresses {
       held.trouble = trouble;
     }
   }
-}
-
-/** To the node of its replica, with its address: who is the first to see it gone must not mend it. */
-function isLeaving(spec: Pick<GroupSpec, 'to'>, { phase }: GroupCore): boolean {
-  return isElsewhere(spec) && phase.kind === 'promoting';
 }
 
 const hostOf = (text: string): string => text.slice(0, text.indexOf('/'));

@@ -23,20 +23,20 @@ inline constexpr size_t kDescriptorsMax = 200;
 
 enum class MessageType : uint16_t {
   // tracer -> keeper
-  kConfigure = 1,    // ConfigureMessage + descriptors as listed there; sent by spawn_keeper
-  kBuild = 2,        // ImageMessage: shape the replica; nothing is committed yet
-  kPages = 3,        // PagesMessage: apply at once (before the first commit), then kPagesDone
-  kStage = 4,        // PagesMessage: keep until the commit
-  kCommit = 5,       // ImageMessage: apply everything staged; then kCommitted
-  kDropStaged = 6,   // forget what was staged
+  kConfigure = 1,  // ConfigureMessage + descriptors as listed there; sent by spawn_keeper
+  kBuild = 2,      // ImageMessage: shape the replica; nothing is committed yet
+  kPages = 3,      // PagesMessage: apply at once (before the first commit), then kPagesDone
+  kStage = 4,      // PagesMessage: keep until the commit
+  kCommit = 5,     // ImageMessage: apply everything staged; then kCommitted
+  // 6 and 9 had a meaning once
   kDescriptors = 7,  // DescriptorsMessage + descriptors, before kPromote
   kPromote = 8,      // PromoteMessage: apply its pages, then run
-  kReleased = 9,     // the dying process is gone: lazy sources are closed
   kDying = 10,       // empty: kPromote is next, of the last commit or one epoch later
   kLastState = 11,   // ImageMessage: what kPromote of this epoch will say, ahead of its pages
   kStore = 12,       // StoreMessage + the directory of the generation's segments, before kCold runs
   kLook = 13,        // empty: show the replica's memory, then kView
   kFiles = 14,       // FilesMessage: files here of a primary elsewhere, before kBuild; kFilesReady
+  kRehearse = 15,    // empty: could the last commit run here? kRehearsed
   // keeper -> tracer
   kReady = 32,       // ReadyMessage + a pidfd of the keeper
   kPagesDone = 33,   // empty: the chunk's room in the staging area is free again
@@ -48,6 +48,7 @@ enum class MessageType : uint16_t {
   kView = 39,        // ViewMessage + descriptors as listed there
   kDraining = 40,    // DrainingMessage: now and then between kPromoted and kDrained
   kFilesReady = 41,  // FilesReadyMessage
+  kRehearsed = 42,   // RehearsedMessage
 };
 
 struct MessageHeader {
@@ -210,6 +211,14 @@ struct FilesReadyMessage {
   template <class A>
   void visit(A& a) {
     a(made);
+  }
+};
+
+struct RehearsedMessage {
+  std::string problem;  // why it could not run here; empty: it could, as far as can be seen
+  template <class A>
+  void visit(A& a) {
+    a(problem);
   }
 };
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "core/base/clock.h"
+#include "core/base/not_this_time.h"
 #include "core/death/group_kill.h"
 #include "core/death/hand_over.h"
 #include "core/death/old_primary.h"
@@ -91,6 +92,7 @@ void DeathHandler::on_process_gone(pid_t pid, int wait_status) {
 
 std::future<PromotionReport> DeathHandler::order_promotion() {
   if (context_.out_of_reach) throw KeeperLost(context_.out_of_reach->why);
+  if (context_.irreplicable) throw NotThisTime("it has taken up what cannot be replicated");
   const FreezeResult frozen = freezer_.freeze(kStartDeadlineUs);
   if (!frozen.frozen) {
     if (!death_) freezer_.let_run();
@@ -229,13 +231,18 @@ void DeathHandler::hand_over(HandOver last) {
                 .lazy_pages = pages_of(last.lazy),
                 .why_not_exact = death_->why_not_exact};
   moving_ = std::move(last.moving);
-  send_order(context_, last, [this] {
-    if (death_->planned) {
-      death_->killed = true;
-      kill_old_primary(*context_.tree);
-    }
-    if (moving_) moving_->give_up();
-  });
+  send_order(context_, last, [this] { fall_silent(); });
+}
+
+// From here on the old primary does nothing that anybody could notice.
+void DeathHandler::fall_silent() {
+  if (moving_) moving_->fall_silent();
+  if (death_->planned) {
+    death_->killed = true;
+    kill_old_primary(*context_.tree);
+  }
+  const GroupOptions& options = context_.options;
+  if (options.place && !options.service_address.empty()) give_up_quietly(options.service_address);
 }
 
 // The keeper has read all that was staged; its next protection needs the memory.
@@ -279,7 +286,7 @@ void DeathHandler::give_up(const std::string& reason) {
       return;
     case GroupPhase::kDying:
       fail_planned(reason);
-      if (!death_->planned || death_->killed) return end(reason);
+      if (!death_->planned || death_->killed || was_killed_meanwhile()) return end(reason);
       moving_.reset();
       break;  // it can run on
     case GroupPhase::kStarting:
@@ -295,6 +302,11 @@ void DeathHandler::give_up(const std::string& reason) {
   context_.set_phase(GroupPhase::kDone);
   context_.tree->detach();
   context_.events.on_unprotected(reason);
+}
+
+// By somebody else, while it stood still to be moved: what stands by elsewhere is all that is left.
+bool DeathHandler::was_killed_meanwhile() const {
+  return context_.root_gone || !context_.tree->stands_still();
 }
 
 void DeathHandler::fail_planned(const std::string& reason) {

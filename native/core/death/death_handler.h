@@ -75,6 +75,8 @@ class DeathHandler final : public TracerThread::Owner {
   void hand_over(HandOver last);
   void give_up(const std::string& reason);
   void end_out_of_reach();
+  void fall_silent();
+  [[nodiscard]] bool was_killed_meanwhile() const;
   void fail_planned(const std::string& reason);
   void release_staging();
   void let_go();

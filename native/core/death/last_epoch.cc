@@ -144,15 +144,26 @@ class EndOfLook {
 
 // Who kills more than the root may be at it still: whoever is killed leaves the stop that it was
 // read at, and is read again at its exit stop. Each of them can do so once.
+// What cannot go to another machine is found here, and not there.
+GroupImage read_once(GroupContext& context, bool inject) {
+  Refusals refusals;
+  GroupImage image =
+      context.capture->capture_state({.last = true,
+                                      .inject = inject,
+                                      .with_content = !is_here(context),
+                                      .refusals = is_here(context) ? nullptr : &refusals,
+                                      .unseen_ends = !context.options.attach_always});
+  if (!refusals.empty()) {
+    throw RefusedError(std::move(refusals));
+  }
+  return image;
+}
+
 GroupImage read_whole(GroupContext& context, bool inject,
                       const std::function<FreezeResult()>& freeze_again) {
   for (size_t tries_left = context.tree->processes().size() + 1;; --tries_left) {
     try {
-      return context.capture->capture_state({.last = true,
-                                             .inject = inject,
-                                             .with_content = !is_here(context),
-                                             .refusals = nullptr,
-                                             .unseen_ends = !context.options.attach_always});
+      return read_once(context, inject);
     } catch (const NotThisTime& reason) {
       if (tries_left == 0) throw;
       const FreezeResult frozen = freeze_again();
@@ -165,7 +176,6 @@ GroupImage read_whole(GroupContext& context, bool inject,
 constexpr uint64_t kPlannedCommitMs = 10'000;
 
 HandOver commit_there(GroupContext& context, GroupImage image) {
-  auto moving = take_connections(context, image);
   number(context, image);
   (void)take_last_pages(context, image);
   PageRunList runs = context.runs.fitted(image);
@@ -173,8 +183,19 @@ HandOver commit_there(GroupContext& context, GroupImage image) {
   keeper.send(MessageType::kStage, PagesMessage{image.epoch, context.staging.put(runs)});
   keeper.send(MessageType::kCommit, ImageMessage{image.epoch, context.staging.put(image)});
   keeper.wait_reply(MessageType::kCommitted, kPlannedCommitMs);
+  keeper.send_empty(MessageType::kRehearse);
+  const auto rehearsed =
+      keeper.wait_reply_as<RehearsedMessage>(MessageType::kRehearsed, kPlannedCommitMs);
+  if (!rehearsed.problem.empty()) throw KeeperLost("it cannot run there: " + rehearsed.problem);
   context.runs.clear();
   context.epoch = image.epoch;
+  // Last: until then their clients are heard, and what they send is acknowledged. From here to
+  // their next life nothing is waited for.
+  auto moving = take_connections(context, image);
+  if (moving) {
+    number(context, image);
+    send_last_state(context, image);
+  }
   return {std::move(image), {}, {}, true, std::move(moving)};
 }
 

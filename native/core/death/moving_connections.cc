@@ -1,13 +1,13 @@
 #include "core/death/moving_connections.h"
 
-#include <algorithm>
+#include <exception>
 #include <utility>
 
 #include "core/address/interface_address.h"
-#include "core/base/archive.h"
 #include "core/base/sys_error.h"
 #include "core/image/descriptor_probe.h"
 #include "core/image/socket_capture.h"
+#include "core/image/tcp_connection.h"
 
 namespace replpage {
 
@@ -21,21 +21,9 @@ MovingConnections::MovingConnections(const std::string& address, GroupCapture& c
   }
 }
 
-MovingConnections::~MovingConnections() {
-  if (given_up_) return;
-  // Before the packets pass again: the kernel would not answer them in repair mode.
-  for (const Taken& one : taken_) {
-    try {
-      stay_where_it_is(one.socket.get(), one.connection);
-    } catch (const SysError&) {  // it ends as any connection may
-    }
-  }
-}
-
-void MovingConnections::give_up() {
-  given_up_ = true;
-  taken_.clear();
-  (void)give_up_address(address_);
+void MovingConnections::fall_silent() noexcept {
+  for (const UniqueFd& socket : sockets_) replpage::fall_silent(socket.get());
+  sockets_.clear();
 }
 
 void MovingConnections::take(UniqueFd socket, OpenFileImage& file) {
@@ -44,15 +32,19 @@ void MovingConnections::take(UniqueFd socket, OpenFileImage& file) {
   } catch (const SysError&) {
     return;
   }
-  Taken taken{std::move(socket), {}};
-  Reader reader(file.socket.queue.front());
-  reader(taken.connection);
-  taken_.push_back(std::move(taken));
+  sockets_.push_back(std::move(socket));
 }
 
 bool MovingConnections::leads_to_address(const OpenFileImage& file) const {
   if (file.kind != OpenFileKind::kTcpSocket || !file.socket.connected) return false;
   return address_.has(file.socket.local_address);
+}
+
+void give_up_quietly(const std::string& address) noexcept {
+  try {
+    (void)give_up_address(parse_service_address(address));
+  } catch (const std::exception&) {
+  }
 }
 
 }  // namespace replpage

@@ -8,42 +8,38 @@
 #include "core/address/traffic_drop.h"
 #include "core/base/unique_fd.h"
 #include "core/group/group_capture.h"
-#include "core/image/tcp_connection.h"
 
 namespace replpage {
 
 // From its making on the packets of the address are swallowed here, and the image holds all there
-// is to know of each connection: another machine goes on with it where this one stopped, and nobody
-// is told that it ends here (TCP_REPAIR of tcp(7), net/ipv4/tcp.c).
+// is to know of each connection: another machine goes on with it where this one stopped. The
+// program's own sockets stay as they are until fall_silent(): whatever becomes of us, it runs on
+// with its connections.
 class MovingConnections {
  public:
   // Of a group that stands still, in the network namespace of the calling thread. A connection that
   // cannot go, because one side is closing it or because too much is queued in it, is left out, and
   // is reset there. Throws BadServiceAddress, SysError (see TrafficDrop).
   MovingConnections(const std::string& address, GroupCapture& capture, GroupImage& image);
-  // The connections live on here, unless give_up() was called.
-  ~MovingConnections();
   MovingConnections(const MovingConnections&) = delete;
   MovingConnections& operator=(const MovingConnections&) = delete;
 
-  // The group runs here no more, and the address is another machine's from now on. Its packets are
-  // swallowed until this is destroyed, before which the old sockets must be closed. Throws
-  // SysError.
-  void give_up();
+  // Nobody will be told that these sockets are closed (TCP_REPAIR of tcp(7)). To be called at the
+  // last moment before the program ends. Packets are swallowed until this is destroyed, before
+  // which the sockets must be closed.
+  void fall_silent() noexcept;
 
  private:
   void take(UniqueFd socket, OpenFileImage& file);
   [[nodiscard]] bool leads_to_address(const OpenFileImage& file) const;
 
-  struct Taken {
-    UniqueFd socket;  // the program's own, in repair mode
-    TcpConnection connection;
-  };
-
   ServiceAddress address_;
   TrafficDrop drop_;
-  std::vector<Taken> taken_;
-  bool given_up_ = false;
+  std::vector<UniqueFd> sockets_;  // the program's own
 };
+
+// The group goes to another machine: that takes the address. What goes wrong is mended by the
+// daemon, which looks after it.
+void give_up_quietly(const std::string& address) noexcept;
 
 }  // namespace replpage

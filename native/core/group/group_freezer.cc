@@ -33,7 +33,8 @@ FreezeResult GroupFreezer::freeze(uint64_t deadline_us) {
     const bool was_attached =
         context_.options.attach_always && context_.phase != GroupPhase::kStarting;
     if (context_.root_gone || was_attached)
-      return {.frozen = false, .reason = "it has ended", .took_us = 0};
+      return {
+          .frozen = false, .reason = "it has ended, or is not protected any more", .took_us = 0};
     tree.seize(context_.options.pid, context_.options.attach_always);
   }
   return tree.freeze(deadline_us);

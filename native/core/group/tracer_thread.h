@@ -9,7 +9,7 @@
 #include <thread>
 #include <utility>
 
-#include "core/group/job_queue.h"
+#include "core/base/job_queue.h"
 #include "core/trace/trace_tree.h"
 
 namespace replpage {

@@ -97,6 +97,10 @@ TcpConnection read_connection(int socket, const tcp_info& info, size_t bytes_max
   connection.send_sequence = get<uint32_t>(socket, TCP_QUEUE_SEQ, "sequence");
   set(socket, TCP_REPAIR_QUEUE, int{TCP_NO_QUEUE}, "choose no queue");
   read_agreed(socket, info, connection);
+  // A packet that had passed the filter already, after the peek and before the sequence.
+  if (bytes_in(socket, SIOCINQ) != waiting || bytes_in(socket, SIOCOUTQ) != sent) {
+    throw SysError("take a TCP connection", EBUSY);
+  }
   return connection;
 }
 
@@ -175,16 +179,18 @@ std::optional<TcpConnection> take_connection(int socket, size_t bytes_max) {
   socklen_t size = sizeof reused;
   ::getsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &reused, &size);
   set(socket, TCP_REPAIR, int{TCP_REPAIR_ON}, "begin");
-  try {
-    TcpConnection connection = read_connection(socket, info, bytes_max);
-    connection.address_reused = reused != 0;
-    return connection;
-  } catch (const SysError&) {
-    const int off = TCP_REPAIR_OFF_NO_WP;
-    ::setsockopt(socket, IPPROTO_TCP, TCP_REPAIR, &off, sizeof off);
-    reuse_address(socket, reused != 0);
-    throw;
-  }
+  struct LeaveRepair {
+    int socket;
+    bool reused;
+    ~LeaveRepair() {
+      const int off = TCP_REPAIR_OFF_NO_WP;
+      ::setsockopt(socket, IPPROTO_TCP, TCP_REPAIR, &off, sizeof off);
+      reuse_address(socket, reused);
+    }
+  } leave{socket, reused != 0};
+  TcpConnection connection = read_connection(socket, info, bytes_max);
+  connection.address_reused = reused != 0;
+  return connection;
 }
 
 UniqueFd make_connection(const TcpConnection& connection,
@@ -228,9 +234,9 @@ void go_live(int socket, const TcpConnection& connection) {
   put(socket, std::span(connection.send_queue).last(connection.unsent_bytes));
 }
 
-void stay_where_it_is(int socket, const TcpConnection& connection) {
-  set(socket, TCP_REPAIR, int{TCP_REPAIR_OFF}, "end");
-  reuse_address(socket, connection.address_reused);
+void fall_silent(int socket) noexcept {
+  const int on = TCP_REPAIR_ON;
+  ::setsockopt(socket, IPPROTO_TCP, TCP_REPAIR, &on, sizeof on);
 }
 
 }  // namespace replpage

@@ -40,11 +40,9 @@ struct TcpConnection {
 };
 
 // Reads it from a socket of whatever process (pidfd_getfd), which needs CAP_NET_ADMIN. Packets must
-// not pass meanwhile (TrafficDrop), nor the program run: what comes later is in no image. The
-// socket stays in repair mode: to close it then tells nobody; stay_where_it_is() makes it what it
-// was. nullopt: it is connecting, or one side has said that it sends no more; such a one is left as
-// it was. Throws SysError, EMSGSIZE where its queues hold more than `bytes_max`, and leaves repair
-// mode.
+// not pass from then on (TrafficDrop), nor the program run: what comes later is in no image. The
+// socket is left as it was. nullopt: it is connecting, or one side has said that it sends no more.
+// Throws SysError: EMSGSIZE where its queues hold more than `bytes_max`, EBUSY where they changed.
 std::optional<TcpConnection> take_connection(int socket, size_t bytes_max);
 
 // A socket with the connection, in repair mode: it answers and acknowledges, and sends nothing by
@@ -58,7 +56,8 @@ UniqueFd make_connection(const TcpConnection& connection,
 // again, since the kernel asks the other side at once how far it is. Throws SysError.
 void go_live(int socket, const TcpConnection& connection);
 
-// Undoes take_connection(). Throws SysError.
-void stay_where_it_is(int socket, const TcpConnection& connection);
+// Makes the connection one that nobody is told of when it is closed. Its program cannot use it any
+// more: it must be about to end.
+void fall_silent(int socket) noexcept;
 
 }  // namespace replpage

@@ -52,8 +52,8 @@ class KeeperLink {
   // The same with its descriptors.
   ReceivedMessage wait_message(MessageType type, uint64_t limit_ms = UINT64_MAX);
   template <class T>
-  T wait_reply_as(MessageType type) {
-    return decode<T>(wait_reply(type));
+  T wait_reply_as(MessageType type, uint64_t limit_ms = UINT64_MAX) {
+    return decode<T>(wait_reply(type, limit_ms));
   }
 
   // Replies are not waited for any more: who waits gets KeeperLost. News still come. Any thread.

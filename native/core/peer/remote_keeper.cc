@@ -157,9 +157,8 @@ void RemoteKeeper::begin(ReceivedMessage message) {
       add_staged(order.lazy);
       break;
     }
-    case MessageType::kDropStaged:
+    case MessageType::kRehearse:
     case MessageType::kDying:
-    case MessageType::kReleased:
       break;
     default:
       throw FormatError("a message that takes descriptors cannot go to another node");
@@ -255,6 +254,7 @@ void RemoteKeeper::pass_on(CarriedMessage message) {
     }
     case MessageType::kPagesDone:
     case MessageType::kCommitted:
+    case MessageType::kRehearsed:
     case MessageType::kDraining:
     case MessageType::kDrained:
     case MessageType::kFailed:

@@ -3,7 +3,9 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -44,14 +46,22 @@ void StandbySession::run(FrameStream stream, const OpenMessage& open) {
     serve();
   } catch (const std::exception& error) {
     hang_up(error.what());
-    // With the keeper's channel an unpromoted replica ends.
-    keeper_.reset();
+    end_keeper();
     if (!promoted_) events_.lost(error.what());
     return;
   }
   hang_up("the replica is dropped");
-  keeper_.reset();
+  end_keeper();
   if (!promoted_) events_.lost("it was dropped");
+}
+
+// With the keeper's channel an unpromoted replica ends. One that hangs in the middle of a promotion
+// would go on with it some day, when others believe that it has ended.
+void StandbySession::end_keeper() {
+  if (keeper_ && !promoted_ && promote_due_us_ != 0) {
+    ::syscall(SYS_pidfd_send_signal, keeper_->pidfd.get(), SIGKILL, nullptr, 0);
+  }
+  keeper_.reset();
 }
 
 void StandbySession::prepare(const OpenMessage& open) {
@@ -122,7 +132,8 @@ void StandbySession::serve() {
     look_at_orders();
     {
       const std::lock_guard lock(mutex_);
-      if (drop_asked_) return;
+      // Whoever has been told to run is not dropped.
+      if (drop_asked_ && promote_due_us_ == 0) return;
     }
     if (drained_ && !stream_) return;
     if (items[2].revents != 0 && !drained_) take_answers();
@@ -172,7 +183,8 @@ void StandbySession::look_at_orders() {
   std::optional<bool> keep_files;
   {
     const std::lock_guard lock(mutex_);
-    keep_files = std::exchange(promote_asked_, std::nullopt);
+    // The epoch that is under way is one to be promoted from, or none: that is known soon.
+    if (unanswered_commits_ == 0) keep_files = std::exchange(promote_asked_, std::nullopt);
   }
   if (!keep_files || !standing_by() || ordered_ || promote_due_us_ != 0) return;
   hang_up("its replica is promoted here");
@@ -253,13 +265,13 @@ void StandbySession::pass_on(CarriedMessage message) {
     case MessageType::kBuild:
     case MessageType::kPages:
     case MessageType::kStage:
-    case MessageType::kDropStaged:
+    case MessageType::kRehearse:
     case MessageType::kDying:
     case MessageType::kLastState:
-    case MessageType::kReleased:
       break;
     case MessageType::kCommit:
       placed_since_commit_ = false;
+      ++unanswered_commits_;
       break;
     case MessageType::kPromote:
       // From here on that node never runs it again, whatever becomes of the connection.
@@ -302,6 +314,7 @@ void StandbySession::answer(ReceivedMessage message) {
     case MessageType::kCommitted: {
       const auto committed = decode<CommittedMessage>(message.body);
       epoch_ = committed.epoch;
+      --unanswered_commits_;
       // What came since is of a last epoch.
       if (!placed_since_commit_) free_staging();
       return events_.committed(committed);

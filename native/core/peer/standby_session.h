@@ -61,6 +61,7 @@ class StandbySession {
 
  private:
   void prepare(const OpenMessage& open);
+  void end_keeper();
   std::vector<std::string> give_files();
   void serve();
   template <class Work>
@@ -87,6 +88,7 @@ class StandbySession {
   uint64_t touched_ = 0;  // end of what was written to the staging memory
   bool spill_touched_ = false;
   bool placed_since_commit_ = false;
+  int unanswered_commits_ = 0;  // that the keeper was given
   std::atomic<uint64_t> epoch_ = 0;
   bool ordered_ = false;
   std::atomic<bool> promoted_ = false;

@@ -1,5 +1,7 @@
 #include "core/restore/moved_address.h"
 
+#include <sys/socket.h>
+
 #include <exception>
 
 #include "core/address/announcement.h"
@@ -10,12 +12,10 @@
 namespace replpage {
 
 MovedAddress::MovedAddress(const std::string& address)
-    : address_(parse_service_address(address)), drop_(address_) {
-  take_address(address_);
-}
+    : address_(parse_service_address(address)), drop_(address_), taken_(take_address(address_)) {}
 
 MovedAddress::~MovedAddress() {
-  if (stays_) return;
+  if (stays_ || !taken_) return;
   try {
     (void)give_up_address(address_);
   } catch (const std::exception&) {  // shown as this node's own by the daemon
@@ -38,7 +38,9 @@ void MovedAddress::open() noexcept {
   for (const Waiting& one : waiting_) {
     try {
       recreate::revive(one.socket, one.connection, *one.state);
-    } catch (const SysError&) {
+    } catch (const SysError&) {  // part of what it had to send is lost: both sides are told
+      const sockaddr none{.sa_family = AF_UNSPEC, .sa_data = {}};
+      (void)::connect(one.socket, &none, sizeof none);
     }
   }
   waiting_.clear();

@@ -21,7 +21,7 @@ class MovedAddress {
  public:
   // Throws BadServiceAddress, SysError (ENODEV, EPERM; see TrafficDrop).
   explicit MovedAddress(const std::string& address);
-  // Gives the address up again where stay() was not called.
+  // Gives the address up again where it was not here before and stay() was not called.
   ~MovedAddress();
   MovedAddress(const MovedAddress&) = delete;
   MovedAddress& operator=(const MovedAddress&) = delete;
@@ -45,6 +45,7 @@ class MovedAddress {
 
   ServiceAddress address_;
   TrafficDrop drop_;
+  const bool taken_;  // false: it was here already
   std::vector<Waiting> waiting_;
   bool stays_ = false;
 };

@@ -147,6 +147,8 @@ EpochStats GroupSession::epoch() {
 
 PromotionReport GroupSession::promote() {
   context_.hurried = false;
+  // So that little is left to be sent while everything stands still.
+  if (context_.options.place) (void)epoch();
   return tracer_.call([this](TraceTree&) { return deaths_.order_promotion(); }).get();
 }
 

@@ -159,12 +159,6 @@ StagedBytes StagingArea::put_encoded(std::span<const uint8_t> bytes) {
   return {.offset = offset, .length = bytes.size(), .crc = crc32c(bytes)};
 }
 
-StagedBytes StagingArea::put_runs() {
-  PageRunList list{.runs = std::move(runs_)};
-  runs_ = {};
-  return put(list);
-}
-
 uint64_t StagingArea::populated_bytes() const {
   struct stat file {};
   constexpr uint64_t kBlockBytes = 512;  // stat(2)

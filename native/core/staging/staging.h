@@ -58,8 +58,6 @@ class StagingArea : public PageSink {
   StagedBytes put(T& structure) {
     return put_encoded(encode(structure));
   }
-  // Stages the runs added since the last call, as a PageRunList for kPages and kStage.
-  StagedBytes put_runs();
   [[nodiscard]] size_t runs_waiting() const { return runs_.size(); }
 
   // From now on, until reset(), the kept part of the memory is used before the disk is, and

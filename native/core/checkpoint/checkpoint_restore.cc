@@ -1,4 +1,4 @@
-#include "core/session/restore_session.h"
+#include "core/checkpoint/checkpoint_restore.h"
 
 #include <algorithm>
 #include <chrono>
