@@ -19,6 +19,9 @@ namespace {
 constexpr uint64_t kSlowStatePeriodUs = 1'000'000;
 // What no copy reaches on machines of today (4 GB/s), under freeze.
 constexpr uint64_t kPagesPerUs = 1;
+// Rounds of a pre-copy while too much is left for a pause, and each copies a tenth less at least.
+constexpr uint32_t kPatientRoundsMax = 12;
+constexpr uint64_t kShrinkShare = 10;
 // What copies reach as a rule (1.3 GB/s), with room for what is written meanwhile.
 constexpr uint64_t kUsPerPageWithRoom = 3;
 // Runs of epochs that were given up; each takes some 40 bytes here and in the message.
@@ -133,7 +136,7 @@ uint32_t EpochTaker::precopy(EpochStats& stats) {
   for (;; ++rounds) {
     const uint64_t dirty = capture.count_dirty(running_image_, before);
     if (dirty <= kFrozenPagesWanted) break;
-    if (dirty >= before || rounds == kPrecopyRoundsMax) {
+    if (dirty >= before || rounds >= rounds_worth(dirty, before)) {
       stats.copy_us += now_us() - began;
       check_what_is_left(dirty);
       return rounds;
@@ -146,6 +149,14 @@ uint32_t EpochTaker::precopy(EpochStats& stats) {
   }
   stats.copy_us += now_us() - began;
   return rounds;
+}
+
+// What is too much for a pause is given up: further rounds are worth it as long as they make a
+// difference.
+uint32_t EpochTaker::rounds_worth(uint64_t dirty_pages, uint64_t before) const {
+  const bool shrinks = dirty_pages < before - before / kShrinkShare;
+  const bool fits = dirty_pages * kUsPerPageWithRoom <= context_.options.max_pause_us;
+  return !fits && shrinks ? kPatientRoundsMax : kPrecopyRoundsMax;
 }
 
 // The primary is not stopped for a copy that cannot be over in time, however fast it goes. What the

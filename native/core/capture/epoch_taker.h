@@ -31,6 +31,7 @@ class EpochTaker {
   // Worker thread.
   bool take_or_throw(EpochStats& stats);
   void keep_staging_small(bool full);
+  [[nodiscard]] uint32_t rounds_worth(uint64_t dirty_pages, uint64_t before) const;
   void check_what_is_left(uint64_t dirty_pages) const;
   void admit_newcomers();
   uint32_t precopy(EpochStats& stats);
