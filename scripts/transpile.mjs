@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
 
 /** In whole milliseconds: utimes keeps no more. */
-const changed = (path) => (existsSync(path) ? Math.floor(statSync(path).mtimeMs) : 0);
+const changed = (path) => (existsSync(path) ? Math.round(statSync(path).mtimeMs) : 0);
 
 const sourcesIn = (folder) =>
   readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })

@@ -8,7 +8,10 @@ const root = dirname(dirname(fileURLToPath(import.meta.url)));
 const args = process.argv.slice(2);
 
 /** Help needs nothing, and installs nothing. */
-const asked = args.length === 0 || ['help', '--help', '-h'].includes(args[0]);
+const asked =
+  args.length === 0 ||
+  args[0] === 'help' ||
+  (args[0] !== 'sh' && args.some((each) => ['--help', '-h'].includes(each)));
 
 /** What makes nodes needs the built project and packages; the rest needs only modules to run. */
 function setUp() {

@@ -52,6 +52,13 @@ function withDirection(args: readonly string[]): string[] {
   return args.toSpliced(at, named ? 2 : 1, `--one-way=${named ? next : 'out'}`);
 }
 
+/** Status 64 of <sysexits.h>, and where to find help. */
+class UsageError extends BedError {
+  constructor(message: string) {
+    super(`${message}\n  npm run vm -- help lists the commands`);
+  }
+}
+
 /** How many words each command takes after its name, at most. */
 const wordsMax: Readonly<Record<string, number>> = {
   up: 1,
@@ -64,7 +71,7 @@ const wordsMax: Readonly<Record<string, number>> = {
 function checkWords(command: string, words: readonly string[]): void {
   const surplus = words[wordsMax[command] ?? 1];
   if (surplus !== undefined && command !== 'sh') {
-    throw new BedError(`${command}: what is ${surplus} for?\n${usage}`);
+    throw new UsageError(`${command}: what is ${surplus} for?`);
   }
 }
 
@@ -87,7 +94,7 @@ async function up(values: Values, [nodes = '1']: readonly string[]): Promise<num
 }
 
 async function sh(bed: Bed, number: number, words: readonly string[]): Promise<number> {
-  if (words.length === 0) throw new BedError('sh N COMMAND: which command?');
+  if (words.length === 0) throw new UsageError('sh N COMMAND: which command?');
   const node = bed.node(number);
   try {
     const { status } = await node.run(words.join(' '), {
@@ -102,7 +109,7 @@ async function sh(bed: Bed, number: number, words: readonly string[]): Promise<n
 
 function chosen<T extends string>(value: string, from: readonly T[], flag: string): T {
   const found = from.find((each) => each === value);
-  if (found === undefined) throw new BedError(`${flag} takes ${from.join(' or ')}, not ${value}`);
+  if (found === undefined) throw new UsageError(`${flag} takes ${from.join(' or ')}, not ${value}`);
   return found;
 }
 
@@ -130,20 +137,29 @@ async function down(name: string): Promise<number> {
 
 const nodeCommands = ['sh', 'crash', 'start', 'hang', 'partition', 'unplug', 'heal', 'console'];
 
+/** `n2` and `2` are one. */
+function numberOf(command: string, word: string | undefined): number {
+  if (word === undefined) throw new UsageError(`${command} N: of which node?`);
+  const [, digits] = /^n?(\d+)$/.exec(word) ?? [];
+  if (digits === undefined) throw new UsageError(`${command} N: ${word} is no node`);
+  return Number(digits);
+}
+
 async function onNode(command: string, values: Values, words: readonly string[], rest: string[]) {
-  if (!nodeCommands.includes(command)) throw new BedError(`unknown command ${command}\n${usage}`);
-  const bed = Bed.attach(values.name);
-  const number = Number(words[0]);
-  const node = bed.node(command === 'heal' && words.length === 0 ? 1 : number);
+  if (!nodeCommands.includes(command)) throw new UsageError(`unknown command ${command}`);
+  const number = command === 'heal' && words.length === 0 ? 1 : numberOf(command, words[0]);
   const ways: readonly Direction[] = ['out', 'in'];
-  const oneWay = values['one-way'];
+  const oneWay = values['one-way'] && chosen(values['one-way'], ways, '--one-way');
+  const clocks = chosen<Clocks>(values.clocks, ['stopped', 'running'], '--clocks');
+  const bed = Bed.attach(values.name);
+  const node = bed.node(number);
   if (command === 'sh') return sh(bed, number, rest);
   if (command === 'crash') await node.crash();
   else if (command === 'start') await bed.start(number, { cold: values.cold });
   else if (command === 'hang') {
-    await node.hang(chosen<Clocks>(values.clocks, ['stopped', 'running'], '--clocks'));
+    await node.hang(clocks);
   } else if (command === 'partition') {
-    await node.partition(oneWay === undefined ? 'both' : chosen(oneWay, ways, '--one-way'));
+    await node.partition(oneWay || 'both');
   } else if (command === 'unplug') await node.unplug();
   else if (command === 'console') console.log(node.lastWords());
   else {
@@ -177,15 +193,23 @@ async function dispatch(args: readonly string[]): Promise<number> {
   return onNode(command, values, words, rest);
 }
 
+const hasCode = (error: unknown, form: RegExp): boolean =>
+  error instanceof Error && 'code' in error && form.test(String(error.code));
+
+/** Without what Node.js advises on arguments, which npm takes apart. */
+const shortened = (error: unknown): string =>
+  hasCode(error, /^ERR_PARSE_ARGS/) ? (reasonOf(error).split('. ', 1)[0] ?? '') : reasonOf(error);
+
 /** As <sysexits.h> has it. */
 const unavailableStatus = 69;
 
-/** Gives the exit status: 69 where packages cannot be had, 1 for all else that goes wrong. */
+/** Gives the exit status: 69 where packages cannot be had, 64 for what is no command, else 1. */
 export async function main(args: readonly string[]): Promise<number> {
   try {
     return await dispatch(args);
   } catch (error) {
-    say(error instanceof BedError ? error.message : reasonOf(error));
+    console.error(`vm: ${shortened(error)}`);
+    if (error instanceof UsageError || hasCode(error, /^ERR_PARSE_ARGS/)) return 64;
     return error instanceof UnavailableError ? unavailableStatus : 1;
   }
 }

@@ -27,7 +27,7 @@ export function begin(kernel: string, topic: Topic, ...what: readonly string[]):
 /** What is found by a part of the tests says nothing of the rest, and would take the place of more. */
 const partial =
   process.env['REPLPAGE_VM_SHORT'] === '1' ||
-  ['VICTIMS', 'TRACKERS', 'PARTS'].some((name) => `REPLPAGE_VM_${name}` in process.env);
+  ['KERNELS', 'VICTIMS', 'TRACKERS', 'PARTS'].some((name) => `REPLPAGE_VM_${name}` in process.env);
 
 export function note(kernel: string, topic: Topic, what: string, found: string): void {
   if (partial) return;

@@ -89,8 +89,8 @@ export class Bed {
     if (!isCount(nodes) || nodes > nodesMax) {
       throw new BedError(`a bed has 1 to ${nodesMax} nodes, not ${nodes}`);
     }
-    if (!isCount(memoryMiB)) throw new BedError('memory is a number of MiB');
-    if (!isCount(processors)) throw new BedError('processors are a number');
+    if (!isCount(memoryMiB)) throw new BedError(`memory is a number of MiB, not ${memoryMiB}`);
+    if (!isCount(processors)) throw new BedError(`processors are a number, not ${processors}`);
     await sweep();
     const { machine, release } = await prepareMachine(options);
     const owner = identify(process.pid);
@@ -137,7 +137,10 @@ export class Bed {
   /** @throws BedError when there is no node of this number */
   node(number: number): VmNode {
     const node = this.nodes.find((each) => each.number === number);
-    if (!node) throw new BedError(`bed ${this.name} has nodes 1 to ${this.nodes.length}`);
+    if (!node) {
+      const there = this.nodes.map((each) => each.number).join(', ');
+      throw new BedError(`bed ${this.name} has no node ${number}; it has ${there}`);
+    }
     return node;
   }
 

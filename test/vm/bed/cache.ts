@@ -3,7 +3,16 @@
  * REPLPAGE_VM_CACHE names another folder.
  */
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, readdirSync, readFileSync, statfsSync, statSync } from 'node:fs';
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  statfsSync,
+  statSync,
+} from 'node:fs';
 import { renameSync, rmSync, utimesSync } from 'node:fs';
 import { homedir } from 'node:os';
 import path from 'node:path';
@@ -34,9 +43,34 @@ export function fingerprint(file: string): string {
   return `${file} ${size} ${mtimeMs}`;
 }
 
+/** One by one: with `recursive` Node.js goes on for ever where a parent cannot hold any (/proc). */
+function makeFolder(folder: string): void {
+  if (existsSync(folder)) return;
+  makeFolder(path.dirname(folder));
+  mkdirSync(folder);
+}
+
+/**
+ * A folder of the cache, made where it is missing.
+ * @throws BedError when it cannot be used
+ */
+export function usableFolder(...names: readonly string[]): string {
+  const folder = path.join(cacheFolder(), ...names);
+  try {
+    makeFolder(folder);
+    accessSync(folder, constants.W_OK | constants.X_OK);
+    readdirSync(folder);
+  } catch (error) {
+    throw new BedError(
+      `cannot use the cache folder ${folder}: ${reasonOf(error)}; name another with REPLPAGE_VM_CACHE`,
+    );
+  }
+  return folder;
+}
+
 /** @throws BedError when the cache has no room for what is about to be made */
 export function requireRoom(folder: string, bytes = bytesNeeded): void {
-  mkdirSync(folder, { recursive: true });
+  makeFolder(folder);
   const { bavail, bsize } = statfsSync(folder);
   const free = bavail * bsize;
   if (free >= bytes) return;
@@ -91,7 +125,7 @@ export async function cached(
     utimesSync(entry, new Date(), new Date());
     return entry;
   }
-  mkdirSync(folder, { recursive: true });
+  usableFolder(kind);
   for (const each of readdirSync(cacheFolder())) removeAbandoned(path.join(cacheFolder(), each));
   requireRoom(cacheFolder());
   const own = `${process.pid}-${identify(process.pid)?.startTime ?? 0}-${++made}`;

@@ -135,6 +135,10 @@ async function unpack(deb: string, folder: string): Promise<void> {
 /** @param series "6.1" or "6.12", or the name of a Debian kernel package */
 export async function prepareKernel(series: string): Promise<Kernel> {
   const meta = kernelPackages[series] ?? series;
+  if (!/^linux-image-[a-z0-9]/.test(meta)) {
+    const known = Object.keys(kernelPackages).join(', ');
+    throw new BedError(`unknown kernel ${series}: ${known} or a package (linux-image-6.12-amd64)`);
+  }
   return withFreshLists(async () => {
     const name = await resolveMeta(meta);
     const key = keyOf([await nameOfOne(name), earlyModules, laterModules, '1']);

@@ -14,7 +14,7 @@ import {
 import { writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { BedError, reasonOf, UnavailableError } from './bed-error.js';
-import { cacheFolder, keyOf, requireRoom } from './cache.js';
+import { cacheFolder, keyOf, requireRoom, usableFolder } from './cache.js';
 import { command } from './command.js';
 
 const quietly = { env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive', LC_ALL: 'C' } };
@@ -58,7 +58,7 @@ export async function withFreshLists<T>(body: () => Promise<T>): Promise<T> {
 /** apt takes seconds to answer: its answers hold until its lists are updated. */
 async function ask(program: string, args: readonly string[], allowed: number[] = []) {
   await requireLists();
-  const folder = path.join(cacheFolder(), 'answers');
+  const folder = usableFolder('answers');
   const key = keyOf([program, ...args, String(statSync(listsFolder).mtimeMs)]);
   const file = path.join(folder, key);
   if (existsSync(file)) return readFileSync(file, 'utf8');
@@ -66,7 +66,6 @@ async function ask(program: string, args: readonly string[], allowed: number[] =
     throw new UnavailableError(reasonOf(error));
   });
   requireRoom(cacheFolder());
-  mkdirSync(folder, { recursive: true });
   // Whole or not at all: it is believed until the lists are updated.
   writeFileSync(`${file}.${process.pid}`, answer);
   renameSync(`${file}.${process.pid}`, file);
@@ -92,9 +91,8 @@ export async function resolveMeta(meta: string): Promise<string> {
 
 /** Where downloaded packages are kept. */
 function archives(): string {
-  const folder = path.join(cacheFolder(), 'debs');
-  mkdirSync(path.join(folder, 'partial'), { recursive: true });
-  return folder;
+  usableFolder('debs', 'partial');
+  return usableFolder('debs');
 }
 
 /** Options that make apt resolve as on a machine on which nothing is installed. */
