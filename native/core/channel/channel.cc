@@ -19,35 +19,13 @@ constexpr int kSendTimeoutMs = 2000;
 
 constexpr size_t kControlBytes = CMSG_SPACE(kDescriptorsMax * sizeof(int));
 
+// Of a keeper or of a pager: each refuses what it does not know of that.
 bool known_type(MessageType type) {
-  switch (type) {
-    case MessageType::kConfigure:
-    case MessageType::kBuild:
-    case MessageType::kPages:
-    case MessageType::kStage:
-    case MessageType::kCommit:
-    case MessageType::kDescriptors:
-    case MessageType::kPromote:
-    case MessageType::kDying:
-    case MessageType::kLastState:
-    case MessageType::kStore:
-    case MessageType::kLook:
-    case MessageType::kFiles:
-    case MessageType::kRehearse:
-    case MessageType::kReady:
-    case MessageType::kPagesDone:
-    case MessageType::kCommitted:
-    case MessageType::kPromoted:
-    case MessageType::kDrained:
-    case MessageType::kFailed:
-    case MessageType::kBuilt:
-    case MessageType::kView:
-    case MessageType::kDraining:
-    case MessageType::kFilesReady:
-    case MessageType::kRehearsed:
-      return true;
-  }
-  return false;
+  const auto number = static_cast<uint16_t>(type);
+  return (number >= static_cast<uint16_t>(MessageType::kConfigure) &&
+          number <= static_cast<uint16_t>(MessageType::kRehearse)) ||
+         (number >= static_cast<uint16_t>(MessageType::kReady) &&
+          number <= static_cast<uint16_t>(MessageType::kRehearsed));
 }
 
 uint32_t header_crc(const MessageHeader& header) {
