@@ -1,8 +1,7 @@
 /**
- * Groups that go to other nodes by order: nothing of them is lost, and connections to their
- * service addresses go along. Where the replica
- * is not on the node that is named it is built there first, and the process runs unprotected for
- * that long.
+ * Groups that go to other nodes by order: nothing of them is lost, and connections to their service
+ * addresses go along. Where the replica is not on the node that is named it is built there first,
+ * and the process runs unprotected for that long.
  */
 import type { Caller, DaemonControl } from '../api/server.js';
 import type { MovesControl } from '../api/moves-routes.js';

@@ -162,20 +162,10 @@ export async function runCheckpoint(
   const { keeperPath, runtimeDir, spillDir } = host.paths;
   const { stagingBytesMax, spillBytesMax } = host.limits;
   const { name, stdio, files, owner } = spec;
-  const options = {
-    place,
-    name,
-    generation,
-    keeperPath,
-    runtimeDir,
-    spillDir,
-    stdio,
-    files,
-    vip: null,
-  };
+  const options = { place, name, generation, keeperPath, runtimeDir, spillDir, stdio, files };
   try {
     const limits = { stagingBytesMax, spillBytesMax };
-    return await native.restoreCheckpoint({ ...options, ...owner, ...limits });
+    return await native.restoreCheckpoint({ ...options, ...owner, ...limits, vip: null });
   } catch (error) {
     throw asRestoreError(error, request);
   }

@@ -142,8 +142,6 @@ class EndOfLook {
   GroupCapture& capture_;
 };
 
-// Who kills more than the root may be at it still: whoever is killed leaves the stop that it was
-// read at, and is read again at its exit stop. Each of them can do so once.
 // What cannot go to another machine is found here, and not there.
 GroupImage read_once(GroupContext& context, bool inject) {
   Refusals refusals;
@@ -153,12 +151,12 @@ GroupImage read_once(GroupContext& context, bool inject) {
                                       .with_content = !is_here(context),
                                       .refusals = is_here(context) ? nullptr : &refusals,
                                       .unseen_ends = !context.options.attach_always});
-  if (!refusals.empty()) {
-    throw RefusedError(std::move(refusals));
-  }
+  if (!refusals.empty()) throw RefusedError(std::move(refusals));
   return image;
 }
 
+// Who kills more than the root may be at it still: whoever is killed leaves the stop that it was
+// read at, and is read again at its exit stop. Each of them can do so once.
 GroupImage read_whole(GroupContext& context, bool inject,
                       const std::function<FreezeResult()>& freeze_again) {
   for (size_t tries_left = context.tree->processes().size() + 1;; --tries_left) {
