@@ -110,6 +110,13 @@ PagingOptions read_paging(const Napi::Object& object) {
 
 }  // namespace
 
+ReplicaHome read_home(const Napi::Object& object, const ReplicaOptions& group, pid_t primary) {
+  ReplicaHome home{.node = text(object, "node"), .place = nullptr};
+  const Napi::Value place = object.Get("place");
+  if (!place.IsNull()) home.place = read_place(place.As<Napi::Object>(), group, primary);
+  return home;
+}
+
 NodeCredentials read_credentials(const Napi::Object& object) {
   return {.cluster = text(object, "cluster"),
           .certificate = text(object, "certificate"),
@@ -149,9 +156,12 @@ GroupOptions read_group_options(const Napi::Object& object) {
   if (!object.Get("paging").IsNull()) {
     options.paging = read_paging(object.Get("paging").As<Napi::Object>());
   }
-  if (!object.Get("place").IsNull()) {
-    options.place = read_place(object.Get("place").As<Napi::Object>(), options, options.pid);
+  options.homes.clear();
+  const auto homes = object.Get("homes").As<Napi::Array>();
+  for (uint32_t i = 0; i < homes.Length(); ++i) {
+    options.homes.push_back(read_home(homes.Get(i).As<Napi::Object>(), options, options.pid));
   }
+  options.records_outs = object.Get("recordsOuts").ToBoolean().Value();
   return options;
 }
 

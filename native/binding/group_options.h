@@ -11,6 +11,8 @@
 namespace replpage::binding {
 
 // Throws Napi::TypeError naming the member that is missing or of the wrong type.
+// `primary`: host pid of the group's root.
+ReplicaHome read_home(const Napi::Object& object, const ReplicaOptions& group, pid_t primary);
 GroupOptions read_group_options(const Napi::Object& object);
 PagingOrder read_paging_order(const Napi::Object& object);
 

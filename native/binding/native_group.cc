@@ -12,7 +12,9 @@ Napi::Function NativeGroup::define(Napi::Env env) {
       {InstanceMethod<&NativeGroup::start>("start"), InstanceMethod<&NativeGroup::epoch>("epoch"),
        InstanceMethod<&NativeGroup::page>("page"), InstanceMethod<&NativeGroup::inspect>("inspect"),
        InstanceMethod<&NativeGroup::checkpoint>("checkpoint"),
-       InstanceMethod<&NativeGroup::promote>("promote"), InstanceMethod<&NativeGroup::stop>("stop"),
+       InstanceMethod<&NativeGroup::promote>("promote"),
+       InstanceMethod<&NativeGroup::join>("join"),
+       InstanceMethod<&NativeGroup::recorded>("recorded"), InstanceMethod<&NativeGroup::stop>("stop"),
        InstanceMethod<&NativeGroup::counters>("counters"),
        InstanceMethod<&NativeGroup::parts>("parts")});
 }
@@ -116,12 +118,27 @@ Napi::Value NativeGroup::checkpoint(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value NativeGroup::promote(const Napi::CallbackInfo& info) {
+  std::optional<std::string> node;
+  if (info[0].IsString()) node = info[0].As<Napi::String>().Utf8Value();
   session_->hurry();
-  return run(info.Env(), [this](GroupSession& session) -> MakeValue {
-    return [this, report = session.promote()](Napi::Env env) {
+  return run(info.Env(), [this, node](GroupSession& session) -> MakeValue {
+    return [this, report = session.promote(node ? &*node : nullptr)](Napi::Env env) {
       return to_object(env, report, control_socket_);
     };
   });
+}
+
+// (rank, home): false when one is on its way.
+Napi::Value NativeGroup::join(const Napi::CallbackInfo& info) {
+  const size_t rank = info[0].ToNumber().Uint32Value();
+  const GroupOptions& options = session_->options();
+  ReplicaHome home = read_home(info[1].As<Napi::Object>(), options, options.pid);
+  return Napi::Boolean::New(info.Env(), session_->join(rank, std::move(home)));
+}
+
+Napi::Value NativeGroup::recorded(const Napi::CallbackInfo& info) {
+  session_->recorded(info[0].ToString().Utf8Value());
+  return info.Env().Undefined();
 }
 
 Napi::Value NativeGroup::stop(const Napi::CallbackInfo& info) {
@@ -195,6 +212,26 @@ void NativeGroup::on_ended(const std::string& reason, int signal, int status) {
     event.Set("reason", reason);
     event.Set("signal", signal);
     event.Set("status", status);
+    return event;
+  });
+}
+
+void NativeGroup::on_replica_out(const std::string& node, const std::string& why) {
+  emit([=](Napi::Env env) {
+    Napi::Object event = Napi::Object::New(env);
+    event.Set("type", "replicaOut");
+    event.Set("node", node);
+    event.Set("why", why);
+    return event;
+  });
+}
+
+void NativeGroup::on_replica_in_sync(const std::string& node, uint64_t epoch) {
+  emit([=](Napi::Env env) {
+    Napi::Object event = Napi::Object::New(env);
+    event.Set("type", "replicaInSync");
+    event.Set("node", node);
+    event.Set("epoch", static_cast<double>(epoch));
     return event;
   });
 }

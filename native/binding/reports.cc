@@ -58,6 +58,20 @@ const char* name_of(StoreState state) {
   return "failing";
 }
 
+const char* name_of(ReplicaState state) {
+  switch (state) {
+    case ReplicaState::kBuilding:
+      return "building";
+    case ReplicaState::kJoining:
+      return "joining";
+    case ReplicaState::kInSync:
+      return "in sync";
+    case ReplicaState::kOut:
+      return "out";
+  }
+  return "out";
+}
+
 }  // namespace
 
 Napi::Object to_object(Napi::Env env, const StartReport& report) {
@@ -80,6 +94,7 @@ Napi::Object to_object(Napi::Env env, const EpochStats& stats) {
   Napi::Object object = ObjectBuilder(env)
                             .number("epoch", stats.epoch)
                             .number("pauseUs", stats.pause_us)
+                            .number("throttledUs", stats.throttled_us)
                             .number("copyUs", stats.copy_us)
                             .number("commitUs", stats.commit_us)
                             .number("cpuUs", stats.cpu_us)
@@ -165,6 +180,7 @@ Napi::Object to_object(Napi::Env env, const PromotionReport& report, const std::
       .number("deathToRunUs", report.death_to_run_us)
       .number("lazyPages", report.lazy_pages)
       .text("whyNotExact", report.why_not_exact)
+      .text("node", report.node)
       .text("keeperSocket", socket)
       .done();
 }
@@ -209,10 +225,22 @@ Napi::Object to_object(Napi::Env env, const TraceCounters& counters) {
 }
 
 Napi::Object to_object(Napi::Env env, const ReplicaParts& parts) {
-  return ObjectBuilder(env)
-      .number("holderPid", static_cast<uint64_t>(parts.holder_pid))
-      .number("stagingBytes", parts.staging_bytes)
-      .done();
+  Napi::Array replicas = Napi::Array::New(env, parts.replicas.size());
+  for (uint32_t i = 0; i < parts.replicas.size(); ++i) {
+    const ReplicaView& replica = parts.replicas[i];
+    replicas.Set(i, ObjectBuilder(env)
+                        .text("node", replica.node)
+                        .text("state", name_of(replica.state))
+                        .number("epoch", replica.epoch)
+                        .number("residentBytes", replica.resident_bytes)
+                        .done());
+  }
+  Napi::Object object = ObjectBuilder(env)
+                            .number("holderPid", static_cast<uint64_t>(parts.holder_pid))
+                            .number("stagingBytes", parts.staging_bytes)
+                            .done();
+  object.Set("replicas", replicas);
+  return object;
 }
 
 const char* name_of(DeathCause cause) {

@@ -134,7 +134,7 @@ GroupOptions options_of(pid_t pid, uint64_t generation, std::shared_ptr<ReplicaP
   options.freeze_deadline_us = 1'000'000;
   options.max_pause_us = 1'000'000;
   options.pid = pid;
-  options.place = std::move(place);
+  options.homes = {{.node = "other", .place = std::move(place)}};
   return options;
 }
 

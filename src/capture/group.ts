@@ -320,7 +320,10 @@ export class Group {
     if (this.#core.generation !== generation || this.#core.phase.kind !== 'protecting') {
       throw new ReplicationError('ERR_ENDED', overText(spec.name, this.#core.phase));
     }
-    const options = nativeOptions(spec, this.#core, this.#host, { startTime, place });
+    const options = nativeOptions(spec, this.#core, this.#host, {
+      startTime,
+      homes: [{ node: place === null ? '' : (spec.to ?? ''), place }],
+    });
     return this.#host.createNative(options, (event) => this.#onNativeEvent(generation, event));
   }
 
@@ -344,6 +347,9 @@ export class Group {
         return this.#apply({ type: 'ended', reason: inWords(event.reason) });
       case 'unprotected':
         return this.#lost(inWords(event.reason));
+      case 'replicaOut':
+      case 'replicaInSync':
+        return;
       case 'drained':
         // What is cold comes from the store: the keeper says when it is all there.
         if (this.spec.ram === 'all') return this.#apply(event);

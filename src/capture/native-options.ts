@@ -1,6 +1,5 @@
 /** A group's options as its native side takes them. */
-import type { NativeGroupOptions } from '../native/group.js';
-import type { NativePlace } from '../native/standby.js';
+import type { NativeGroupOptions, NativeHome } from '../native/group.js';
 import type { GroupHost, GroupSpec } from './group-spec.js';
 import { crashDelayMs, isFirstStart, retriesLeft, type GroupCore } from './group-state.js';
 import { pagingOptions } from './paging-turns.js';
@@ -9,7 +8,7 @@ export function nativeOptions(
   spec: GroupSpec,
   core: GroupCore,
   { limits, paths, store }: Pick<GroupHost, 'limits' | 'paths' | 'store'>,
-  { startTime, place }: { readonly startTime: string; readonly place: NativePlace | null },
+  { startTime, homes }: { readonly startTime: string; readonly homes: readonly NativeHome[] },
 ): NativeGroupOptions {
   return {
     name: spec.name,
@@ -32,6 +31,7 @@ export function nativeOptions(
     groups: spec.owner.groups,
     tracker: spec.tracker,
     paging: pagingOptions(spec, store, isFirstStart(core)),
-    place,
+    homes,
+    recordsOuts: homes.length > 1,
   };
 }

@@ -14,6 +14,8 @@ export interface PaceTargets {
 
 export interface EpochCost {
   readonly pauseUs: number;
+  /** That it stood still beside the pause. */
+  readonly throttledUs: number;
   readonly cpuUs: number;
   readonly dirtyPages: number;
   /** It took what it took and is to be taken once more. */
@@ -69,8 +71,9 @@ export function firstPace(targets: PaceTargets): Pace {
  * which takes a processor away from it where there are few (`processors`).
  */
 export function costUs(cost: EpochCost, processors: number): number {
-  const besideUs = Math.max(0, cost.cpuUs - cost.pauseUs);
-  return cost.pauseUs + cost.dirtyPages * writeFaultUs + besideUs * Math.min(1, 2 / processors);
+  const stoodUs = cost.pauseUs + cost.throttledUs;
+  const besideUs = Math.max(0, cost.cpuUs - stoodUs);
+  return stoodUs + cost.dirtyPages * writeFaultUs + besideUs * Math.min(1, 2 / processors);
 }
 
 export function nextPace(

@@ -51,7 +51,16 @@ export interface NativeGroupOptions extends NativeReplicaOptions {
   readonly tracker: TrackerChoice;
   /** null: the replica holds everything. */
   readonly paging: NativePagingOptions | null;
-  /** Where the replica is kept; null: here. */
+  /** Of its replicas, by rank. */
+  readonly homes: readonly NativeHome[];
+  /** A commit waits until recorded() was called for whoever is out. */
+  readonly recordsOuts: boolean;
+}
+
+export interface NativeHome {
+  /** Its name; empty: this machine. */
+  readonly node: string;
+  /** null: this machine. */
   readonly place: NativePlace | null;
 }
 
@@ -130,8 +139,10 @@ export interface StartReport {
 
 export interface EpochStats {
   readonly epoch: number;
-  /** From the first thread stopped to the last one let go. */
+  /** From the first thread stopped to the last one let go, of the longest stop. */
   readonly pauseUs: number;
+  /** That it stood still beside that, since it wrote faster than could be copied. */
+  readonly throttledUs: number;
   readonly copyUs: number;
   readonly commitUs: number;
   /** Processor time that this epoch took on our side. */
@@ -166,6 +177,8 @@ export interface PromotionReport {
   /** Of a process that was killed; empty or absent: it is exact, or was not to be. */
   readonly whyNotExact?: string;
   readonly keeperSocket: string;
+  /** Of the replica; empty or absent: this machine. */
+  readonly node?: string;
 }
 
 export type DeathCause = 'sigkill' | 'signal' | 'crash' | 'exit';
@@ -187,7 +200,9 @@ export type NativeGroupEvent =
       readonly status?: number;
     }
   | { readonly type: 'unprotected'; readonly reason: string }
-;
+  /** One of several is lost; a commit waits for recorded() where that was asked for. */
+  | { readonly type: 'replicaOut'; readonly node: string; readonly why: string }
+  | { readonly type: 'replicaInSync'; readonly node: string; readonly epoch: number };
 
 /** Pages of a part of a mapping. */
 export interface PageCounts {
@@ -217,6 +232,17 @@ export interface ReplicaParts {
   readonly holderPid: number;
   /** Of the staging memory, what takes RAM: the daemon's and the keeper's are the same. */
   readonly stagingBytes: number;
+  /** By rank. */
+  readonly replicas: readonly NativeReplica[];
+}
+
+export interface NativeReplica {
+  /** Empty: this machine. */
+  readonly node: string;
+  readonly state: 'building' | 'joining' | 'in sync' | 'out';
+  /** Committed last. */
+  readonly epoch: number;
+  readonly residentBytes: number;
 }
 
 export interface NativeGroup {
@@ -228,7 +254,12 @@ export interface NativeGroup {
   inspect(cells: number): Promise<readonly NativeMapping[]>;
   /** Completes the page store with the last epoch; epochs wait meanwhile. */
   checkpoint(request: NativeCheckpointRequest): Promise<NativeCheckpointReport>;
-  promote(): Promise<PromotionReport>;
+  /** On that node (empty: this machine), else on the best. */
+  promote(node?: string): Promise<PromotionReport>;
+  /** One more replica; false: one is on its way already. What comes of it is told by an event. */
+  join(rank: number, home: NativeHome): boolean;
+  /** The replica on that node is recorded to be out. */
+  recorded(node: string): void;
   /**
    * Detaches; the primary, or what was promoted, runs on. A copy under way is cut short. Resolves to
    * why what was promoted was lost while it still lacked memory; '' when it runs on.

@@ -1,5 +1,6 @@
 #include "core/capture/epoch_taker.h"
 
+#include <algorithm>
 #include <map>
 #include <string>
 
@@ -8,6 +9,7 @@
 #include "core/base/not_this_time.h"
 #include "core/base/sys_error.h"
 #include "core/capture/first_copy.h"
+#include "core/capture/throttle.h"
 #include "core/group/death_cause.h"
 #include "core/group/owner_rights.h"
 #include "core/image/image_counts.h"
@@ -24,6 +26,10 @@ constexpr uint32_t kPatientRoundsMax = 12;
 constexpr uint64_t kShrinkShare = 10;
 // What copies reach as a rule (1.3 GB/s), with room for what is written meanwhile.
 constexpr uint64_t kUsPerPageWithRoom = 3;
+// It is worse for a program to stand still for longer than to do so more often.
+constexpr uint64_t kThrottleStopUs = 40'000;
+// For a replica that joins, with each epoch: copied in 50 ms.
+constexpr uint64_t kJoiningBytes = 64ull << 20;
 // Runs of epochs that were given up; each takes some 40 bytes here and in the message.
 constexpr size_t kWaitingRunsMax = 1'000'000;
 
@@ -55,6 +61,7 @@ bool EpochTaker::take(EpochStats& stats) {
 bool EpochTaker::take_or_throw(EpochStats& stats) {
   slow_look_.look();
   admit_newcomers();
+  give_joining_more();
   stats.precopy_rounds = precopy(stats);
   GroupImage image;
   if (!freeze_and_copy(image, stats) || !send(image, stats)) return false;
@@ -76,13 +83,15 @@ PagingReport EpochTaker::page(const PagingOrder& order) {
   }
   // Without the lock: this takes milliseconds, and a death would wait for it.
   PagingReport report = paging.turn(running_image_, host_pids, order);
-  context_.keeper->wait_room();  // nor does a death wait for the lock meanwhile
+  context_.replicas->wait_room();  // nor does a death wait for the lock meanwhile
   const std::lock_guard lock(context_.worker_mutex);
   const std::vector<PageRun> wanted = paging.take_wanted_back();
   if (!wanted.empty()) context_.capture->copy_again(wanted);
   if (auto store = paging.store_for_replica()) {
     const int directory = store->directory.get();
-    context_.keeper->send(MessageType::kStore, std::move(store->message), {&directory, 1});
+    if (const auto keeper = context_.replicas->here()) {
+      keeper->send(MessageType::kStore, std::move(store->message), {&directory, 1});
+    }
   }
   return report;
 }
@@ -127,19 +136,39 @@ void EpochTaker::admit_newcomers() {
   });
 }
 
+// A replica that joins has all that there was when every part of it was in an epoch that it got;
+// what was written meanwhile was in them too.
+void EpochTaker::give_joining_more() {
+  const std::lock_guard lock(context_.worker_mutex);
+  if (!context_.replicas->has_joining()) {
+    joining_.reset();
+    joining_has_all_ = false;
+    return;
+  }
+  if (!joining_) joining_.emplace();
+  if (!joining_has_all_) {
+    joining_has_all_ = !context_.capture->copy_again_from(*joining_, kJoiningBytes);
+  }
+}
+
 uint32_t EpochTaker::precopy(EpochStats& stats) {
   const std::lock_guard lock(context_.worker_mutex);
   GroupCapture& capture = *context_.capture;
   const uint64_t began = now_us();
+  std::optional<Throttle> throttle;
   uint32_t rounds = 0;
-  uint64_t before = UINT64_MAX;
-  for (;; ++rounds) {
+  for (uint64_t before = UINT64_MAX;; ++rounds) {
     const uint64_t dirty = capture.count_dirty(running_image_, before);
-    if (dirty <= kFrozenPagesWanted) break;
-    if (dirty >= before || rounds >= rounds_worth(dirty, before)) {
+    if (is_enough(rounds, dirty, before, throttle.has_value())) {
       stats.copy_us += now_us() - began;
       check_what_is_left(dirty);
-      return rounds;
+      break;
+    }
+    const bool hardly_less = before != UINT64_MAX && dirty > before / 2;
+    if (!throttle && hardly_less && !fits_a_pause(dirty)) {
+      const uint64_t stop_us = std::min(kThrottleStopUs, context_.options.max_pause_us);
+      throttle.emplace(context_, freezer_, tracer_, stop_us);
+      stats.pause_us = stop_us;
     }
     before = dirty;
     capture.refresh_mappings(running_image_);
@@ -147,16 +176,22 @@ uint32_t EpochTaker::precopy(EpochStats& stats) {
     stats.dirty_pages += round.data_pages;
     stats.zero_pages += round.zero_pages;
   }
-  stats.copy_us += now_us() - began;
+  if (throttle) stats.throttled_us = throttle->stood_us();
   return rounds;
 }
 
-// What is too much for a pause is given up: further rounds are worth it as long as they make a
-// difference.
-uint32_t EpochTaker::rounds_worth(uint64_t dirty_pages, uint64_t before) const {
+bool EpochTaker::fits_a_pause(uint64_t dirty_pages) const {
+  return dirty_pages * kUsPerPageWithRoom <= context_.options.max_pause_us;
+}
+
+// Further rounds are worth it as long as they make a difference. What is too much for a pause is
+// given up only when it did not get less although the primary was slowed down.
+bool EpochTaker::is_enough(uint32_t rounds, uint64_t dirty_pages, uint64_t before,
+                           bool throttled) const {
+  if (dirty_pages <= kFrozenPagesWanted) return true;
+  if (fits_a_pause(dirty_pages)) return dirty_pages >= before || rounds >= kPrecopyRoundsMax;
   const bool shrinks = dirty_pages < before - before / kShrinkShare;
-  const bool fits = dirty_pages * kUsPerPageWithRoom <= context_.options.max_pause_us;
-  return !fits && shrinks ? kPatientRoundsMax : kPrecopyRoundsMax;
+  return rounds >= kPatientRoundsMax || (throttled && !shrinks);
 }
 
 // The primary is not stopped for a copy that cannot be over in time, however fast it goes. What the
@@ -176,9 +211,10 @@ bool EpochTaker::freeze_and_copy(GroupImage& image, EpochStats& stats) {
     const uint64_t began = now_us();
     CopyRound round;
     stats.reason = stop_and_copy(image, round, began + context_.options.max_pause_us);
-    stats.pause_us = now_us() - began;
+    const uint64_t pause_us = now_us() - began;
+    stats.pause_us = std::max(stats.pause_us, pause_us);
     if (!stats.reason.empty()) return false;
-    stats.copy_us += stats.pause_us;
+    stats.copy_us += pause_us;
     stats.dirty_pages += round.data_pages;
     stats.zero_pages += round.zero_pages;
     stats.mapped_bytes = mapped_bytes(image);
@@ -241,14 +277,14 @@ bool EpochTaker::send(GroupImage& image, EpochStats& stats) {
     staged_image = context_.staging.put(image);
     make_descriptor_room(2 * image.open_files.size());  // for a death: see HandOver
   }
-  context_.keeper->wait_room();  // the tracer thread waits for nobody
+  context_.replicas->wait_room();  // the tracer thread waits for nobody
   return tracer_.call([&](TraceTree&) {
     if (context_.dying) {
       stats.reason = "the primary is dying";
       return false;
     }
-    context_.keeper->send(MessageType::kStage, PagesMessage{image.epoch, staged_runs});
-    context_.keeper->send(MessageType::kCommit, ImageMessage{image.epoch, staged_image});
+    context_.replicas->send_epoch(PagesMessage{image.epoch, staged_runs},
+                                  ImageMessage{image.epoch, staged_image});
     context_.runs.clear();
     context_.epoch = image.epoch;
     running_image_ = image;
@@ -260,13 +296,14 @@ bool EpochTaker::send(GroupImage& image, EpochStats& stats) {
 
 void EpochTaker::wait_committed(EpochStats& stats) {
   const uint64_t sent = now_us();
-  const auto committed = context_.keeper->wait_reply_as<CommittedMessage>(MessageType::kCommitted);
+  const CommittedMessage committed = context_.replicas->wait_committed();
   {
     const std::lock_guard lock(context_.worker_mutex);
     // A death takes what was staged along: then it is not ours to forget.
     if (!context_.cancelled) context_.staging.reset();
     if (context_.paging) context_.paging->note_committed();
   }
+  if (joining_has_all_) context_.replicas->complete();
   stats.commit_us = now_us() - sent;
   stats.resident_bytes = committed.resident_bytes;
   stats.cold_bytes = committed.cold_bytes;

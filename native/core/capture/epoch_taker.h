@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "core/capture/slow_look.h"
 #include "core/group/group_context.h"
@@ -31,9 +32,12 @@ class EpochTaker {
   // Worker thread.
   bool take_or_throw(EpochStats& stats);
   void keep_staging_small(bool full);
-  [[nodiscard]] uint32_t rounds_worth(uint64_t dirty_pages, uint64_t before) const;
+  [[nodiscard]] bool fits_a_pause(uint64_t dirty_pages) const;
+  [[nodiscard]] bool is_enough(uint32_t rounds, uint64_t dirty_pages, uint64_t before,
+                               bool throttled) const;
   void check_what_is_left(uint64_t dirty_pages) const;
   void admit_newcomers();
+  void give_joining_more();
   uint32_t precopy(EpochStats& stats);
   bool freeze_and_copy(GroupImage& image, EpochStats& stats);
   bool send(GroupImage& image, EpochStats& stats);
@@ -48,6 +52,9 @@ class EpochTaker {
   SlowLook slow_look_{context_};
   GroupImage running_image_;  // mappings as the pre-copy last saw them
   uint64_t slow_state_us_ = 0;
+  // Of a replica that joins: how much of the rest it was given.
+  std::optional<GroupCapture::CopyCursor> joining_;
+  bool joining_has_all_ = false;
 };
 
 }  // namespace replpage

@@ -1,6 +1,7 @@
 #include "core/capture/first_copy.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "core/base/clock.h"
 #include "core/group/owner_rights.h"
@@ -50,9 +51,16 @@ GroupImage FirstCopy::freeze() {
   }
 }
 
-KeeperProcess FirstCopy::start_keeper() {
-  if (context_.options.place) return context_.options.place->start(context_.staging);
-  return spawn_keeper_of(context_.options, context_.options.pid, context_.staging);
+std::vector<std::string> FirstCopy::start_replicas() {
+  std::vector<std::string> notes;
+  const auto& homes = context_.options.homes;
+  for (size_t rank = 0; rank < homes.size(); ++rank) {
+    KeeperProcess keeper =
+        start_keeper_at(homes[rank], context_.options, context_.options.pid, context_.staging);
+    std::ranges::move(keeper.notes, std::back_inserter(notes));
+    context_.replicas->add(rank, homes[rank], std::move(keeper), ReplicaState::kBuilding);
+  }
+  return notes;
 }
 
 uint64_t FirstCopy::copy(GroupImage& image) {
@@ -70,23 +78,22 @@ uint64_t FirstCopy::copy(GroupImage& image) {
 }
 
 void FirstCopy::build_replica(GroupImage& image) {
-  context_.keeper->send(MessageType::kBuild, ImageMessage{0, context_.staging.put(image)});
-  context_.keeper->wait_reply(MessageType::kBuilt);
+  context_.replicas->build(ImageMessage{0, context_.staging.put(image)});
   context_.staging.reset();
 }
 
 uint64_t FirstCopy::copy_round(const GroupImage& image, uint64_t copied, uint64_t total) {
-  KeeperLink& keeper = *context_.keeper;
+  ReplicaSet& replicas = *context_.replicas;
   if (context_.paging) context_.paging->fit(image);
   PageStream stream(context_.staging,
                     {.send_pages =
                          [&](StagedBytes runs) {
                            if (context_.cancelled) throw CaptureCancelled();
-                           keeper.send(MessageType::kPages, PagesMessage{0, runs});
+                           replicas.send_pages(PagesMessage{0, runs});
                          },
                      .wait_pages_done =
                          [&, shown = copied]() mutable {
-                           keeper.wait_reply(MessageType::kPagesDone);
+                           replicas.wait_pages_done();
                            context_.events.on_progress(shown += PageStream::kChunkBytes, total);
                          },
                      .sent =

@@ -23,7 +23,7 @@ class FirstCopy {
   GroupImage freeze();
 
   // Worker thread. Throws SysError, KeeperLost.
-  KeeperProcess start_keeper();
+  std::vector<std::string> start_replicas();
 
   // Worker thread: has the replica built and copies everything into it, in rounds, with `image`
   // brought up to date by each. Returns how many bytes it sent. Throws KeeperLost,

@@ -172,9 +172,11 @@ void CheckpointTaker::add_cold_pages() {
 }
 
 void CheckpointTaker::look() {
-  context_.keeper->send_empty(MessageType::kLook);
+  const auto keeper = context_.replicas->here();
+  if (!keeper) throw CheckpointCut("no replica is kept here");
+  keeper->send_empty(MessageType::kLook);
   for (bool last = false; !last;) {
-    ReceivedMessage answer = context_.keeper->wait_message(MessageType::kView);
+    ReceivedMessage answer = keeper->wait_message(MessageType::kView);
     const auto view = decode<ViewMessage>(answer.body);
     last = view.last;
     if (answer.descriptors.size() != 2 * view.pids.size() + view.objects.size()) {

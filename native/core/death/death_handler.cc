@@ -70,6 +70,7 @@ bool DeathHandler::is_part_of_death(const TracedProcess& process,
 
 void DeathHandler::begin(int wait_status) {
   context_.dying = true;
+  context_.replicas->choose_successor();
   death_ = Death{.cause = cause_of(wait_status), .wait_status = wait_status, .seen_us = now_us()};
   context_.tree->wake();
 }
@@ -90,13 +91,15 @@ void DeathHandler::on_process_gone(pid_t pid, int wait_status) {
   on_unseen_end(wait_status);
 }
 
-std::future<PromotionReport> DeathHandler::order_promotion() {
+std::future<PromotionReport> DeathHandler::order_promotion(const std::string* node) {
   if (context_.out_of_reach) throw KeeperLost(context_.out_of_reach->why);
   if (context_.irreplicable) throw NotThisTime("it has taken up what cannot be replicated");
   const FreezeResult frozen = freezer_.freeze(kStartDeadlineUs);
-  if (!frozen.frozen) {
+  const bool chosen = frozen.frozen && context_.replicas->choose_successor(node);
+  if (!chosen) {
     if (!death_) freezer_.let_run();
-    throw KeeperLost("the primary did not stop: " + frozen.reason);
+    throw KeeperLost(frozen.frozen ? "no replica is in sync there"
+                                   : "the primary did not stop: " + frozen.reason);
   }
   context_.dying = true;
   death_ = Death{.seen_us = now_us(), .planned = true};
@@ -151,7 +154,7 @@ void DeathHandler::answer() {
 void DeathHandler::answer_kill() {
   try {
     // Not before: getting ready takes a CPU from them as well.
-    context_.keeper->send_empty(MessageType::kDying);
+    context_.replicas->successor().send_empty(MessageType::kDying);
     if (death_->why_not_exact.empty()) {
       promote_exactly();
     } else {
@@ -229,7 +232,8 @@ void DeathHandler::hand_over(HandOver last) {
                 .decision_to_run_us = 0,
                 .death_to_run_us = 0,
                 .lazy_pages = pages_of(last.lazy),
-                .why_not_exact = death_->why_not_exact};
+                .why_not_exact = death_->why_not_exact,
+                .node = context_.replicas->successor_node()};
   moving_ = std::move(last.moving);
   send_order(context_, last, [this] { fall_silent(); });
 }
@@ -242,7 +246,9 @@ void DeathHandler::fall_silent() {
     kill_old_primary(*context_.tree);
   }
   const GroupOptions& options = context_.options;
-  if (options.place && !options.service_address.empty()) give_up_quietly(options.service_address);
+  if (!context_.replicas->successor_is_here() && !options.service_address.empty()) {
+    give_up_quietly(options.service_address);
+  }
 }
 
 // The keeper has read all that was staged; its next protection needs the memory.

@@ -22,9 +22,10 @@ class DeathHandler final : public TracerThread::Owner {
   DeathHandler(GroupContext& context, GroupFreezer& freezer)
       : context_(context), freezer_(freezer) {}
 
-  // Freezes the primary, to be promoted once this job is over. Throws KeeperLost when it does not
-  // stop: then it runs on. The future fails with KeeperLost when the promotion does.
-  std::future<PromotionReport> order_promotion();
+  // Freezes the primary, to be promoted once this job is over, on `node` (null: as at a death).
+  // Throws KeeperLost when it does not stop, or has no replica there: then it runs on. The future
+  // fails with KeeperLost when the promotion does.
+  std::future<PromotionReport> order_promotion(const std::string* node);
 
   // A death whose answer waits for its time is not answered any more. False: there is none.
   bool cancel_delayed();

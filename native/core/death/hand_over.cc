@@ -55,7 +55,7 @@ std::vector<int32_t> processes_of(const std::vector<LazyRange>& lazy) {
 }
 
 void send_memories(GroupContext& context, const HandOver& last) {
-  DescriptorSender sender(*context.keeper, last.image.epoch);
+  DescriptorSender sender(context.replicas->successor(), last.image.epoch);
   std::vector<UniqueFd> memories;  // until they are sent
   for (const int32_t pid : processes_of(last.lazy)) {
     const pid_t host = context.capture->host_pid_of(pid);
@@ -69,7 +69,7 @@ void send_memories(GroupContext& context, const HandOver& last) {
 
 void send_open_files(GroupContext& context, uint64_t epoch,
                      const std::vector<UniqueFd>& open_files) {
-  DescriptorSender sender(*context.keeper, epoch);
+  DescriptorSender sender(context.replicas->successor(), epoch);
   for (uint32_t position = 0; position < open_files.size(); ++position) {
     if (open_files[position].valid()) sender.add_file(position, open_files[position]);
   }
@@ -77,8 +77,8 @@ void send_open_files(GroupContext& context, uint64_t epoch,
 }
 
 void send_last_state(GroupContext& context, GroupImage& image) {
-  context.keeper->send(MessageType::kLastState,
-                       ImageMessage{image.epoch, context.staging.put(image)});
+  context.replicas->successor().send(MessageType::kLastState,
+                                    ImageMessage{image.epoch, context.staging.put(image)});
 }
 
 void send_order(GroupContext& context, const HandOver& last,
@@ -92,7 +92,7 @@ void send_order(GroupContext& context, const HandOver& last,
                        .runs = context.staging.put(runs),
                        .lazy = context.staging.put(lazy)};
   before_order();
-  context.keeper->send(MessageType::kPromote, order);
+  context.replicas->successor().send(MessageType::kPromote, order);
 }
 
 }  // namespace replpage

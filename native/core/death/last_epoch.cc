@@ -31,7 +31,7 @@ void restore_dropped_signals(const GroupContext& context, uint64_t seen_us, Grou
 }
 
 // Descriptors do not go to another machine, and a process that dies is not read from there.
-bool is_here(const GroupContext& context) { return context.options.place == nullptr; }
+bool is_here(const GroupContext& context) { return context.replicas->successor_is_here(); }
 
 void number(const GroupContext& context, GroupImage& image) {
   image.epoch = context.epoch + 1;
@@ -177,7 +177,7 @@ HandOver commit_there(GroupContext& context, GroupImage image) {
   number(context, image);
   (void)take_last_pages(context, image);
   PageRunList runs = context.runs.fitted(image);
-  KeeperLink& keeper = *context.keeper;
+  KeeperLink& keeper = context.replicas->successor();
   keeper.send(MessageType::kStage, PagesMessage{image.epoch, context.staging.put(runs)});
   keeper.send(MessageType::kCommit, ImageMessage{image.epoch, context.staging.put(image)});
   keeper.wait_reply(MessageType::kCommitted, kPlannedCommitMs);
@@ -215,7 +215,7 @@ HandOver capture_last_epoch(GroupContext& context, uint64_t seen_us) {
 
 // No look beside the capture here: system calls are injected, which write.
 HandOver capture_planned_epoch(GroupContext& context) {
-  if (is_here(context)) context.keeper->send_empty(MessageType::kDying);
+  if (is_here(context)) context.replicas->successor().send_empty(MessageType::kDying);
   GroupImage image =
       read_whole(context, true, [&context] { return context.tree->freeze(kDeathDeadlineUs); });
   if (!is_here(context)) return commit_there(context, std::move(image));

@@ -97,6 +97,16 @@ class GroupCapture {
   // Worker thread. The runs will not reach the replica: what they hold is copied again.
   void copy_again(const std::vector<PageRun>& runs);
 
+  // Where copy_again_from() has got to.
+  struct CopyCursor {
+    pid_t host_pid = 0;
+    uint64_t address = 0;
+    bool began = false;
+  };
+  // Worker thread. For a replica that has nothing yet: at most `bytes_max` more of what the others
+  // have is copied again; shared objects with the first part. False: that was all.
+  bool copy_again_from(CopyCursor& cursor, uint64_t bytes_max);
+
   // The processes that are known. Tracer thread, or the worker while no tracer job runs.
   [[nodiscard]] std::vector<pid_t> host_pids() const;
 

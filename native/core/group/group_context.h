@@ -10,7 +10,7 @@
 #include "core/group/group_capture.h"
 #include "core/group/group_paging.h"
 #include "core/group/group_types.h"
-#include "core/link/keeper_link.h"
+#include "core/link/replica_set.h"
 #include "core/staging/epoch_runs.h"
 #include "core/staging/staging.h"
 #include "core/trace/trace_tree.h"
@@ -63,8 +63,8 @@ struct GroupContext {
   EpochRuns runs{staging};
   uint64_t epoch = 0;
 
-  // Made before the group is protected, and safe to use from both threads.
-  std::unique_ptr<KeeperLink> keeper;
+  // Made with the session, and safe to use from both threads.
+  std::unique_ptr<ReplicaSet> replicas;
 
   // Of the worker, which is not in a tracer job's way.
   std::unique_ptr<GroupPaging> paging;  // null: the replica holds everything

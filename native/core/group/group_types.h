@@ -13,11 +13,11 @@
 #include "core/group/paging_types.h"
 #include "core/image/refusal.h"
 #include "core/link/replica_options.h"
+#include "core/link/replica_place.h"
+#include "core/link/replica_set.h"
 #include "core/memory/memory_capture.h"
 
 namespace replpage {
-
-class ReplicaPlace;
 
 struct GroupOptions : ReplicaOptions {
   pid_t pid = 0;              // of the root, as the daemon sees it
@@ -30,7 +30,9 @@ struct GroupOptions : ReplicaOptions {
   uint64_t max_pause_us = 50'000;        // until it runs again
   std::optional<TrackerKind> tracker;
   std::optional<PagingOptions> paging;  // none: the replica holds everything
-  std::shared_ptr<ReplicaPlace> place;  // where the replica is kept; null: here
+  std::vector<ReplicaHome> homes{{}};   // of its replicas, by rank; the usual is one here
+  // A commit waits until who is out is recorded: see ReplicaSet.
+  bool records_outs = false;
 };
 
 struct StartReport {
@@ -43,7 +45,8 @@ struct StartReport {
 
 struct EpochStats {
   uint64_t epoch = 0;
-  uint64_t pause_us = 0;   // from the first interrupt to the last continue
+  uint64_t pause_us = 0;   // from the first interrupt to the last continue, of the longest stop
+  uint64_t throttled_us = 0;  // that it stood still beside that, to be copied at all
   uint64_t copy_us = 0;    // pre-copy and stop-and-copy
   uint64_t commit_us = 0;  // until the replica had applied it
   uint64_t cpu_us = 0;     // of the group's own threads, and of the keeper while it applied it
@@ -62,6 +65,7 @@ struct EpochStats {
 struct ReplicaParts {
   pid_t holder_pid = 0;  // below it are the keeper and the replica; 0: none was started
   uint64_t staging_bytes = 0;
+  std::vector<ReplicaView> replicas = {};
 };
 
 struct PromotionReport {
@@ -72,6 +76,7 @@ struct PromotionReport {
   uint64_t death_to_run_us = 0;  // from the first exit stop seen
   uint64_t lazy_pages = 0;       // pages still read from the old process when it ran
   std::string why_not_exact;     // of a killed process; empty: it is exact, or was not to be
+  std::string node = {};         // of the replica; empty: this machine
 };
 
 enum class DeathCause : uint8_t { kSigkill, kSignal, kCrash, kExit };
@@ -95,6 +100,9 @@ class GroupEvents {
   virtual void on_drained(uint64_t pages, uint64_t took_us) = 0;
   virtual void on_ended(const std::string& reason, int signal, int status) = 0;
   virtual void on_unprotected(const std::string& reason) = 0;
+  // One of several replicas is lost, and epochs go on without it; GroupSession::recorded().
+  virtual void on_replica_out(const std::string& /*node*/, const std::string& /*why*/) {}
+  virtual void on_replica_in_sync(const std::string& /*node*/, uint64_t /*epoch*/) {}
 };
 
 }  // namespace replpage

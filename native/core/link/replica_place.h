@@ -1,11 +1,16 @@
-// Where a group's replica is kept when that is another machine.
+// Where a group's replica is kept.
 #pragma once
 
+#include <memory>
+#include <string>
+
 #include "core/link/keeper_process.h"
+#include "core/link/replica_options.h"
 #include "core/staging/staging.h"
 
 namespace replpage {
 
+// On another machine.
 class ReplicaPlace {
  public:
   virtual ~ReplicaPlace() = default;
@@ -17,5 +22,14 @@ class ReplicaPlace {
   // Nothing of the staging area is read any more. The keeper keeps what it has committed.
   virtual void end() = 0;
 };
+
+struct ReplicaHome {
+  std::string node;                     // its name; empty: this machine
+  std::shared_ptr<ReplicaPlace> place;  // null: this machine
+};
+
+// Starts a keeper there. `primary` as in KeeperOptions. Throws KeeperLost, SysError.
+KeeperProcess start_keeper_at(const ReplicaHome& home, const ReplicaOptions& group, pid_t primary,
+                              const StagingArea& staging);
 
 }  // namespace replpage

@@ -79,6 +79,10 @@ class MemoryCapture {
   virtual void copy_again(std::span<const PageRange> written,
                           std::span<const PageRange> absent) = 0;
 
+  // For a replica that has nothing yet: what was there at the last copy, from `start` on, is copied
+  // again, at most `bytes_max` of it. Returns where that ends; UINT64_MAX: it was all.
+  virtual uint64_t copy_again_from(uint64_t start, uint64_t bytes_max) = 0;
+
   // Pages written since the last copy, also to shared objects, without re-arming; stops counting at
   // `limit`.
   [[nodiscard]] virtual uint64_t count_dirty(const std::vector<MappingImage>& mappings,

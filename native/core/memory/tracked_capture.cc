@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "core/base/procfs.h"
@@ -81,6 +82,20 @@ void TrackedCapture::copy_again(std::span<const PageRange> written,
                                 std::span<const PageRange> absent) {
   owed_written_ = unite_ranges(owed_written_, written);
   owed_absent_ = unite_ranges(owed_absent_, absent);
+}
+
+uint64_t TrackedCapture::copy_again_from(uint64_t start, uint64_t bytes_max) {
+  PageRanges part;
+  for (const PageRange& range : present_) {
+    const uint64_t from = std::max(range.start, start);
+    if (from >= range.end) continue;
+    const uint64_t length = std::min(range.end - from, bytes_max);
+    part.push_back({from, from + length});
+    bytes_max -= length;
+    if (bytes_max == 0) break;
+  }
+  owed_written_ = unite_ranges(owed_written_, part);
+  return bytes_max == 0 ? part.back().end : UINT64_MAX;
 }
 
 uint64_t TrackedCapture::count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) {

@@ -25,8 +25,6 @@ constexpr int kAnswerMs = 10'000;
 constexpr uint64_t kPromoteUsMax = 60'000'000;
 // Of one message with files; paths may be 4 KiB long.
 constexpr size_t kFilesBytesMax = 32 * 1024, kFileNumbersBytes = 32;
-// Of the staging memory, kept populated between epochs.
-constexpr uint64_t kWarmBytes = 8ull << 20;
 
 }  // namespace
 
@@ -229,7 +227,7 @@ std::span<uint8_t> StandbySession::place(uint64_t offset, uint64_t length) {
 void StandbySession::end_of_place(const PeerFrame& frame) {
   const uint64_t border = staging_->memory_bytes();
   if (frame.offset < border) return;
-  spill_touched_ = true;
+  spill_touched_ = std::max(spill_touched_, frame.offset - border + frame.length);
   for (uint64_t done = 0; done < frame.length;) {
     const ssize_t put = ::pwrite(staging_->spill_fd(), spilled_.data() + done, frame.length - done,
                                  static_cast<off_t>(frame.offset - border + done));
@@ -340,15 +338,18 @@ void StandbySession::answer(ReceivedMessage message) {
 
 // The keeper has read all that was staged.
 void StandbySession::free_staging() {
-  const uint64_t kept = promoted_ ? 0 : kWarmBytes;
-  if (touched_ > kept) {
-    // Failure costs memory until the next time, nothing else.
-    (void)::fallocate(staging_->memory_fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                      static_cast<off_t>(kept), static_cast<off_t>(page_ceil(touched_) - kept));
-    touched_ = kept;
+  const uint64_t spilled = warm_spill_.note(std::exchange(spill_touched_, 0), promoted_ ? 0 : UINT64_MAX);
+  // Failure costs memory until the next time, nothing else.
+  if (spilled > warm_spill_.bytes()) {
+    (void)!::ftruncate(staging_->spill_fd(), static_cast<off_t>(warm_spill_.bytes()));
   }
-  if (spill_touched_) (void)!::ftruncate(staging_->spill_fd(), 0);
-  spill_touched_ = false;
+  const uint64_t most = promoted_ ? 0 : warm_spill_.bytes() > 0 ? UINT64_MAX : kWarmMemoryMax;
+  const uint64_t populated = warm_memory_.note(std::exchange(touched_, 0), most);
+  const uint64_t kept = warm_memory_.bytes();
+  if (populated > kept) {
+    (void)::fallocate(staging_->memory_fd(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                      static_cast<off_t>(kept), static_cast<off_t>(page_ceil(populated) - kept));
+  }
 }
 
 }  // namespace replpage

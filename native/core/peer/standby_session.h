@@ -86,7 +86,8 @@ class StandbySession {
   std::optional<KeeperProcess> keeper_;
   Bytes spilled_;         // on its way to the spill file
   uint64_t touched_ = 0;  // end of what was written to the staging memory
-  bool spill_touched_ = false;
+  uint64_t spill_touched_ = 0;  // and to the spill file
+  WarmPart warm_memory_, warm_spill_;
   bool placed_since_commit_ = false;
   int unanswered_commits_ = 0;  // that the keeper was given
   std::atomic<uint64_t> epoch_ = 0;

@@ -23,6 +23,7 @@ GroupSession::GroupSession(GroupOptions options, GroupEvents& events)
     context_.tree = &tree;
     renew_capture();
   });
+  connect();
 }
 
 GroupSession::~GroupSession() {
@@ -52,8 +53,7 @@ StartReport GroupSession::start_epochs() {
   KernelReader::instance();  // takes a while the first time, so not while anything stands still
   open_store();
   GroupImage image = tracer_.call([this](TraceTree&) { return first_copy_.freeze(); });
-  KeeperProcess keeper = first_copy_.start_keeper();
-  connect(keeper);
+  std::vector<std::string> notes = first_copy_.start_replicas();
   const uint64_t copied = first_copy_.copy(image);
   epochs_.begin(std::move(image));
   const EpochStats first = take_first_epoch();
@@ -63,7 +63,7 @@ StartReport GroupSession::start_epochs() {
           .tracker = context_.capture->tracker().value_or(TrackerKind::kUffdWp),
           .copied_bytes = copied + first.bytes,
           .copy_us = now_us() - began,
-          .warnings = warnings_of(std::move(keeper.notes))};
+          .warnings = warnings_of(std::move(notes))};
 }
 
 // A death from now on is answered; one that has been seen was not.
@@ -88,32 +88,33 @@ std::vector<std::string> GroupSession::warnings_of(std::vector<std::string> note
   return notes;
 }
 
-void GroupSession::connect(KeeperProcess& keeper) {
-  const KeeperLink::News news{
-      .promoted =
-          [this](PromotedMessage message) {
-            tracer_.post([this, message] { deaths_.on_promoted(message); });
-          },
-      .drained =
-          [this](DrainedMessage message) {
-            tracer_.post([this, message] { deaths_.on_drained(message); });
-          },
-      .lost =
-          [this](std::string reason) {
-            tracer_.post([this, reason] { deaths_.on_keeper_lost(reason); });
-          }};
-  holder_pid_ = keeper.holder;
-  context_.keeper = std::make_unique<KeeperLink>(std::move(keeper.channel), std::move(keeper.pidfd),
-                                                 news, context_.options.keeper_answer_ms);
-  const std::lock_guard lock(link_mutex_);
-  link_ = context_.keeper.get();
-  if (context_.cancelled) link_->stop_waiting();
+void GroupSession::connect() {
+  context_.replicas = std::make_unique<ReplicaSet>(
+      ReplicaSet::News{
+          .promoted =
+              [this](PromotedMessage message) {
+                tracer_.post([this, message] { deaths_.on_promoted(message); });
+              },
+          .drained =
+              [this](DrainedMessage message) {
+                tracer_.post([this, message] { deaths_.on_drained(message); });
+              },
+          .lost =
+              [this](std::string why) {
+                tracer_.post([this, why] { deaths_.on_keeper_lost(why); });
+              },
+          .out = [this](std::string node,
+                        std::string why) { context_.events.on_replica_out(node, why); },
+          .in_sync =
+              [this](std::string node, uint64_t epoch) {
+                context_.events.on_replica_in_sync(node, epoch);
+              }},
+      context_.options.keeper_answer_ms, context_.options.records_outs);
 }
 
 void GroupSession::interrupt() {
   context_.cancelled = true;
-  const std::lock_guard lock(link_mutex_);
-  if (link_ != nullptr) link_->stop_waiting();
+  context_.replicas->stop_waiting();
 }
 
 EpochStats GroupSession::take_first_epoch() {
@@ -138,6 +139,7 @@ void GroupSession::watch_exit() {
 
 EpochStats GroupSession::epoch() {
   EpochStats stats;
+  take_in_joining();
   const auto used_us = [this] { return clock_us(CLOCK_THREAD_CPUTIME_ID) + tracer_.cpu_us(); };
   const uint64_t before = used_us();
   epochs_.take(stats);
@@ -145,11 +147,29 @@ EpochStats GroupSession::epoch() {
   return stats;
 }
 
-PromotionReport GroupSession::promote() {
+PromotionReport GroupSession::promote(const std::string* node) {
   context_.hurried = false;
   // So that little is left to be sent while everything stands still.
-  if (context_.options.place) (void)epoch();
-  return tracer_.call([this](TraceTree&) { return deaths_.order_promotion(); }).get();
+  if (node != nullptr ? !node->empty() : !context_.replicas->here()) (void)epoch();
+  return tracer_.call([this, node](TraceTree&) { return deaths_.order_promotion(node); }).get();
+}
+
+bool GroupSession::join(size_t rank, ReplicaHome home) {
+  return joiner_.start(
+      rank, std::move(home),
+      [this](const ReplicaHome& at) {
+        return start_keeper_at(at, context_.options, context_.options.pid, context_.staging);
+      },
+      [this](const std::string& node, const std::string& why) {
+        context_.events.on_replica_out(node, why);
+      });
+}
+
+void GroupSession::take_in_joining() {
+  auto come = joiner_.take();
+  if (!come) return;
+  context_.replicas->add(come->rank, std::move(come->home), std::move(come->keeper),
+                         ReplicaState::kJoining);
 }
 
 std::string GroupSession::stop() {
@@ -165,18 +185,13 @@ std::string GroupSession::stop() {
     // would take its memory for tracked by its own.
     renew_capture();
   });
-  if (context_.keeper && !dropped) context_.keeper->insist_on_drain();
+  if (!dropped) context_.replicas->insist_on_drain();
   for (GroupPhase phase = context_.phase; phase != GroupPhase::kDone; phase = context_.phase) {
     context_.phase.wait(phase);
   }
   exit_watch_.reset();
-  {
-    const std::lock_guard lock(link_mutex_);
-    link_ = nullptr;
-  }
-  if (context_.keeper && dropped) context_.keeper->drop_replica();
-  context_.keeper.reset();
-  if (context_.options.place) context_.options.place->end();
+  joiner_.stop();
+  context_.replicas->end(dropped);
   if (context_.paging && dropped) context_.paging->remove_generation(kStoreWaitUs);
   context_.paging.reset();
   return std::exchange(context_.loss, {});

@@ -20,6 +20,7 @@
 #include "core/group/group_types.h"
 #include "core/group/tracer_thread.h"
 #include "core/session/exit_watch.h"
+#include "core/session/replica_joiner.h"
 
 namespace replpage {
 
@@ -52,9 +53,15 @@ class GroupSession final {
     return CheckpointTaker(context_, tracer_, request).take();
   }
 
-  // Planned promotion: last epoch, hand-over, the replica runs, the old primary ends. Throws
-  // KeeperLost or SysError; then the primary runs on.
-  PromotionReport promote();
+  // Planned promotion: last epoch, hand-over, the replica on `node` runs (null: as at a death), the
+  // old primary ends. Throws KeeperLost or SysError; then the primary runs on.
+  PromotionReport promote(const std::string* node = nullptr);
+
+  // Has one more replica built beside those there are. False: one is on its way already. Whether it
+  // comes is told by on_replica_in_sync or on_replica_out. Any thread.
+  bool join(size_t rank, ReplicaHome home);
+  // The replica on `node` is recorded to be out: commits go on. Any thread.
+  void recorded(const std::string& node) { context_.replicas->recorded(node); }
 
   // Detaches and drops the replica. Waits for a promotion that has begun, and until what was
   // promoted has all of its memory, as long as its keeper goes on. Returns why that process was
@@ -68,18 +75,22 @@ class GroupSession final {
   // cut short. Any thread.
   void interrupt();
 
+  [[nodiscard]] const GroupOptions& options() const { return context_.options; }
   [[nodiscard]] TraceCounters trace_counters() { return tracer_.counters(); }
 
   // What the replica is made of at the moment. Any thread.
   [[nodiscard]] ReplicaParts replica_parts() const {
-    return {.holder_pid = holder_pid_, .staging_bytes = context_.staging.populated_bytes()};
+    return {.holder_pid = context_.replicas->holder_here(),
+            .staging_bytes = context_.staging.populated_bytes(),
+            .replicas = context_.replicas->views()};
   }
 
  private:
   StartReport start_epochs();
   void become_protected();
   void open_store();
-  void connect(KeeperProcess& keeper);
+  void connect();
+  void take_in_joining();
   EpochStats take_first_epoch();
   [[nodiscard]] std::vector<std::string> warnings_of(std::vector<std::string> notes) const;
   void watch_exit();
@@ -91,9 +102,7 @@ class GroupSession final {
   TracerThread tracer_{deaths_};
   EpochTaker epochs_{context_, freezer_, tracer_};
   FirstCopy first_copy_{context_, freezer_};
-  std::atomic<pid_t> holder_pid_ = 0;
-  std::mutex link_mutex_;
-  KeeperLink* link_ = nullptr;             // of the context, while interrupt() may use it
+  ReplicaJoiner joiner_;
   std::unique_ptr<ExitWatch> exit_watch_;  // only where nobody is attached between epochs
 };
 

@@ -17,11 +17,6 @@
 namespace replpage {
 namespace {
 
-// Part of the warm memory given back by every epoch that did not need it.
-constexpr uint64_t kCoolingDivisor = 8;
-// More than this is never kept warm: refilling it costs less than an epoch of such a size does.
-constexpr uint64_t kWarmBytesMax = 64ull << 20;
-
 // Kept for the pause: what 50 ms copy at some 2 GB/s.
 constexpr uint64_t kPauseBytesMax = 96ull << 20;
 
@@ -175,21 +170,25 @@ void StagingArea::punch_memory(uint64_t start, uint64_t end) {
 
 void StagingArea::release() {
   reset();
-  punch_memory(0, warm_bytes_);
-  warm_bytes_ = 0;
+  punch_memory(0, warm_memory_.bytes());
+  warm_memory_.forget();
+  if (warm_spill_.bytes() > 0) shorten_spill(0);
+  warm_spill_.forget();
+}
+
+void StagingArea::shorten_spill(uint64_t bytes) {
+  if (::ftruncate(spill_fd_.get(), static_cast<off_t>(bytes)) != 0) {
+    throw SysError::from_errno("shorten the spill file");
+  }
 }
 
 void StagingArea::reset() {
-  const uint64_t used = memory_used_;
-  const uint64_t cooled = page_floor(warm_bytes_ - warm_bytes_ / kCoolingDivisor);
-  const uint64_t populated = std::max(used, warm_bytes_);
-  // An epoch of a few pages does not keep anything from cooling down to itself.
-  warm_bytes_ = std::min(std::max(used, cooled < (1ull << 20) ? 0 : cooled), kWarmBytesMax);
-  punch_memory(warm_bytes_, populated);
-  if (spill_used_ > 0) {
-    if (::ftruncate(spill_fd_.get(), 0) != 0) throw SysError::from_errno("empty the spill file");
-    spill_buffer_ = {};
-  }
+  const uint64_t spilled = warm_spill_.note(spill_used_);
+  if (spilled > warm_spill_.bytes()) shorten_spill(warm_spill_.bytes());
+  const uint64_t most = warm_spill_.bytes() > 0 ? memory_bytes_ : kWarmMemoryMax;
+  const uint64_t populated = warm_memory_.note(memory_used_, most);
+  punch_memory(warm_memory_.bytes(), populated);
+  if (spill_used_ > 0) spill_buffer_ = {};
   hurried_ = false;
   memory_used_ = 0;
   spill_used_ = 0;

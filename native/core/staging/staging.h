@@ -18,6 +18,7 @@
 #include "core/base/unique_fd.h"
 #include "core/channel/messages.h"
 #include "core/memory/page_run.h"
+#include "core/staging/warm_part.h"
 
 namespace replpage {
 
@@ -64,9 +65,9 @@ class StagingArea : public PageSink {
   // check_wanted is asked no more: nobody may wait for a disk as long as there is memory.
   void hurry() { hurried_ = true; }
 
-  // Forgets everything staged. Memory that recent epochs did not need goes back to the system at
-  // once, the rest over some dozen idle epochs: the next epoch finds warm pages, idle costs
-  // nothing.
+  // Forgets everything staged. Memory, and the disk's, that recent epochs did not need goes back to
+  // the system at once, the rest over some dozen idle epochs: the next epoch finds warm pages, idle
+  // costs nothing.
   void reset();
   // The same, without a part that is kept warm: there will be no next epoch.
   void release();
@@ -94,6 +95,7 @@ class StagingArea : public PageSink {
   void take(uint64_t offset, uint64_t bytes);
   void write_spill(uint64_t offset, std::span<const uint8_t> bytes);
   void punch_memory(uint64_t start, uint64_t end);
+  void shorten_spill(uint64_t bytes);
 
   uint64_t memory_bytes_ = 0, spill_bytes_max_ = 0;
   UniqueFd memory_fd_, spill_fd_;
@@ -106,7 +108,7 @@ class StagingArea : public PageSink {
   uint64_t memory_used_ = 0, spill_used_ = 0;
   uint64_t reserved_at_ = 0;  // of the last reservation
   uint64_t reserved_bytes_ = 0;
-  uint64_t warm_bytes_ = 0;  // kept populated across resets
+  WarmPart warm_memory_, warm_spill_;  // kept populated across resets
 };
 
 }  // namespace replpage
