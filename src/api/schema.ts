@@ -20,6 +20,7 @@
  */
 import type { Refusal } from '../base/errors.js';
 import type { QuantileSummary } from '../base/quantiles.js';
+import type { ReplicaStatus, StandbyStatus } from './replica-schema.js';
 import {
   checkFields,
   isAbsolutePath,
@@ -30,6 +31,8 @@ import {
   type Check,
   type Fields,
 } from './checks.js';
+
+export type { ReplicaStatus, StandbyStatus };
 
 export interface ProtectRequest {
   readonly pid: number;
@@ -54,8 +57,10 @@ export interface ProtectRequest {
   readonly onFence?: string | undefined;
   /** Service address: ADDRESS/PREFIX@INTERFACE. */
   readonly vip?: string | undefined;
-  /** Node of the cluster that keeps the replica; absent or "self": this one. */
+  /** Nodes that keep a replica, by rank, with commas between; absent or "self": this one. */
   readonly to?: string | undefined;
+  /** Instead of `to`: on so many other nodes. */
+  readonly replicas?: number | undefined;
   /** Of programs and libraries that the node lacks. */
   readonly shipFiles?: string | undefined;
 }
@@ -76,7 +81,7 @@ export const protectDefaults = {
 } as const;
 
 /** All but which process and under what name. */
-export type ProtectOption = Exclude<keyof ProtectRequest, 'pid' | 'name'>;
+export type ProtectOption = Exclude<keyof ProtectRequest, 'pid' | 'name' | 'replicas'>;
 
 export interface MemoryStatus {
   readonly primaryBytes: number;
@@ -134,14 +139,6 @@ export interface RefillStatus {
   readonly trouble: string | null;
 }
 
-export interface ReplicaStatus {
-  readonly node: string;
-  readonly rank: number;
-  readonly epoch: number;
-  readonly state: string;
-  readonly keeperSocket: string;
-}
-
 export interface VipStatus {
   /** ADDRESS/PREFIX@INTERFACE. */
   readonly address: string;
@@ -151,22 +148,6 @@ export interface VipStatus {
   readonly wasThere: boolean;
   /** Why it is not there. */
   readonly trouble: string | null;
-}
-
-/** A replica that this node keeps for another one. */
-export interface StandbyStatus {
-  readonly name: string;
-  /** Where the primary runs, or ran. */
-  readonly node: string;
-  /** building, standby, cut off (from the primary's node), promoting. */
-  readonly state: string;
-  readonly generation: number;
-  /** 0: none is committed yet, and there is nothing to promote. */
-  readonly epoch: number;
-  /** Since its last epoch was committed. */
-  readonly lagMs: number;
-  readonly residentBytes: number;
-  readonly reason: string | null;
 }
 
 export interface PromotionStatus {
@@ -245,7 +226,7 @@ export interface GroupStatus extends GroupBrief {
   readonly onPromote: string | null;
   readonly onFence: string | null;
   readonly vip: VipStatus | null;
-  /** Node that keeps the replica; null: this one. */
+  /** Nodes that keep a replica, by rank, with commas between; null: this one alone. */
   readonly to: string | null;
   readonly shipFiles: string;
   readonly promotion: PromotionStatus | null;
@@ -402,6 +383,7 @@ export const namePattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/;
 
 /** The native side looks closer. */
 const vipPattern = /^[0-9A-Fa-f:.]{2,45}\/[0-9]{1,3}@[^\s/:@]{1,15}$/;
+const homesPattern = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}(,[A-Za-z0-9][A-Za-z0-9_.-]{0,62}){0,7}$/;
 const ramPattern = /^(all|hot|[1-9][0-9]?%)$/;
 const commandLengthMax = 8192;
 
@@ -449,9 +431,10 @@ const protectFields: Fields<ProtectRequest> = {
     'ADDRESS/PREFIX@INTERFACE, such as 10.0.0.9/24@eth0',
   ],
   to: [
-    (value): value is string => typeof value === 'string' && namePattern.test(value),
-    'the name of a node, or self',
+    (value): value is string => typeof value === 'string' && homesPattern.test(value),
+    'names of nodes or self, with commas between',
   ],
+  replicas: [isInteger(1, 8), 'a whole number from 1 to 8'],
   shipFiles: [isOneOf('mapped', 'never'), 'mapped or never'],
 };
 

@@ -3,7 +3,7 @@ import { ReplicationError } from '../base/errors.js';
 import type { NativeCheckpointReport } from '../native/checkpoint.js';
 import type { NativeGroup } from '../native/group.js';
 import { asCheckpointError } from './group-errors.js';
-import { isElsewhere, type GroupSpec, type StorePlace } from './group-spec.js';
+import { homesOf, type GroupSpec, type StorePlace } from './group-spec.js';
 import type { PhaseName } from './group-state.js';
 import { storeOptions } from './paging-turns.js';
 
@@ -22,8 +22,9 @@ export async function takeCheckpoint(of: CheckpointOf): Promise<NativeCheckpoint
   const { spec, place, native, phase, keep } = of;
   try {
     if (native === undefined) throw new ReplicationError('ERR_STATE', `it is ${phase}`);
-    if (isElsewhere(spec))
+    if (!homesOf(spec).includes('self')) {
       throw new ReplicationError('ERR_STATE', 'its replica is on another node');
+    }
     const store = storeOptions(spec, place, true);
     return await native.checkpoint({ store, options: JSON.stringify(spec), keep });
   } catch (error) {

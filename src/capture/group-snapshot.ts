@@ -5,6 +5,7 @@ import type { KeeperStatus } from '../native/keeper-status.js';
 import type { GroupSpec } from './group-spec.js';
 import type { GroupCore } from './group-state.js';
 import type { Pace } from './pace-policy.js';
+import type { ReplicaOfGroup } from './replicas.js';
 
 export interface PagingTurn extends PagingReport {
   /** What is done about it, in words. */
@@ -16,6 +17,7 @@ export interface GroupSnapshot {
   readonly core: GroupCore;
   readonly pace: Pace;
   readonly pauseUs: QuantileWindow;
+  readonly replicas: readonly ReplicaOfGroup[];
   readonly lastEpoch: EpochStats | undefined;
   readonly start: StartReport | undefined;
   readonly lagMs: number;

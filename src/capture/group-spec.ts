@@ -31,7 +31,7 @@ export interface Owner {
 
 export interface GroupSpec extends PaceTargets {
   readonly name: string;
-  /** Node that keeps the replica; undefined or "self": this one. */
+  /** Nodes that keep a replica, by rank, with commas between; undefined or "self": this one. */
   readonly to?: string | undefined;
   /** Whether programs and libraries that the node lacks are sent there. */
   readonly shipFiles: ShipRule;
@@ -86,23 +86,35 @@ export type PagingPlanner = (report: PagingReport) => PagingOrder & { readonly r
 
 /** Replicas on other nodes. */
 export interface PeerPlaces {
-  /** Has the node that the group names expect a replica; null: it is kept here. Throws why not. */
-  place(spec: GroupSpec, hostPid: number, generation: number): Promise<NativePlace | null>;
+  /** Has that node expect a replica. Throws why not. */
+  place(spec: GroupSpec, node: string, hostPid: number, generation: number): Promise<NativePlace>;
+  /** Resolves when those that matter have recorded who may be promoted. */
+  record(group: InSync): Promise<void>;
   /** No replica is wanted any more. */
   end(spec: GroupSpec, generation: number): void;
 }
 
-export const isElsewhere = ({ to }: Pick<GroupSpec, 'to'>): boolean =>
-  to !== undefined && to !== 'self';
+/** Who of a group's replicas may be promoted. */
+export interface InSync {
+  readonly name: string;
+  /** Of this protection: `storeId`. */
+  readonly id: string;
+  readonly generation: number;
+  /** Nodes, with self for the primary's. */
+  readonly inSync: readonly string[];
+}
 
-export function placeOf(
-  peers: PeerPlaces | undefined,
-  spec: GroupSpec,
-  hostPid: number,
-  generation: number,
-): Promise<NativePlace | null> {
-  if (peers !== undefined) return peers.place(spec, hostPid, generation);
-  return Promise.reject(new ReplicationError('ERR_NO_CLUSTER', 'this node is in no cluster'));
+/** Where its replicas are to be, by rank: nodes, or self. */
+export const homesOf = ({ to }: Pick<GroupSpec, 'to'>): readonly string[] =>
+  to === undefined ? ['self'] : to.split(',');
+
+/** Other nodes keep replicas of it. */
+export const hasPeers = (spec: Pick<GroupSpec, 'to'>): boolean =>
+  homesOf(spec).some((node) => node !== 'self');
+
+export function peersOf({ peers }: Pick<GroupHost, 'peers'>): PeerPlaces {
+  if (peers !== undefined) return peers;
+  throw new ReplicationError('ERR_NO_CLUSTER', 'this node is in no cluster');
 }
 
 /** The daemon's side of a group. */
@@ -155,8 +167,7 @@ export function announcementOf(promoted: {
 
 /** Why a group ends here: its replica was promoted on the node that keeps it. */
 export function ranElsewhere(
-  spec: GroupSpec,
   report: PromotionReport & { readonly lostMs: number | undefined },
 ): string {
-  return `it runs on node ${spec.to} since epoch ${report.epoch}, ${formatLoss(report)}`;
+  return `it runs on node ${report.node} since epoch ${report.epoch}, ${formatLoss(report)}`;
 }

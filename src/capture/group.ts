@@ -16,7 +16,7 @@ import type {
   PromotionReport,
   StartReport,
 } from '../native/group.js';
-import { describeDeath, describeWaitStatus, inWords } from './death.js';
+import { describeDeath, inWords } from './death.js';
 import { takeCheckpoint } from './checkpoint.js';
 import { Evictions, type Evicted } from './evict-request.js';
 import type { GroupSnapshot, PagingTurn } from './group-snapshot.js';
@@ -33,8 +33,7 @@ import {
 } from './group-errors.js';
 import {
   announcementOf,
-  isElsewhere,
-  placeOf,
+  hasPeers,
   ranElsewhere,
   type GroupHost,
   type GroupSpec,
@@ -50,14 +49,13 @@ import {
   type GroupEvent,
 } from './group-state.js';
 import { firstPace, nextPace, type Pace } from './pace-policy.js';
-import { RefillWatch, StoreNotes, takePagingTurns } from './paging-turns.js';
+import { takePagingTurns } from './paging-turns.js';
+import { watchPromoted } from './promoted-watch.js';
+import { GroupReplicas, nativeNode } from './replicas.js';
 
 const pauseSamples = 1024;
-const promotedPollMs = 500;
 /** An epoch that takes longer than this shows as lagging, so that a hung keeper does. */
 const epochOverdueMs = 5000;
-/** Looks at a keeper that has no page left to fetch, before the native side is not waited for. */
-const drainedPollsMax = 10;
 
 export class Group {
   readonly spec: GroupSpec;
@@ -74,6 +72,7 @@ export class Group {
   #diedMs: number | undefined;
   #paging: PagingTurn | undefined;
   readonly #evictions = new Evictions();
+  readonly #replicas: GroupReplicas;
   #refill: KeeperStatus | undefined;
   /** What was promoted, or a child of it, may still read from the page store. */
   #mayRefill: boolean;
@@ -93,6 +92,8 @@ export class Group {
   #lifecycle: Promise<void> = Promise.resolve();
   readonly #firstStart = deferred<StartReport>();
   readonly #promotionAsked: Deferred<void>[] = [];
+  /** Where to; undefined: wherever it is best. */
+  #promotionNode: string | undefined;
   #onProgress: ((bytes: number, bytesTotal: number) => void) | undefined;
 
   constructor(spec: GroupSpec, host: GroupHost, core: GroupCore, startTime = '') {
@@ -103,6 +104,7 @@ export class Group {
     this.#pace = firstPace(spec);
     this.#mayRefill = core.phase.kind === 'promoted';
     this.#usesStore = spec.ram !== 'all';
+    this.#replicas = new GroupReplicas(spec, host);
   }
 
   get core(): GroupCore {
@@ -118,16 +120,23 @@ export class Group {
 
   /** Waits for the pages of a promoted process that a restarted daemon found, then protects it. */
   resumePromoted(keeperSocket: string): void {
-    void this.#watchPromoted(keeperSocket, this.#core.generation);
+    this.#watchPromoted(keeperSocket, this.#core.generation);
   }
 
   /** Resolves when the replica runs. Throws ERR_STATE when there is none to promote. */
-  async promote(): Promise<void> {
+  async promote(node?: string): Promise<void> {
     checkPromotable({ name: this.spec.name, ...this.#core });
+    this.#promotionNode = node;
     const asked = deferred<void>();
     this.#promotionAsked.push(asked);
     this.#apply({ type: 'promoteAsked' });
     await asked.promise;
+  }
+
+  /** Resolves when a replica on that node is in sync. Throws ERR_STATE. */
+  wantReplica(node: string): Promise<void> {
+    checkPromotable({ name: this.spec.name, ...this.#core });
+    return this.#replicas.want(node);
   }
 
   /** The process runs on without us. Resolves when it is let go. Throws ERR_ENDED when it is lost. */
@@ -201,6 +210,7 @@ export class Group {
       refill: this.#refill,
       counters: this.#native?.counters() ?? {},
       parts: this.#native?.parts(),
+      replicas: this.#replicas.status(),
     };
   }
 
@@ -257,6 +267,7 @@ export class Group {
   async #stopNative(): Promise<void> {
     const native = this.#native;
     this.#native = undefined;
+    this.#replicas.stop();
     if (!native) return;
     this.#loss = inWords(await native.stop());
     if (this.#loss !== '') this.#host.note(this.spec.name, 'lost', this.#loss);
@@ -278,6 +289,8 @@ export class Group {
       const native = await this.#createNative(generation);
       this.#native = native;
       const report = await native.start();
+      if (this.#core.generation !== generation) return;
+      await this.#replicas.started(native, this.#core.hostPid, generation);
       if (this.#core.generation !== generation) return;
       this.#start = report;
       this.#lastCommitMs = this.#host.clock.nowMs();
@@ -301,7 +314,7 @@ export class Group {
   async #startFailed(error: unknown, generation: number): Promise<void> {
     const reason = reasonOf(error) + damageText(this.#refill?.damagedPages ?? 0);
     if (isFirstStart(this.#core) || this.#host.processAlive(this.#core.hostPid)) {
-      return this.#apply({ type: 'startFailed', reason, patient: isElsewhere(this.spec) });
+      return this.#apply({ type: 'startFailed', reason, patient: hasPeers(this.spec) });
     }
     const how =
       (await howItEnded(this.#host, this.#keeperSocket, this.#closing.signal)) ??
@@ -314,16 +327,12 @@ export class Group {
     const { spec } = this;
     const { hostPid } = this.#core;
     const startTime = hostPid === this.#first.hostPid ? this.#first.startTime : '';
-    const place = isElsewhere(spec)
-      ? await placeOf(this.#host.peers, spec, hostPid, generation)
-      : null;
+    const all = isFirstStart(this.#core);
+    const homes = await this.#replicas.expect(hostPid, generation, all);
     if (this.#core.generation !== generation || this.#core.phase.kind !== 'protecting') {
       throw new ReplicationError('ERR_ENDED', overText(spec.name, this.#core.phase));
     }
-    const options = nativeOptions(spec, this.#core, this.#host, {
-      startTime,
-      homes: [{ node: place === null ? '' : (spec.to ?? ''), place }],
-    });
+    const options = nativeOptions(spec, this.#core, this.#host, { startTime, homes });
     return this.#host.createNative(options, (event) => this.#onNativeEvent(generation, event));
   }
 
@@ -338,18 +347,19 @@ export class Group {
         this.#diedMs = this.#host.clock.nowMs();
         return this.#apply({ type: 'died', cause: event.cause, reason: describeDeath(event) });
       case 'promoted':
-        if (isElsewhere(this.spec)) return this.#ranElsewhere(event);
+        if (event.node) return this.#ranElsewhere(event);
         this.#mayRefill = true;
         this.#apply({ type: 'promoted', report: { ...event, lostMs: this.#lostMs(event.exact) } });
         this.#settleWaiters();
-        return void this.#watchPromoted(event.keeperSocket, generation);
+        return this.#watchPromoted(event.keeperSocket, generation);
       case 'ended':
         return this.#apply({ type: 'ended', reason: inWords(event.reason) });
       case 'unprotected':
         return this.#lost(inWords(event.reason));
       case 'replicaOut':
+        return void (this.#native && this.#replicas.lost(this.#native, event.node, event.why));
       case 'replicaInSync':
-        return;
+        return void this.#replicas.joined(event.node, event.epoch);
       case 'drained':
         // What is cold comes from the store: the keeper says when it is all there.
         if (this.spec.ram === 'all') return this.#apply(event);
@@ -397,12 +407,12 @@ export class Group {
 
   /** Another node may be back soon; what is lost here is lost for good. */
   #lost(reason: string): void {
-    this.#apply({ type: 'lost', reason, again: isElsewhere(this.spec) });
+    this.#apply({ type: 'lost', reason, again: hasPeers(this.spec) });
   }
 
   #ranElsewhere(report: PromotionReport): void {
     this.#promotionAsked.splice(0).forEach((asked) => asked.resolve());
-    const reason = ranElsewhere(this.spec, { ...report, lostMs: this.#lostMs(report.exact) });
+    const reason = ranElsewhere({ ...report, lostMs: this.#lostMs(report.exact) });
     this.#apply({ type: 'ended', reason });
   }
 
@@ -440,7 +450,7 @@ export class Group {
   async #promoteNative(): Promise<void> {
     const { generation } = this.#core;
     try {
-      const report = await this.#native?.promote();
+      const report = await this.#native?.promote(nativeNode(this.#promotionNode));
       // The event usually came first, and this one is then of an older generation.
       if (report) this.#onNativeEvent(generation, { type: 'promoted', ...report });
     } catch (error) {
@@ -453,46 +463,27 @@ export class Group {
     }
   }
 
-  /** The native side says when all pages are its own; the keeper says when it ended before. */
-  async #watchPromoted(keeperSocket: string, generation: number): Promise<void> {
-    const { clock } = this.#host;
+  #watchPromoted(keeperSocket: string, generation: number): void {
     const former = this.#keeperSocket;
     if (former !== undefined && former !== keeperSocket) {
       void dismissKeeper(this.#host, former, this.#closing.signal);
     }
     this.#keeperSocket = keeperSocket;
-    // A restarted daemon has no native group that would tell it.
-    let drainedPolls = this.#core.resumed && this.#native === undefined ? drainedPollsMax : 0;
-    const notes = new StoreNotes(this.#host, this.spec.name);
-    const watch = new RefillWatch(clock);
-    for (;;) {
-      await clock.sleep(promotedPollMs, this.#closing.signal);
-      const { core } = this;
-      if (this.#closing.signal.aborted || core.generation !== generation) return;
-      if (core.phase.kind !== 'promoted') return;
-      try {
-        const status = await this.#host.askKeeper(keeperSocket);
-        const missing = status.lazyPages + status.coldPages > 0;
+    void watchPromoted(this.#host, this.spec.name, keeperSocket, {
+      signal: this.#closing.signal,
+      core: () => (this.#core.generation === generation ? this.#core : undefined),
+      isTold: () => !this.#core.resumed || this.#native !== undefined,
+      seen: (missing, refill) => {
         this.#mayRefill = missing;
-        const storeTrouble = watch.trouble(status);
-        const told = missing || status.damagedPages > 0; // these stay so
-        this.#refill = told ? { ...status, storeTrouble } : undefined;
-        notes.trouble(storeTrouble);
-        notes.damage(status.damagedPages);
-        if (status.exited) {
-          const how = describeWaitStatus(status.status ?? 0);
-          this.#apply({ type: 'ended', reason: `it ${how} after its promotion` });
-        } else if (!missing && this.#released !== undefined) {
-          this.#apply({ type: 'drained', ...this.#released });
-          this.#released = undefined;
-        } else if (!missing && ++drainedPolls > drainedPollsMax) {
-          this.#apply({ type: 'drained', us: 0, pages: core.phase.lazyPages });
-        }
-      } catch (error) {
-        if (this.#host.processAlive(core.hostPid)) continue;
-        this.#apply({ type: 'ended', reason: `it ended after its promotion: ${describe(error)}` });
-      }
-    }
+        this.#refill = refill;
+      },
+      takeReleased: () => {
+        const released = this.#released;
+        this.#released = undefined;
+        return released;
+      },
+      apply: (event) => this.#apply(event),
+    });
   }
 
   #settleWaiters(): void {

@@ -15,7 +15,7 @@ export interface PaceTargets {
 export interface EpochCost {
   readonly pauseUs: number;
   /** That it stood still beside the pause. */
-  readonly throttledUs: number;
+  readonly throttledUs?: number;
   readonly cpuUs: number;
   readonly dirtyPages: number;
   /** It took what it took and is to be taken once more. */
@@ -71,7 +71,7 @@ export function firstPace(targets: PaceTargets): Pace {
  * which takes a processor away from it where there are few (`processors`).
  */
 export function costUs(cost: EpochCost, processors: number): number {
-  const stoodUs = cost.pauseUs + cost.throttledUs;
+  const stoodUs = cost.pauseUs + (cost.throttledUs ?? 0);
   const besideUs = Math.max(0, cost.cpuUs - stoodUs);
   return stoodUs + cost.dirtyPages * writeFaultUs + besideUs * Math.min(1, 2 / processors);
 }

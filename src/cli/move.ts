@@ -14,8 +14,7 @@ export function addMove(program: Command): void {
     name: 'move',
     description:
       'stop a group here and run it on another node: nothing is lost, and connections to its ' +
-      'service address live on, others are reset; where the replica is not there, it is built ' +
-      'there first, and the group is unprotected so long',
+      'service address live on, others are reset; where no replica is there, one is built first',
     group: 'of the group, which runs here',
     required: [['--to <node>', 'where it is to run']],
     ask: (client, name, { to }) => client.move(name, to),

@@ -29,6 +29,7 @@ export interface ProtectFlags {
   readonly coldAfter?: string;
   readonly store?: string;
   readonly to?: string;
+  readonly replicas?: string;
   readonly shipFiles?: string;
 }
 
@@ -52,6 +53,7 @@ const flagNames: { readonly [K in keyof Required<ProtectRequest>]: string } = {
   onFence: '--on-fence',
   vip: '--vip',
   to: '--to',
+  replicas: '--replicas',
   shipFiles: '--ship-files',
 };
 
@@ -82,6 +84,7 @@ export function toRequest(pid: string, flags: ProtectFlags): ProtectRequest {
     onFence: flags.onFence,
     vip: flags.vip,
     to: flags.to,
+    replicas: parse(flags.replicas, '--replicas', parseWhole),
     shipFiles: flags.shipFiles,
   };
   return checkProtectRequest(request, (field) => flagNames[field]);

@@ -54,7 +54,13 @@ export function addProtect(program: Command): void {
       '--max-pause <time>',
       `longest pause of an epoch, 100us to 60s (default ${formatMs(maxPauseMs)})`,
     )
-    .option('--to <node>', 'node of the cluster that keeps the replica (default: this machine)')
+    .option(
+      '--to <node>',
+      'node of the cluster that keeps a replica, or self for this machine (the default); several by ' +
+        'rank: --to self --to b --to c',
+      (node: string, before?: string) => (before === undefined ? node : `${before},${node}`),
+    )
+    .option('--replicas <n>', 'instead of --to: on so many other nodes, with most memory free')
     .option(
       '--ship-files <rule>',
       'programs and libraries that the node lacks or has differently are sent there: mapped ' +

@@ -152,7 +152,7 @@ export function groupText(group: GroupStatus): string {
     ['ram', ramSettingText(group)],
     ...ramRows(memory),
     ...pagingRows(group),
-    ...(group.to === null ? [] : [['replica on', `node ${group.to}`] as const]),
+    ...replicaRows(group),
     ['tracker', group.tracker ?? '-'],
     ['attach', `${group.attach}; on exit ${group.onExit}; files ${group.files}`],
     ['retries', `${group.retries.left} of ${group.retries.allowed} crashes left`],
@@ -168,6 +168,15 @@ export function groupText(group: GroupStatus): string {
   }
   for (const warning of group.warnings) rows.push(['warning', warning]);
   return formatTable(rows);
+}
+
+function replicaRows({ to, replicas }: GroupStatus): (readonly [string, string])[] {
+  if (to === null) return [];
+  if (replicas.length === 0) return [['replicas', `on ${to}`]];
+  return replicas.map(({ node, rank, state, epoch, reason }) => [
+    rank === 1 ? 'replicas' : '',
+    `${rank} on node ${node}: ${state}${epoch > 0 ? `, epoch ${epoch}` : ''}${reason === null ? '' : `: ${reason}`}`,
+  ]);
 }
 
 function addressText({ vip }: GroupStatus): string {

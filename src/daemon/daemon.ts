@@ -27,7 +27,10 @@ import { Moves } from './moves.js';
 import { announce } from './outsiders.js';
 import { bootId, isAlive, readProcess } from './process-facts.js';
 import { parseKeeperName, recover, runsPromoted, type FoundKeeper } from './recover.js';
+import { KeptReplicas } from './kept-replicas.js';
+import { PeerRequests } from './peer-requests.js';
 import { ReplicaPeers } from './replica-peers.js';
+import { ReplicaRecords } from './replica-records.js';
 import { ReplicaTable } from './replica-table.js';
 import type { GroupRecord } from './state-file.js';
 import { StateStore } from './state-store.js';
@@ -52,6 +55,8 @@ export class Daemon {
   readonly #events: EventRing;
   readonly #table: ReplicaTable;
   readonly #cluster: Cluster;
+  readonly #records: ReplicaRecords;
+  readonly #kept: KeptReplicas;
   readonly #peers: ReplicaPeers;
   readonly #server: Server;
   readonly #store: StateStore;
@@ -71,13 +76,19 @@ export class Daemon {
       log: this.#log,
       current: () => ({ bootId: bootId(), groups: this.#table.records() }),
     });
-    this.#peers = new ReplicaPeers({
-      ...{ config, native: this.#native, host: this.#hostBasics() },
+    const shared = {
+      ...{ config, host: this.#hostBasics(), requests: new PeerRequests() },
       log: this.#log.child({ component: 'peers' }),
       cluster: () => this.#cluster.node,
+    };
+    const path = join(config.stateDir, 'replicas.json');
+    this.#records = new ReplicaRecords({ ...shared, path });
+    this.#kept = new KeptReplicas({
+      ...{ ...shared, native: this.#native, records: this.#records },
       runsHere: (name) => this.#table.runsHere(name),
       promoted: (promoted) => this.#takeOver(promoted),
     });
+    this.#peers = new ReplicaPeers({ ...shared, records: this.#records, kept: this.#kept });
     this.#table = new ReplicaTable({
       config,
       node: hostname(),
@@ -87,6 +98,7 @@ export class Daemon {
       host: this.#host(),
       record: () => this.#store.write(),
       peers: this.#peers,
+      kept: this.#kept,
       persisted: () => this.#store.settled(),
       warnings: () => [...this.#store.warnings, ...this.#lost, ...this.#cluster.warnings],
     });
@@ -128,11 +140,15 @@ export class Daemon {
     for (const folder of new Set([runtimeDir, stateDir])) {
       this.#locks.push(await takeLock(join(folder, 'lock')));
     }
+    await this.#records.start();
     await this.#takeUpGroups();
     void this.#table.addresses.settle();
     await this.#cluster.start();
     await this.#listen(socketPath);
-    this.#sweep = setInterval(() => this.#table.sweep(), sweepMs).unref();
+    this.#sweep = setInterval(() => {
+      this.#table.sweep();
+      this.#records.tick();
+    }, sweepMs).unref();
     this.#log.info({ pid: process.pid, socketPath, version: replpageVersion }, 'daemon started');
     void this.#lookAtStore(storeDir);
   }
@@ -156,7 +172,7 @@ export class Daemon {
     this.#server.close();
     this.#server.closeAllConnections();
     const left = this.#cluster.stop();
-    this.#peers.stop();
+    this.#kept.stop();
     const letGo = Promise.allSettled(this.#table.groups.map((group) => group.shutdown())).then(() =>
       Promise.all([this.#store.close(), left]),
     );
@@ -194,7 +210,7 @@ export class Daemon {
   /** A replica of another node runs here now. */
   #takeOver(promoted: PromotedStandby<GroupSpec>): void {
     const host = this.#host();
-    const { group, startTime } = takenOver(promoted, host);
+    const { group, startTime } = takenOver(promoted, host, this.#peers.self);
     const { name } = group.spec;
     const { hostPid, generation, epoch, promotion } = group.core;
     this.#table.add(group, startTime);

@@ -2,7 +2,8 @@
 import type { GroupBrief, GroupStatus, RamStatus } from '../api/schema.js';
 import { retriesLeft } from '../capture/group-state.js';
 import type { GroupSnapshot, PagingTurn } from '../capture/group-snapshot.js';
-import { isElsewhere, type GroupSpec } from '../capture/group-spec.js';
+import { hasPeers, type GroupSpec } from '../capture/group-spec.js';
+import { here } from '../capture/replicas.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
 import type { AddressStatus } from './service-addresses.js';
 
@@ -70,7 +71,7 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
     onPromote: spec.onPromote ?? null,
     onFence: spec.onFence ?? null,
     vip: vipOf(spec, place.address),
-    to: isElsewhere(spec) ? (spec.to ?? null) : null,
+    to: hasPeers(spec) ? (spec.to ?? null) : null,
     shipFiles: spec.shipFiles,
     promotion: promotion === undefined ? null : promotionOf(promotion),
     warnings: [...place.warnings, ...(snapshot.start?.warnings ?? [])],
@@ -156,18 +157,14 @@ function memoryOf(snapshot: GroupSnapshot, ram: RamStatus | null): GroupStatus['
 
 function replicasOf(snapshot: GroupSnapshot, place: Place): GroupStatus['replicas'] {
   if (!isKept(snapshot)) return [];
-  const { core, spec } = snapshot;
-  return [
-    {
-      node: isElsewhere(spec) ? (spec.to ?? place.node) : place.node,
-      rank: 1,
-      epoch: core.epoch,
-      state: core.phase.kind === 'promoting' ? 'promoting' : 'warm',
-      keeperSocket: isElsewhere(spec)
-        ? ''
-        : `${place.keepersDir}/${spec.name}.${core.generation}.sock`,
-    },
-  ];
+  const { core, spec, replicas } = snapshot;
+  return replicas.map(({ node, rank, state, why, epoch, residentBytes }) => ({
+    node: node === here ? place.node : node,
+    ...{ rank, epoch: state === 'in sync' ? core.epoch : epoch },
+    state: core.phase.kind === 'promoting' && state === 'in sync' ? 'promoting' : state,
+    ...{ reason: why, residentBytes },
+    keeperSocket: node === here ? `${place.keepersDir}/${spec.name}.${core.generation}.sock` : '',
+  }));
 }
 
 function lastEpochOf({ lastEpoch }: GroupSnapshot): GroupStatus['lastEpoch'] {

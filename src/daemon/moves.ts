@@ -1,21 +1,18 @@
 /**
  * Groups that go to other nodes by order: nothing of them is lost, and connections to their service
- * addresses go along. Where the replica is not on the node that is named it is built there first,
- * and the process runs unprotected for that long.
+ * addresses go along. Where no replica is on the node that is named, one is built there first.
  */
 import type { Caller, DaemonControl } from '../api/server.js';
 import type { MovesControl } from '../api/moves-routes.js';
 import type { DrainReport } from '../api/moves-schema.js';
-import type { GroupStatus, ProtectReport } from '../api/schema.js';
+import type { GroupStatus } from '../api/schema.js';
 import { describe, ReplicationError } from '../base/errors.js';
 
 /** What is asked of the node's groups: see ReplicaTable. */
-export interface MovedGroups extends Pick<
-  DaemonControl,
-  'group' | 'detach' | 'protect' | 'promote'
-> {
+export interface MovedGroups extends Pick<DaemonControl, 'group' | 'protect' | 'promote'> {
   readonly groups: readonly { readonly spec: { readonly name: string } }[];
   runsHere(name: string): boolean;
+  wantReplica(caller: Caller, name: string, node: string): Promise<void>;
 }
 
 /** Another node of the cluster that can be reached. */
@@ -41,8 +38,8 @@ export class Moves implements MovesControl {
   }
 
   /**
-   * Resolves when it runs there. Throws what protect() and promote() throw; it runs on here then, and
-   * is protected as it was where that is possible.
+   * Resolves when it runs there. Throws what wantReplica(), protect() and promote() throw; it runs
+   * on here then, protected as it was.
    */
   async move(caller: Caller, name: string, to: string): Promise<GroupStatus> {
     const { groups } = this.#options;
@@ -51,31 +48,14 @@ export class Moves implements MovesControl {
     if (!group.running) {
       throw new ReplicationError('ERR_ENDED', `cannot move ${name}: it does not run on this node`);
     }
-    if (group.to !== to) await this.#buildThere(caller, group, to);
-    return groups.promote(caller, name, { to, force: false });
-  }
-
-  async #buildThere(caller: Caller, group: GroupStatus, to: string): Promise<void> {
-    const { groups } = this.#options;
-    const { name, hostPid: pid, state } = group;
-    const protect = (place: string): Promise<ProtectReport> =>
-      groups.protect(
-        caller,
-        { pid, name, to: place },
-        { onProgress: () => undefined, signal: new AbortController().signal },
-      );
-    if (state !== 'unprotected' && state !== 'detached') await groups.detach(caller, name);
-    try {
-      await protect(to);
-    } catch (error) {
-      const why = `cannot move ${name}: ${describe(error)}`;
-      const { code, advice, refusals } = error instanceof ReplicationError ? error : failed;
-      const again = await protect(group.to ?? 'self').then(
-        () => advice,
-        (second: unknown) => `it runs on unprotected: ${describe(second)}`,
-      );
-      throw new ReplicationError(code, why, { advice: again, refusals });
+    const { state, hostPid: pid } = group;
+    if (state !== 'unprotected' && state !== 'detached') {
+      await groups.wantReplica(caller, name, to);
+    } else {
+      const silent = { onProgress: () => undefined, signal: new AbortController().signal };
+      await groups.protect(caller, { pid, name, to }, silent);
     }
+    return groups.promote(caller, name, { to, force: false });
   }
 
   /** All that runs here, one after the other. Throws ERR_DENIED, ERR_NO_CLUSTER, ERR_NO_NODE. */
@@ -111,7 +91,10 @@ export class Moves implements MovesControl {
     const targets = [...this.#options.targets()].sort(
       (a, b) => b.memoryForReplicasBytes - a.memoryForReplicasBytes,
     );
-    const holder = targets.find((target) => target.name === group.to);
+    const holders = group.replicas
+      .filter(({ state }) => state === 'in sync')
+      .map(({ node }) => node);
+    const holder = targets.find((target) => holders.includes(target.name));
     const roomy = targets.find(
       ({ memoryForReplicasBytes }) => memoryForReplicasBytes > group.memory.primaryBytes,
     );
@@ -123,5 +106,3 @@ export class Moves implements MovesControl {
     return to;
   }
 }
-
-const failed = { code: 'ERR_STATE', advice: undefined, refusals: undefined } as const;

@@ -21,7 +21,7 @@ import type {
 } from '../api/schema.js';
 import { ReplicationError } from '../base/errors.js';
 import { Group } from '../capture/group.js';
-import { isElsewhere, type GroupHost, type Owner } from '../capture/group-spec.js';
+import type { GroupHost, Owner } from '../capture/group-spec.js';
 import { isFirstStart, isOver, newGroup } from '../capture/group-state.js';
 import type { NativeAddon } from '../native/binding.js';
 import { checkpointReport, removeCheckpoints } from './checkpoints.js';
@@ -41,6 +41,7 @@ import {
   supplementaryGroups,
   type ProcessFacts,
 } from './process-facts.js';
+import type { KeptReplicas } from './kept-replicas.js';
 import type { ReplicaPeers } from './replica-peers.js';
 import { ReplicaRam } from './replica-ram.js';
 import { Restorer } from './restorer.js';
@@ -62,6 +63,7 @@ export interface TableOptions {
   /** The state file is to be written. */
   record(): void;
   readonly peers: ReplicaPeers;
+  readonly kept: KeptReplicas;
   /** About the daemon itself, for whoever relies on it. */
   warnings(): readonly string[];
 }
@@ -93,7 +95,7 @@ export class ReplicaTable implements DaemonControl {
       record: () => options.record(),
       recorded: () => options.persisted(),
     });
-    this.#standbys = new StandbyActions(options.peers);
+    this.#standbys = new StandbyActions(options.peers, options.kept);
     this.#restorer = new Restorer({
       ...{ native, host, config },
       running: () => this.groups.filter((group) => this.#runs(group)),
@@ -197,16 +199,10 @@ export class ReplicaTable implements DaemonControl {
     const before = same ?? (named?.core.phase.kind === 'detached' ? named : undefined);
     const owner = ownerOf(caller);
     const vip = this.addresses.usual(request.vip);
-    const { spec, takenOver, warnings } = newSpec(
-      name,
-      { ...request, vip },
-      {
-        caller: owner,
-        before: before?.spec,
-        logDir: config.logDir,
-      },
-    );
-    if (isElsewhere(spec)) this.#standbys.checkElsewhere(spec);
+    const asked = { ...request, vip, ...this.#standbys.chosen(request) };
+    const from = { caller: owner, before: before?.spec, logDir: config.logDir };
+    const { spec, takenOver, warnings } = newSpec(name, asked, from);
+    this.#standbys.checkHomes(spec);
     const generation = this.#generationOf(name, named);
     const core = newGroup(facts.pid, generation, spec.retries);
     const group = new Group(spec, host, core, facts.startTime);
@@ -349,9 +345,13 @@ export class ReplicaTable implements DaemonControl {
       return this.#statusOf(this.#allowed(caller, name));
     }
     const group = this.#allowed(caller, name);
-    this.#standbys.checkPlace(group.spec, how.to, this.#options.node);
-    await group.promote();
+    await group.promote(this.#standbys.placeOf(group, how.to, this.#options.node));
     return this.#statusOf(group);
+  }
+
+  /** Resolves when that node has a replica in sync. Throws ERR_STATE. */
+  async wantReplica(caller: Caller, name: string, node: string): Promise<void> {
+    await this.#allowed(caller, name).wantReplica(node);
   }
 
   async unprotect(caller: Caller, name: string): Promise<GroupStatus> {

@@ -7,7 +7,7 @@
 import { readlink } from 'node:fs/promises';
 import { describe, ReplicationError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
-import { isElsewhere, type GroupSpec } from '../capture/group-spec.js';
+import { hasPeers, type GroupSpec } from '../capture/group-spec.js';
 import { isFirstStart, type GroupCore } from '../capture/group-state.js';
 import type { NativeAddon } from '../native/binding.js';
 import type { NativeServiceAddress } from '../native/service-address.js';
@@ -196,7 +196,7 @@ export class ServiceAddresses {
   /** To the node of its replica, with its address: who sees it gone first must not mend it. */
   #isLeaving(name: string): boolean {
     const group = this.#options.groups().find(({ spec }) => spec.name === name);
-    return group?.core.phase.kind === 'promoting' && isElsewhere(group.spec);
+    return group?.core.phase.kind === 'promoting' && hasPeers(group.spec);
   }
 
   async #keep(name: string, vip: string, kept: ReadonlySet<string>): Promise<void> {

@@ -1,23 +1,27 @@
 /** What users of this node may see of, and do with, the replicas that it keeps for others. */
-import type { PromoteRequest, StatusReport } from '../api/schema.js';
+import type { PromoteRequest, ProtectRequest, StatusReport } from '../api/schema.js';
 import type { Caller } from '../api/server.js';
 import { ReplicationError } from '../base/errors.js';
-import { isElsewhere, type GroupSpec } from '../capture/group-spec.js';
+import type { Group } from '../capture/group.js';
+import { hasPeers, homesOf, type GroupSpec } from '../capture/group-spec.js';
+import type { KeptReplicas } from './kept-replicas.js';
 import type { ReplicaPeers } from './replica-peers.js';
 
 export class StandbyActions {
   readonly #peers: ReplicaPeers;
+  readonly #kept: KeptReplicas;
 
-  constructor(peers: ReplicaPeers) {
+  constructor(peers: ReplicaPeers, kept: KeptReplicas) {
     this.#peers = peers;
+    this.#kept = kept;
   }
 
   has(name: string): boolean {
-    return this.#peers.has(name);
+    return this.#kept.has(name);
   }
 
   seenBy(caller: Caller): Pick<StatusReport, 'standbys'> {
-    const seen = this.#peers.status().filter(({ name }) => this.#mayAct(caller, name));
+    const seen = this.#kept.status().filter(({ name }) => this.#mayAct(caller, name));
     return seen.length === 0 ? {} : { standbys: seen };
   }
 
@@ -31,23 +35,39 @@ export class StandbyActions {
         advice: `this node, ${self}, has a replica of it; for another one type it there`,
       });
     }
-    await this.#peers.promote(name, force);
+    await this.#kept.promote(name, force);
   }
 
-  /** Throws ERR_NO_REPLICA where a group of this node has none on the node that is named. */
-  checkPlace(spec: GroupSpec, to: string | undefined, node: string): void {
-    const place = isElsewhere(spec) ? spec.to : undefined;
+  /**
+   * Which replica of a group of this node is meant; undefined: the best. Throws ERR_NO_REPLICA where
+   * it has none there.
+   */
+  placeOf(group: Group, to: string | undefined, node: string): string | undefined {
+    if (to === undefined) return undefined;
+    const { spec } = group;
     const here = to === 'self' || to === node || to === this.#peers.self;
-    if (to === undefined || to === place || (place === undefined && here)) return;
+    const home = here ? 'self' : to;
+    if (group.snapshot().replicas.some((replica) => replica.node === home)) return home;
     throw new ReplicationError('ERR_NO_REPLICA', `node ${to} has no replica of ${spec.name}`, {
-      advice: `it is kept ${place === undefined ? 'here' : `on node ${place}`}`,
+      advice: `kept on: ${homesOf(spec).join(', ')}; replpage move builds one where there is none`,
     });
   }
 
-  /** Throws ERR_NO_CLUSTER, ERR_NO_NODE, ERR_BAD_REQUEST: that node can keep no replica of it. */
-  checkElsewhere({ to, ram }: GroupSpec): void {
-    this.#peers.check(to ?? '');
-    if (ram === 'all') return;
+  /** Where so many replicas are to be. Throws ERR_BAD_REQUEST, ERR_NO_CLUSTER, ERR_NO_NODE. */
+  chosen({ to, replicas }: ProtectRequest): Pick<ProtectRequest, 'to'> {
+    if (replicas === undefined) return { to };
+    if (to === undefined) return { to: this.#peers.choose(replicas) };
+    throw new ReplicationError('ERR_BAD_REQUEST', '--replicas: --to says which nodes already');
+  }
+
+  /** Throws ERR_NO_CLUSTER, ERR_NO_NODE, ERR_BAD_REQUEST: such nodes can keep no replica of it. */
+  checkHomes(spec: GroupSpec): void {
+    const homes = homesOf(spec);
+    if (new Set(homes).size !== homes.length) {
+      throw new ReplicationError('ERR_BAD_REQUEST', '--to: a node is named twice');
+    }
+    for (const node of homes) this.#peers.check(node);
+    if (!hasPeers(spec) || spec.ram === 'all') return;
     throw new ReplicationError(
       'ERR_BAD_REQUEST',
       '--ram: on another node a replica is all in RAM',
@@ -58,7 +78,7 @@ export class StandbyActions {
   }
 
   #mayAct({ uid }: Caller, name: string): boolean {
-    return uid === 0 || uid === this.#peers.ownerOf(name);
+    return uid === 0 || uid === this.#kept.ownerOf(name);
   }
 
   #check(caller: Caller, name: string): void {

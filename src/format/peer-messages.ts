@@ -161,6 +161,35 @@ export interface DropReplica {
   readonly generation: number;
 }
 
+/** Who of a group's replicas may be promoted. */
+export interface ReplicaRecord {
+  readonly name: string;
+  /** Of this protection of it, random. */
+  readonly id: string;
+  readonly generation: number;
+  /** Within the protection; raised by the primary's node with each change. */
+  readonly revision: number;
+  /** Name of the primary's node. */
+  readonly node: string;
+  /** Names of nodes. */
+  readonly inSync: readonly string[];
+  /** There are none any more: to be forgotten. */
+  readonly over: boolean;
+}
+
+/** What the sender knows of groups, whosever they are; what is newer counts. */
+export interface ReplicaRecords {
+  /** 0: no answer is wanted. */
+  readonly request: number;
+  readonly records: readonly ReplicaRecord[];
+}
+
+export interface RecordsTaken {
+  readonly request: number;
+  /** They are not on its disk; null: they are. */
+  readonly why: string | null;
+}
+
 export interface AskPrimary {
   readonly request: number;
   readonly name: string;
@@ -203,6 +232,15 @@ const chunkTextMax = 512 * 1024;
 /** Of what a group needs of a node, as bytes: some ten thousand files. */
 export const requirementsBytesMax = 1024 * 1024;
 
+/** Groups with replicas, of all nodes. */
+export const replicaRecordsMax = 10_000;
+const homesMax = 16;
+const replicaRecord = object<ReplicaRecord>({
+  ...{ name: groupName, id, generation: whole(1), revision: whole(1), node: name },
+  ...{ inSync: listOf(name, homesMax), over: flag },
+});
+export const recordsShape = listOf(replicaRecord, replicaRecordsMax);
+
 const replicaShapes = {
   prepareReplica: object<PrepareReplica>({
     ...{ request: whole(1), name: groupName, generation: whole(1), spec: text(specBytesMax) },
@@ -222,6 +260,8 @@ const replicaShapes = {
   }),
   fileTaken: object<FileTaken>({ request: whole(1), why: orNull(why), wanted: flag }),
   dropReplica: object<DropReplica>({ name: groupName, generation: whole(1) }),
+  replicaRecords: object<ReplicaRecords>({ request: whole(), records: recordsShape }),
+  recordsTaken: object<RecordsTaken>({ request: whole(1), why: orNull(why) }),
   askPrimary: object<AskPrimary>({ request: whole(1), name: groupName }),
   primaryState: object<PrimaryState>({ request: whole(1), running: flag }),
 } as const;
@@ -264,6 +304,7 @@ const numbers: Readonly<Record<Kind, number>> = {
   ...{ joinOffer: 16, joinRequest: 17, joined: 18 },
   ...{ prepareReplica: 32, replicaPrepared: 33, dropReplica: 34 },
   ...{ askPrimary: 35, primaryState: 36, shipFile: 37, shipChunk: 38, fileTaken: 39 },
+  ...{ replicaRecords: 40, recordsTaken: 41 },
 };
 const kinds = new Map(Object.entries(numbers).map(([kind, number]) => [number, kind as Kind]));
 

@@ -6,6 +6,7 @@ import { Group } from '../../src/capture/group.js';
 import type { Announcement, GroupHost, GroupSpec } from '../../src/capture/group-spec.js';
 import { newGroup } from '../../src/capture/group-state.js';
 import type {
+  ReplicaParts,
   EpochStats,
   NativeGroup,
   NativeGroupEvent,
@@ -59,8 +60,15 @@ class ScriptedNative implements NativeGroup {
   counters(): Record<string, number> {
     return { epochs: this.epochs };
   }
-  parts() {
-    return { holderPid: 0, stagingBytes: 0 };
+  join(): boolean {
+    return true;
+  }
+  recorded(): void {
+    return;
+  }
+  parts(): ReplicaParts {
+    const replica = { node: '', epoch: this.epochs, residentBytes: 0 };
+    return { holderPid: 0, stagingBytes: 0, replicas: [{ ...replica, state: 'in sync' }] };
   }
 }
 
@@ -70,6 +78,7 @@ function epochStats(epoch: number): EpochStats {
     pauseUs: 200,
     copyUs: 10,
     commitUs: 10,
+    throttledUs: 0,
     cpuUs: 300,
     dirtyPages: 3,
     zeroPages: 0,

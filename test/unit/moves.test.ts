@@ -31,19 +31,26 @@ class Scripted implements MovedGroups {
   }
   runsHere = (name: string) => this.#of(name).running;
   group = (_caller: Caller, name: string) => Promise.resolve(this.#show(name));
-  detach = (_caller: Caller, name: string) => this.#note('detach', name, { state: 'detached' });
+  wantReplica = async (_caller: Caller, name: string, to: string): Promise<void> => {
+    if (this.#of(name).to === to) return;
+    this.#refuseBroken(to);
+    await this.#note(`replica on ${to} for`, name, {});
+  };
   promote = (_caller: Caller, name: string, { to }: { readonly to: string | undefined }) =>
     this.#note(`promote to ${to}:`, name, { state: 'ended', running: false });
   protect = (_caller: Caller, { name = '', to = '' }: ProtectRequest): Promise<ProtectReport> => {
     this.asked.push(`protect to ${to}: ${name}`);
-    if (this.#broken.includes(to)) {
-      const message = `node ${to} keeps no replica: it has no such file`;
-      return Promise.reject(new ReplicationError('ERR_REFUSED', message, { advice: 'copy it' }));
-    }
+    this.#refuseBroken(to);
     Object.assign(this.#of(name), { to, state: 'protected' });
     const report: Partial<ProtectReport> = { group: this.#show(name) };
     return Promise.resolve(report as ProtectReport);
   };
+
+  #refuseBroken(to: string): void {
+    if (!this.#broken.includes(to)) return;
+    const message = `node ${to} keeps no replica: it has no such file`;
+    throw new ReplicationError('ERR_REFUSED', message, { advice: 'copy it' });
+  }
 
   #of(name: string): One {
     const one = this.#all.find((each) => each.name === name);
@@ -53,7 +60,8 @@ class Scripted implements MovedGroups {
 
   #show(name: string): GroupStatus {
     const { primaryBytes, ...one } = this.#of(name);
-    return { ...one, hostPid: 7, memory: { primaryBytes } } as unknown as GroupStatus;
+    const replicas = one.to === null ? [] : [{ node: one.to, state: 'in sync' }];
+    return { ...one, replicas, hostPid: 7, memory: { primaryBytes } } as unknown as GroupStatus;
   }
 
   #note(what: string, name: string, change: Partial<One>): Promise<GroupStatus> {
@@ -84,27 +92,25 @@ t.test('a move to where the replica is, is a promotion there', async (t) => {
   t.same(groups.asked, ['promote to b: db']);
 });
 
-t.test('elsewhere the replica is built there first', async (t) => {
+t.test('elsewhere a replica is built there first', async (t) => {
   const groups = new Scripted([one('db', null)]);
   await scene(groups).move(root, 'db', 'c');
-  t.same(groups.asked, ['detach db', 'protect to c: db', 'promote to c: db']);
+  t.same(groups.asked, ['replica on c for db', 'promote to c: db']);
 });
 
-t.test('what cannot be built there is protected as it was', async (t) => {
+t.test('what cannot be built there stays as it is', async (t) => {
   const groups = new Scripted([one('db', 'b')], ['c']);
   await t.rejects(scene(groups).move(root, 'db', 'c'), {
     ...{ code: 'ERR_REFUSED', advice: 'copy it' },
-    message: 'cannot move db: node c keeps no replica: it has no such file',
+    message: 'node c keeps no replica: it has no such file',
   });
-  t.same(groups.asked, ['detach db', 'protect to c: db', 'protect to b: db']);
+  t.same(groups.asked, []);
 });
 
-t.test('and where that fails too, it is said', async (t) => {
-  const groups = new Scripted([one('db', null)], ['c', 'self']);
-  await t.rejects(scene(groups).move(root, 'db', 'c'), {
-    code: 'ERR_REFUSED',
-    advice: /^it runs on unprotected: /,
-  });
+t.test('what nobody protects is protected there first', async (t) => {
+  const groups = new Scripted([{ ...one('db', null), state: 'detached' }]);
+  await scene(groups).move(root, 'db', 'c');
+  t.same(groups.asked, ['protect to c: db', 'promote to c: db']);
 });
 
 t.test('a node that is not there, and a group that does not run', async (t) => {

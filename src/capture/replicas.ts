@@ -1,0 +1,222 @@
+/**
+ * Where the replicas of one group are. Asks nodes to keep one, records who is in sync before it may
+ * matter, and brings back whoever is out, with growing delays.
+ */
+import { deferred, type Deferred } from '../base/deferred.js';
+import { describe, ReplicationError } from '../base/errors.js';
+import type { NativeGroup, NativeHome } from '../native/group.js';
+import { homesOf, peersOf, type GroupHost, type GroupSpec } from './group-spec.js';
+
+export const here = 'self';
+
+export type ReplicaState = 'building' | 'joining' | 'in sync' | 'out';
+
+export interface ReplicaOfGroup {
+  /** Its name, or self. */
+  readonly node: string;
+  readonly rank: number;
+  readonly state: ReplicaState;
+  /** Of one that is out. */
+  readonly why: string | null;
+  /** Committed last. */
+  readonly epoch: number;
+  readonly residentBytes: number;
+}
+
+interface Out {
+  readonly why: string;
+  readonly delayMs: number;
+}
+
+const delayMsMin = 1000;
+const delayMsMax = 60_000;
+
+/** The native side has no name for this machine. */
+const nativeName = (node: string): string => (node === here ? '' : node);
+export const nativeNode = (node: string | undefined): string | undefined =>
+  node === undefined ? undefined : nativeName(node);
+const nameOf = (native: string): string => (native === '' ? here : native);
+
+const noneThere = (node: string, why: string): ReplicationError =>
+  new ReplicationError('ERR_STATE', `node ${node} has no replica of it: ${why}`);
+const asError = (error: unknown): Error =>
+  error instanceof Error ? error : new Error(describe(error));
+
+type Host = Pick<GroupHost, 'clock' | 'note' | 'peers'>;
+
+export class GroupReplicas {
+  readonly #spec: GroupSpec;
+  readonly #host: Host;
+  readonly #out = new Map<string, Out>();
+  readonly #inSync = new Set<string>();
+  /** Asked for by a move, beside those of the options. */
+  readonly #more: string[] = [];
+  readonly #wanted = new Map<string, Deferred<void>>();
+  #running: { native: NativeGroup; hostPid: number; generation: number } | undefined;
+  #over = new AbortController();
+
+  constructor(spec: GroupSpec, host: Host) {
+    this.#spec = spec;
+    this.#host = host;
+  }
+
+  get #nodes(): readonly string[] {
+    return [...homesOf(this.#spec), ...this.#more];
+  }
+
+  /** Have a replica expected wherever one is to be. Throws when none can be, or not all of `all`. */
+  async expect(hostPid: number, generation: number, all: boolean): Promise<readonly NativeHome[]> {
+    this.#end();
+    const homes: NativeHome[] = [];
+    let failure: unknown;
+    for (const node of this.#nodes) {
+      try {
+        homes.push(await this.#home(node, hostPid, generation));
+      } catch (error) {
+        if (all) throw error;
+        failure = error;
+        this.#out.set(node, { why: describe(error), delayMs: delayMsMin });
+      }
+    }
+    if (homes.length === 0) throw failure;
+    return homes;
+  }
+
+  async #home(node: string, hostPid: number, generation: number): Promise<NativeHome> {
+    if (node === here) return { node: '', place: null };
+    const place = await peersOf(this.#host).place(this.#spec, node, hostPid, generation);
+    return { node, place };
+  }
+
+  /** The first epoch is committed. Resolves when that is recorded. */
+  async started(native: NativeGroup, hostPid: number, generation: number): Promise<void> {
+    this.#running = { native, hostPid, generation };
+    for (const { node, state } of native.parts().replicas) {
+      if (state === 'in sync') this.#inSync.add(nameOf(node));
+    }
+    await this.#record();
+    for (const [node, { why }] of this.#out) {
+      this.#host.note(this.#spec.name, 'replica out', `${node}: ${why}`);
+      void this.#bringBack(node);
+    }
+  }
+
+  /** The group goes on without it; a commit waits until that is recorded. */
+  async lost(native: NativeGroup, nativeNode: string, why: string): Promise<void> {
+    const node = nameOf(nativeNode);
+    const wasInSync = this.#inSync.delete(node);
+    if (this.#refuse(node, noneThere(node, why))) return native.recorded(nativeNode);
+    const before = this.#out.get(node);
+    const delayMs = Math.min((before?.delayMs ?? delayMsMin / 2) * 2, delayMsMax);
+    this.#out.set(node, { why, delayMs });
+    if (wasInSync || before === undefined) {
+      this.#host.note(this.#spec.name, 'replica out', `${node}: ${why}`);
+    }
+    if (wasInSync) await this.#record();
+    native.recorded(nativeNode);
+    if (this.#running !== undefined) void this.#bringBack(node);
+  }
+
+  async joined(nativeNode: string, epoch: number): Promise<void> {
+    const node = nameOf(nativeNode);
+    this.#out.delete(node);
+    this.#inSync.add(node);
+    await this.#record();
+    this.#wanted.get(node)?.resolve();
+    this.#wanted.delete(node);
+    this.#host.note(this.#spec.name, 'replica in sync', `${node}, since epoch ${epoch}`);
+  }
+
+  /** Resolves when a replica there is in sync; throws why there can be none. */
+  async want(node: string): Promise<void> {
+    if (this.#inSync.has(node)) return;
+    if (this.#spec.ram !== 'all') {
+      throw new ReplicationError(
+        'ERR_STATE',
+        `with --ram ${this.#spec.ram} it has one here alone`,
+        {
+          advice: 'protect it again with --ram all',
+        },
+      );
+    }
+    const wanted = deferred<void>();
+    this.#wanted.set(node, wanted);
+    if (!this.#nodes.includes(node)) {
+      this.#more.push(node);
+      this.#out.set(node, { why: 'it is being built', delayMs: 0 });
+      void this.#bringBack(node);
+    }
+    await wanted.promise;
+  }
+
+  /** Of one that is wanted, one failure is enough. True: it was, and is wanted no more. */
+  #refuse(node: string, error: Error): boolean {
+    const wanted = this.#wanted.get(node);
+    this.#wanted.delete(node);
+    wanted?.reject(error);
+    const extra = this.#more.indexOf(node);
+    if (extra < 0) return false;
+    this.#more.splice(extra, 1);
+    this.#out.delete(node);
+    return true;
+  }
+
+  /** By rank. */
+  status(): readonly ReplicaOfGroup[] {
+    const parts = this.#running?.native.parts().replicas ?? [];
+    return this.#nodes.map((node, index) => {
+      const part = parts.find((one) => one.node === nativeName(node));
+      return {
+        ...{ node, rank: index + 1, state: part?.state ?? 'out' },
+        why: part === undefined || part.state === 'out' ? (this.#out.get(node)?.why ?? null) : null,
+        epoch: part?.epoch ?? 0,
+        residentBytes: part?.residentBytes ?? 0,
+      };
+    });
+  }
+
+  /** The native group is over. */
+  stop(): void {
+    this.#end();
+  }
+
+  #end(): void {
+    this.#over.abort();
+    for (const node of this.#wanted.keys())
+      this.#refuse(node, noneThere(node, 'the group moves on'));
+    this.#over = new AbortController();
+    this.#running = undefined;
+    this.#out.clear();
+    this.#inSync.clear();
+  }
+
+  /** Tries until it is on its way; what becomes of that is told by lost() or joined(). */
+  async #bringBack(node: string): Promise<void> {
+    const { signal } = this.#over;
+    for (;;) {
+      await this.#host.clock.sleep(this.#out.get(node)?.delayMs ?? 0, signal);
+      const running = this.#running;
+      if (signal.aborted || running === undefined || !this.#out.has(node)) return;
+      const { native, hostPid, generation } = running;
+      try {
+        const home = await this.#home(node, hostPid, generation);
+        if (signal.aborted) return;
+        if (native.join(this.#nodes.indexOf(node), home)) return;
+        this.#out.set(node, { why: 'another one is being built', delayMs: delayMsMin });
+      } catch (error) {
+        if (signal.aborted || this.#refuse(node, asError(error))) return;
+        const delayMs = Math.max(delayMsMin, (this.#out.get(node)?.delayMs ?? 0) * 2);
+        this.#out.set(node, { why: describe(error), delayMs: Math.min(delayMs, delayMsMax) });
+      }
+    }
+  }
+
+  async #record(): Promise<void> {
+    const running = this.#running;
+    if (running === undefined || this.#nodes.every((node) => node === here)) return;
+    await this.#host.peers?.record({
+      ...{ name: this.#spec.name, id: this.#spec.storeId, generation: running.generation },
+      inSync: [...this.#inSync],
+    });
+  }
+}

@@ -1,0 +1,192 @@
+/**
+ * Which replicas of which groups may be promoted, as their primaries' nodes have said: the same
+ * record on every node of the cluster, so that it outlives the primary's. A primary leaves a replica
+ * out only when those that stay in have recorded that, so whoever holds one of them knows.
+ */
+import { replaceFile, readWhole } from '../base/durable-file.js';
+import { describe, hasCode } from '../base/errors.js';
+import type { Log } from '../base/log.js';
+import type { InSync } from '../capture/group-spec.js';
+import { formatChecked, parseChecked } from '../format/checked-file.js';
+import {
+  recordsShape,
+  replicaRecordsMax,
+  type Member,
+  type ReplicaMessage,
+  type ReplicaRecord,
+} from '../format/peer-messages.js';
+import type { ClusterNode } from '../membership/cluster-node.js';
+import type { PeerRequests } from './peer-requests.js';
+
+export interface ReplicaRecordsOptions {
+  readonly path: string;
+  readonly log: Log;
+  readonly requests: PeerRequests;
+  cluster(): ClusterNode | undefined;
+}
+
+const version = 1;
+const kind = { mark: 'replpage-replicas', version } as const;
+const fileBytesMax = 16 * 1024 * 1024;
+const answerMs = 2000;
+/** For a node whose replica goes on: as long as it is in sync it will answer. */
+const triesMax = 5;
+/** In one message. */
+const batch = 200;
+
+export class ReplicaRecords {
+  readonly #options: ReplicaRecordsOptions;
+  readonly #all = new Map<string, ReplicaRecord>();
+  #written: Promise<void> = Promise.resolve();
+  /** Nodes that were told everything, and were not away since. */
+  #told = new Set<string>();
+  #trouble = '';
+
+  constructor(options: ReplicaRecordsOptions) {
+    this.#options = options;
+  }
+
+  /** Takes up what was known before. A damaged file is told of, and counts as none. */
+  async start(): Promise<void> {
+    const { path, log } = this.#options;
+    try {
+      const known = recordsShape(
+        parseChecked(kind, await readWhole(path, fileBytesMax)),
+        'records',
+      );
+      for (const record of known) this.#all.set(record.name, record);
+    } catch (error) {
+      if (hasCode(error, 'ENOENT')) return;
+      log.error({ path, reason: describe(error) }, 'what is known of replicas cannot be read');
+    }
+  }
+
+  of(name: string): ReplicaRecord | undefined {
+    return this.#all.get(name);
+  }
+
+  get all(): readonly ReplicaRecord[] {
+    return [...this.#all.values()];
+  }
+
+  /** Of a group of this node. Resolves when all nodes with a replica in sync have it too. */
+  async record({ name, id, generation, inSync }: InSync): Promise<void> {
+    const cluster = this.#options.cluster();
+    if (cluster === undefined) return;
+    const before = this.#all.get(name);
+    const record: ReplicaRecord = {
+      ...{ name, id, generation, node: cluster.self.name },
+      revision: before?.id === id ? before.revision + 1 : 1,
+      inSync: inSync.map((node) => (node === 'self' ? cluster.self.name : node)),
+      over: false,
+    };
+    await this.#keep(record);
+    const { self, nodes } = cluster;
+    const others = nodes.filter(({ member }) => member.id !== self.id && !member.removed);
+    const sure: Promise<void>[] = [];
+    for (const { member } of others) {
+      if (record.inSync.includes(member.name)) sure.push(this.#tellSurely(cluster, member, record));
+      else this.#tell(cluster, member, [record]);
+    }
+    await Promise.all(sure);
+  }
+
+  /** The group is over, or has no replicas any more. */
+  forget(name: string): void {
+    const record = this.#all.get(name);
+    const cluster = this.#options.cluster();
+    if (record === undefined || cluster?.self.name !== record.node) return;
+    const over = { ...record, revision: record.revision + 1, inSync: [], over: true };
+    void this.#drop(name);
+    for (const { member } of cluster.nodes) {
+      if (member.id !== cluster.self.id) this.#tell(cluster, member, [over]);
+    }
+  }
+
+  async heard(member: Member, records: readonly ReplicaRecord[]): Promise<string | null> {
+    for (const record of records) {
+      if (!isNewer(record, this.#all.get(record.name), member)) continue;
+      if (record.over) await this.#drop(record.name);
+      else await this.#keep(record);
+    }
+    return this.#trouble === '' ? null : this.#trouble;
+  }
+
+  /** Call it now and then: whoever was away hears everything. */
+  tick(): void {
+    const cluster = this.#options.cluster();
+    if (cluster === undefined) return;
+    const up = cluster.nodes.filter(({ reach }) => reach === 'up').map(({ member }) => member);
+    const before = this.#told;
+    this.#told = new Set(up.map(({ id }) => id));
+    for (const member of up) {
+      if (before.has(member.id)) continue;
+      for (let at = 0; at < this.all.length; at += batch) {
+        this.#tell(cluster, member, this.all.slice(at, at + batch));
+      }
+    }
+  }
+
+  #tell(cluster: ClusterNode, member: Member, records: readonly ReplicaRecord[]): void {
+    cluster.send(member.id, { kind: 'replicaRecords', body: { request: 0, records } });
+  }
+
+  async #tellSurely(cluster: ClusterNode, member: Member, record: ReplicaRecord): Promise<void> {
+    const ask = (request: number): ReplicaMessage => ({
+      kind: 'replicaRecords',
+      body: { request, records: [record] },
+    });
+    let why = '';
+    for (let tries = 0; tries < triesMax; tries++) {
+      // What is newer says it as well.
+      if (this.#all.get(record.name)?.revision !== record.revision) return;
+      try {
+        const { requests } = this.#options;
+        const taken = await requests.ask(cluster, member, 'recordsTaken', answerMs, ask);
+        if (taken.why === null) return;
+        why = taken.why;
+      } catch (error) {
+        why = describe(error);
+        await new Promise((resolve) => setTimeout(resolve, answerMs / 4));
+      }
+    }
+    const reason = `node ${member.name} has not recorded who of ${record.name} is in sync: ${why}`;
+    this.#options.log.warn({ group: record.name, node: member.name }, reason);
+  }
+
+  #keep(record: ReplicaRecord): Promise<void> {
+    if (this.#all.size >= replicaRecordsMax && !this.#all.has(record.name)) {
+      return Promise.resolve();
+    }
+    this.#all.set(record.name, record);
+    return this.#write();
+  }
+
+  #drop(name: string): Promise<void> {
+    return this.#all.delete(name) ? this.#write() : Promise.resolve();
+  }
+
+  #write(): Promise<void> {
+    this.#written = this.#written.then(async () => {
+      const { path, log } = this.#options;
+      try {
+        await replaceFile(path, formatChecked(kind, this.all), 0o600);
+        this.#trouble = '';
+      } catch (error) {
+        this.#trouble = `cannot write ${path}: ${describe(error)}`;
+        log.error({ path, reason: describe(error) }, 'what is known of replicas is not written');
+      }
+    });
+    return this.#written;
+  }
+}
+
+/** A protection that begins anew is believed of its own node alone. */
+function isNewer(record: ReplicaRecord, known: ReplicaRecord | undefined, from: Member): boolean {
+  if (known === undefined) return !record.over;
+  if (known.id !== record.id && record.generation <= known.generation) {
+    return record.node === from.name;
+  }
+  if (record.generation !== known.generation) return record.generation > known.generation;
+  return record.revision > known.revision;
+}
