@@ -22,24 +22,42 @@ export interface Pair {
 
 /** `covers`: what b sees differently. */
 export async function pair(t: Test, covers: Readonly<Record<string, string>> = {}): Promise<Pair> {
+  const { network, nodes } = await cluster(t, ['a', 'b'], { b: covers });
+  const [a, b] = nodes;
+  if (a === undefined || b === undefined) throw new Error('there are no two nodes');
+  return { network, a, b };
+}
+
+/** Nodes of one cluster, which the first has made. */
+export async function cluster(
+  t: Test,
+  names: readonly string[],
+  covers: Readonly<Record<string, Readonly<Record<string, string>>>> = {},
+): Promise<{ readonly network: NamespaceNetwork; readonly nodes: readonly NodeInNamespace[] }> {
   const network = new NamespaceNetwork();
   const ends: (() => Promise<void>)[] = [];
   t.teardown(async () => {
     for (const end of ends) await end();
     await network.end();
   });
-  const [a, b] = [network.node('a'), network.node('b')];
+  const nodes = names.map((name) => network.node(name));
   ends.push(async () => {
-    for (const node of [a, b]) await endGroups(node);
+    for (const node of nodes) await endGroups(node);
   });
-  await Promise.all([a.startDaemon(), b.startDaemon(covers)]);
-  const made = await a.type('init', '--name', 'a');
+  await Promise.all(nodes.map((node) => node.startDaemon(covers[node.name])));
+  const [first, ...others] = nodes;
+  if (first === undefined) throw new Error('a cluster has a node at least');
+  const made = await first.type('init', '--name', first.name);
   if (made.status !== 0) throw new Error(made.stderr);
-  const [, join = ''] = /^replpage join (\S+)$/m.exec((await a.type('token')).stdout) ?? [];
-  const joined = await b.type('join', join, '--name', 'b');
-  if (joined.status !== 0) throw new Error(joined.stderr);
-  await Promise.all([a.sees('b', 'up'), b.sees('a', 'up')]);
-  return { network, a, b };
+  for (const node of others) {
+    const [, join = ''] = /^replpage join (\S+)$/m.exec((await first.type('token')).stdout) ?? [];
+    const joined = await node.type('join', join, '--name', node.name);
+    if (joined.status !== 0) throw new Error(joined.stderr);
+  }
+  for (const node of nodes) {
+    for (const other of nodes) if (other !== node) await node.sees(other.name, 'up');
+  }
+  return { network, nodes };
 }
 
 /** Whatever still runs of what was promoted. */
