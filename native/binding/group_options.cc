@@ -127,7 +127,8 @@ NodeCredentials read_credentials(const Napi::Object& object) {
 StandbyOptions read_standby_options(const Napi::Object& object) {
   StandbyOptions options;
   read_replica(object, options);
-  options.address_comes = true;
+  options.drill = object.Get("drill").ToBoolean().Value();
+  options.address_comes = !options.drill;
   const auto files = object.Get("peerFiles").As<Napi::Array>();
   for (uint32_t i = 0; i < files.Length(); ++i) {
     const auto file = files.Get(i).As<Napi::Object>();

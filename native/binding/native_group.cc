@@ -14,6 +14,7 @@ Napi::Function NativeGroup::define(Napi::Env env) {
        InstanceMethod<&NativeGroup::checkpoint>("checkpoint"),
        InstanceMethod<&NativeGroup::promote>("promote"),
        InstanceMethod<&NativeGroup::join>("join"),
+       InstanceMethod<&NativeGroup::drill>("drill"),
        InstanceMethod<&NativeGroup::recorded>("recorded"), InstanceMethod<&NativeGroup::stop>("stop"),
        InstanceMethod<&NativeGroup::counters>("counters"),
        InstanceMethod<&NativeGroup::parts>("parts")});
@@ -136,6 +137,19 @@ Napi::Value NativeGroup::join(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), session_->join(rank, std::move(home)));
 }
 
+// (name of the drill, home, microseconds): false when another replica is on its way.
+Napi::Value NativeGroup::drill(const Napi::CallbackInfo& info) {
+  const GroupOptions& options = session_->options();
+  ReplicaOptions drill = options;
+  const std::string name = info[0].ToString().Utf8Value();
+  drill.drill = true;
+  drill.control_socket.replace(drill.control_socket.rfind('/') + 1, drill.name.size(), name);
+  drill.name = name;
+  ReplicaHome home = read_home(info[1].As<Napi::Object>(), drill, options.pid);
+  const auto run_us = static_cast<uint64_t>(info[2].ToNumber().Int64Value());
+  return Napi::Boolean::New(info.Env(), session_->drill(drill, std::move(home), run_us));
+}
+
 Napi::Value NativeGroup::recorded(const Napi::CallbackInfo& info) {
   session_->recorded(info[0].ToString().Utf8Value());
   return info.Env().Undefined();
@@ -222,6 +236,21 @@ void NativeGroup::on_replica_out(const std::string& node, const std::string& why
     event.Set("type", "replicaOut");
     event.Set("node", node);
     event.Set("why", why);
+    return event;
+  });
+}
+
+void NativeGroup::on_drilled(const std::string& node, uint64_t epoch,
+                             const DrilledMessage& message) {
+  emit([=](Napi::Env env) {
+    Napi::Object event = Napi::Object::New(env);
+    event.Set("type", "drilled");
+    event.Set("node", node);
+    event.Set("epoch", static_cast<double>(epoch));
+    event.Set("problem", message.problem);
+    event.Set("promoteUs", static_cast<double>(message.promote_us));
+    event.Set("threads", message.threads);
+    event.Set("calls", message.calls);
     return event;
   });
 }

@@ -67,6 +67,7 @@ const char* name_of(ReplicaState state) {
     case ReplicaState::kInSync:
       return "in sync";
     case ReplicaState::kOut:
+    case ReplicaState::kDrilling:
       return "out";
   }
   return "out";

@@ -1,13 +1,20 @@
 #include "keeper/namespaces.h"
 
+#include <fcntl.h>
+#include <net/if.h>
 #include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <unistd.h>
+
+#include <cstring>
 
 #include <string>
 
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
+#include "core/base/unique_fd.h"
 
 namespace replpage {
 namespace {
@@ -49,6 +56,24 @@ void enter_namespaces(int pidfd, int namespaces) {
     throw SysError::from_errno("mount", on_path("/proc"));
   }
   if (::chdir("/") != 0) throw SysError::from_errno("chdir", on_path("/"));
+}
+
+void cut_off() {
+  if (::unshare(CLONE_NEWNET | CLONE_NEWIPC) != 0) {
+    throw SysError::from_errno("unshare the network of a drill");
+  }
+  const UniqueFd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  ifreq loopback{};
+  std::strncpy(loopback.ifr_name, "lo", sizeof loopback.ifr_name - 1);
+  loopback.ifr_flags = IFF_UP | IFF_RUNNING;
+  if (!socket.valid() || ::ioctl(socket.get(), SIOCSIFFLAGS, &loopback) != 0) {
+    throw SysError::from_errno("bring the loopback interface of a drill up");
+  }
+  for (const char* version : {"ipv4", "ipv6"}) {
+    const UniqueFd any(::open((std::string("/proc/sys/net/") + version + "/ip_nonlocal_bind").c_str(),
+                              O_WRONLY | O_CLOEXEC));
+    if (any.valid()) (void)!::write(any.get(), "1", 1);  // a kernel without IPv6 lacks one
+  }
 }
 
 }  // namespace replpage

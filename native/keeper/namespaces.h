@@ -14,4 +14,8 @@ int namespaces_to_enter(pid_t host_pid);
 // The caller must have one thread. Throws SysError.
 void enter_namespaces(int pidfd, int namespaces);
 
+// A network with nothing but the loopback interface, where any address may be had, and IPC of its
+// own. Throws SysError.
+void cut_off();
+
 }  // namespace replpage

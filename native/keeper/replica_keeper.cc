@@ -115,6 +115,7 @@ class ReplicaKeeper {
   void follow_tracer();
   void handle(ReceivedMessage message);
   void show_memory();
+  DrilledMessage tried_out(const DrillMessage& message);
   void promote(const PromoteMessage& message);
   void handle_lazy_news();
   void tell_progress();
@@ -264,6 +265,10 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
       return tell(
           MessageType::kRehearsed,
           RehearsedMessage{why_not_here(*standby_->image(), configuration_.service_address)});
+    case MessageType::kDrill:
+      tell(MessageType::kDrilled, tried_out(decode<DrillMessage>(message.body)));
+      end_requested_ = true;
+      return;
     case MessageType::kDying:
       standby_->get_ready();
       awake_until_us_ = now_us() + kOrderAwaitedUs;
@@ -298,7 +303,17 @@ void ReplicaKeeper::translate_root() {
   root_host_pid_ = host_pid_of(link_.get(), root_);
 }
 
+DrilledMessage ReplicaKeeper::tried_out(const DrillMessage& message) {
+  if (!configuration_.drill) throw FormatError("kDrill of a replica that is no drill's");
+  try {
+    return standby_->drill(message);
+  } catch (const std::exception& error) {
+    return {.problem = error.what()};
+  }
+}
+
 void ReplicaKeeper::promote(const PromoteMessage& message) {
+  if (configuration_.drill) throw FormatError("kPromote of a drill's replica");
   const uint64_t started = now_us();
   PromotionOrder order = standby_->prepare(message);
   order.input.outside_stream = std::move(outside_stream_);
@@ -456,6 +471,7 @@ int run_keeper(KeeperSetup setup) noexcept {
     reset_signals();
     UniqueFd proc = open_path("/proc", O_PATH | O_DIRECTORY);
     enter_namespaces(setup.primary.get(), setup.namespaces);
+    if (setup.configuration.drill) cut_off();
     setup.primary.reset();
     set_oom_score("1000");
     const PrimaryClocks& clocks = setup.configuration.clocks;

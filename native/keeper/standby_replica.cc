@@ -1,5 +1,7 @@
 #include "keeper/standby_replica.h"
 
+#include <fcntl.h>
+
 #include <algorithm>
 #include <ctime>
 #include <limits>
@@ -7,8 +9,10 @@
 
 #include "core/base/clock.h"
 #include "core/base/descriptor_room.h"
+#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/image/group_check.h"
+#include "core/restore/drill.h"
 #include "keeper/store_source.h"
 
 namespace replpage {
@@ -174,6 +178,25 @@ void StandbyReplica::bring_to(const PromoteMessage& message) {
     write(staging_.read<PageRunList>(message.runs));
   }
   epoch_ = message.epoch;
+}
+
+DrilledMessage StandbyReplica::drill(const DrillMessage& message) {
+  if (!committed_) throw FormatError("kDrill before the first commit");
+  std::string why = why_no_drill(*image_);
+  if (!why.empty()) return {.problem = std::move(why)};
+  const uint64_t started = now_us();
+  await_clock();
+  image_ = without_outside(std::move(*image_));
+  PromoteInput input;
+  input.image = &*image_;
+  input.keep_files = true;
+  input.outside_stream = open_path("/dev/null", O_RDWR);
+  input.drill_us = std::max<uint64_t>(message.run_us, 1);
+  const PromotedReplica tried = replica_->promote(std::move(input), nullptr);
+  return {.problem = tried.drill.problem,
+          .promote_us = tried.ran_us - started,
+          .threads = tried.drill.threads,
+          .calls = tried.drill.calls};
 }
 
 PromotionOrder StandbyReplica::prepare(const PromoteMessage& message) {

@@ -48,6 +48,9 @@ class StandbyReplica {
   // Brings the replica to the epoch of the message. `input.image` stays valid as long as this does.
   PromotionOrder prepare(const PromoteMessage& message);
 
+  // Tries the last commit out: see drill.h. Nothing may follow.
+  DrilledMessage drill(const DrillMessage& message);
+
   [[nodiscard]] Replica& replica() { return *replica_; }
   // Of the last shape; null before the first.
   [[nodiscard]] const GroupImage* image() const { return image_ ? &*image_ : nullptr; }

@@ -32,6 +32,23 @@ class Listener final : public GroupEvents {
     over = true;
   }
 
+  void on_drilled(const std::string& /*node*/, uint64_t epoch,
+                  const DrilledMessage& message) override {
+    drill = message;
+    drill_epoch = epoch;
+  }
+  void on_replica_out(const std::string& node, const std::string& why) override {
+    testing::note("out: " + node + ": " + why);
+    out = true;
+  }
+  void on_replica_in_sync(const std::string& node, uint64_t epoch) override {
+    testing::note("in sync: " + node);
+    in_sync_since = epoch;
+  }
+
+  DrilledMessage drill;  // once drill_epoch says so
+  std::atomic<uint64_t> drill_epoch = 0, in_sync_since = 0;
+  std::atomic<bool> out = false;
   std::atomic<bool> exact = false, drained = false, over = false;
   std::atomic<pid_t> host_pid = 0;
   std::atomic<pid_t> stop_at_promotion = 0;  // a keeper that is to hang from there on
@@ -68,6 +85,29 @@ void write_much(pid_t pid) {
 }
 
 uint64_t ms_since(uint64_t began_us) { return (now_us() - began_us) / 1000; }
+
+// Another keeper on this machine, as on another node: it gets no descriptors.
+class OtherPlace final : public ReplicaPlace {
+ public:
+  explicit OtherPlace(ReplicaOptions options) : options_(std::move(options)) {}
+  KeeperProcess start(const StagingArea& staging) override {
+    KeeperProcess keeper = spawn_keeper_of(options_, 0, staging);
+    keeper_pid = keeper.keeper;
+    return keeper;
+  }
+  void end() override {}
+  std::atomic<pid_t> keeper_pid = 0;
+
+ private:
+  const ReplicaOptions options_;
+};
+
+std::shared_ptr<OtherPlace> other_place(const GroupOptions& group, const std::string& name) {
+  ReplicaOptions options = group;
+  options.name += name;
+  options.control_socket += name;
+  return std::make_shared<OtherPlace>(options);
+}
 
 }  // namespace
 
@@ -172,5 +212,86 @@ TEST(group_session_is_stopped_while_its_keeper_hangs) {
   CHECK(ms_since(began) < static_cast<uint64_t>(kAnswerMs));
   CHECK(ends(keeper));
   CHECK(program.runs());
+  CHECK_EQUAL(program.wrong(), 0u);
+}
+
+// What joins gets what was there and what is written meanwhile; who is lost is left out.
+TEST(group_session_has_replicas_come_and_go) {
+  need_keeper();
+  const Program program;
+  Listener events;
+  const GroupOptions options = options_of(program.pid(), 201);
+  const auto other = other_place(options, ".other");
+  {
+    GroupSession session(options, events);
+    session.start();
+    CHECK(session.join(1, {.node = "other", .place = other}));
+    CHECK(!session.join(2, {.node = "third", .place = other}));  // one at a time
+    CHECK(within(kAnswerMs, [&] {
+      session.epoch();
+      return events.in_sync_since != 0;
+    }));
+    CHECK_EQUAL(session.replica_parts().replicas.size(), 2u);
+    write_much(program.pid());
+    session.epoch();
+    for (const ReplicaView& replica : session.replica_parts().replicas) {
+      CHECK(replica.state == ReplicaState::kInSync);
+    }
+    ::kill(keeper_of(session), SIGKILL);
+    CHECK(within(kAnswerMs, [&] { return events.out.load(); }));
+    session.epoch();
+    CHECK(!events.over);
+    // A kill is answered by the one that is left, from what it was given.
+    ::kill(program.pid(), SIGKILL);
+    CHECK(within(kAnswerMs, [&] { return events.drained || events.over; }));
+    CHECK(events.drained && events.exact);
+    CHECK(program.runs());
+    session.stop();
+  }
+  CHECK_EQUAL(program.wrong(), 0u);
+}
+
+// All of them: the primary runs on.
+TEST(group_session_without_any_replica_is_over) {
+  need_keeper();
+  const Program program;
+  Listener events;
+  GroupOptions options = options_of(program.pid(), 202);
+  const auto other = other_place(options, ".other");
+  options.homes = {{.node = {}, .place = nullptr}, {.node = "other", .place = other}};
+  GroupSession session(options, events);
+  session.start();
+  const pid_t here = keeper_of(session);
+  ::kill(other->keeper_pid, SIGKILL);
+  CHECK(within(kAnswerMs, [&] { return events.out.load(); }));
+  CHECK(!events.over);
+  ::kill(here, SIGKILL);
+  CHECK(within(kAnswerMs, [&] { return events.over.load(); }));
+  CHECK(program.runs());
+  CHECK_EQUAL(program.wrong(), 0u);
+}
+
+// The program tells of itself through a mapped file, which a drill would write to.
+TEST(group_session_does_not_try_out_what_writes_to_a_file) {
+  need_keeper();
+  const Program program;
+  Listener events;
+  const GroupOptions options = options_of(program.pid(), 203);
+  GroupSession session(options, events);
+  session.start();
+  ReplicaOptions drill = options;
+  drill.name += ".drill";
+  drill.control_socket += ".drill";
+  drill.drill = true;
+  CHECK(session.drill(drill, {}, 500'000));
+  CHECK(within(kAnswerMs, [&] {
+    session.epoch();
+    return events.drill_epoch != 0;
+  }));
+  CHECK(events.drill.problem.starts_with("it writes to "));
+  session.epoch();
+  CHECK_EQUAL(session.replica_parts().replicas.size(), 1u);
+  CHECK(!events.over && program.runs());
+  session.stop();
   CHECK_EQUAL(program.wrong(), 0u);
 }

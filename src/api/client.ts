@@ -12,7 +12,7 @@ import type {
   TokenReport,
   TokenRequest,
 } from './cluster-schema.js';
-import type { DrainReport } from './moves-schema.js';
+import type { DrainReport, DrillReport } from './moves-schema.js';
 import { fromProblem } from './problem.js';
 import type {
   CheckpointReport,
@@ -68,6 +68,12 @@ export class ApiClient {
     const query = new URLSearchParams({ ...(to && { to }), ...(force && { force: '1' }) });
     const path = `/v1/groups/${encodeURIComponent(name)}/promote?${query.toString()}`;
     return (await this.#json('POST', path)) as GroupStatus;
+  }
+
+  async drill(name: string, on: string | undefined): Promise<DrillReport> {
+    const query = on === undefined ? '' : `?on=${encodeURIComponent(on)}`;
+    const path = `/v1/groups/${encodeURIComponent(name)}/drill${query}`;
+    return (await this.#json('POST', path)) as DrillReport;
   }
 
   async move(name: string, to: string): Promise<GroupStatus> {

@@ -57,7 +57,15 @@ export interface GroupSpec extends PaceTargets {
   /** Service address, ADDRESS/PREFIX@INTERFACE as the native side writes it. */
   readonly vip: string | undefined;
   readonly owner: Owner;
+  /** A replica of it is tried out, and never promoted. */
+  readonly drill?: true | undefined;
 }
+
+/** Of a replica that is tried out beside the others: nobody hears of it. */
+export const drillSpec = (spec: GroupSpec): GroupSpec => ({
+  ...spec,
+  ...{ name: `${spec.name}.drill`, stdio: null, vip: undefined, drill: true },
+});
 
 export interface GroupLimits {
   readonly freezeDeadlineUs: number;

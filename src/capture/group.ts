@@ -133,10 +133,10 @@ export class Group {
     await asked.promise;
   }
 
-  /** Resolves when a replica on that node is in sync. Throws ERR_STATE. */
-  wantReplica(node: string): Promise<void> {
+  /** While it is kept in step. Throws ERR_STATE, ERR_NO_REPLICA, ERR_ENDED. */
+  get replicas(): GroupReplicas {
     checkPromotable({ name: this.spec.name, ...this.#core });
-    return this.#replicas.want(node);
+    return this.#replicas;
   }
 
   /** The process runs on without us. Resolves when it is let go. Throws ERR_ENDED when it is lost. */
@@ -358,6 +358,8 @@ export class Group {
         return this.#lost(inWords(event.reason));
       case 'replicaOut':
         return void (this.#native && this.#replicas.lost(this.#native, event.node, event.why));
+      case 'drilled':
+        return this.#replicas.drilled(event);
       case 'replicaInSync':
         return void this.#replicas.joined(event.node, event.epoch);
       case 'drained':

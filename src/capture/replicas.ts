@@ -4,8 +4,8 @@
  */
 import { deferred, type Deferred } from '../base/deferred.js';
 import { describe, ReplicationError } from '../base/errors.js';
-import type { NativeGroup, NativeHome } from '../native/group.js';
-import { homesOf, peersOf, type GroupHost, type GroupSpec } from './group-spec.js';
+import type { NativeDrill, NativeGroup, NativeHome } from '../native/group.js';
+import { drillSpec, homesOf, peersOf, type GroupHost, type GroupSpec } from './group-spec.js';
 
 export const here = 'self';
 
@@ -30,6 +30,8 @@ interface Out {
 
 const delayMsMin = 1000;
 const delayMsMax = 60_000;
+/** A thread that gets to no system call in this time is still computing. */
+const drillRunUs = 300_000;
 
 /** The native side has no name for this machine. */
 const nativeName = (node: string): string => (node === here ? '' : node);
@@ -54,6 +56,7 @@ export class GroupReplicas {
   readonly #wanted = new Map<string, Deferred<void>>();
   #running: { native: NativeGroup; hostPid: number; generation: number } | undefined;
   #over = new AbortController();
+  #drill: Deferred<NativeDrill> | undefined;
 
   constructor(spec: GroupSpec, host: Host) {
     this.#spec = spec;
@@ -82,9 +85,14 @@ export class GroupReplicas {
     return homes;
   }
 
-  async #home(node: string, hostPid: number, generation: number): Promise<NativeHome> {
+  async #home(
+    node: string,
+    hostPid: number,
+    generation: number,
+    spec = this.#spec,
+  ): Promise<NativeHome> {
     if (node === here) return { node: '', place: null };
-    const place = await peersOf(this.#host).place(this.#spec, node, hostPid, generation);
+    const place = await peersOf(this.#host).place(spec, node, hostPid, generation);
     return { node, place };
   }
 
@@ -161,6 +169,30 @@ export class GroupReplicas {
     return true;
   }
 
+  /** Has one more replica made there and tried out. Throws ERR_STATE, and why there can be none. */
+  async drill(node: string): Promise<NativeDrill> {
+    const running = this.#running;
+    if (running === undefined) throw noneThere(node, 'the group is not protected');
+    if (this.#drill !== undefined) throw noneThere(node, 'another drill is under way');
+    const answer = deferred<NativeDrill>();
+    this.#drill = answer;
+    try {
+      const spec = drillSpec(this.#spec);
+      const { native, hostPid, generation } = running;
+      const home = await this.#home(node, hostPid, generation, spec);
+      if (!native.drill(spec.name, home, drillRunUs)) {
+        throw noneThere(node, 'another one is being built: try again');
+      }
+      return await answer.promise;
+    } finally {
+      this.#drill = undefined;
+    }
+  }
+
+  drilled(outcome: NativeDrill): void {
+    this.#drill?.resolve(outcome);
+  }
+
   /** By rank. */
   status(): readonly ReplicaOfGroup[] {
     const parts = this.#running?.native.parts().replicas ?? [];
@@ -182,8 +214,9 @@ export class GroupReplicas {
 
   #end(): void {
     this.#over.abort();
-    for (const node of this.#wanted.keys())
-      this.#refuse(node, noneThere(node, 'the group moves on'));
+    const over = 'the group moves on';
+    this.#drill?.reject(noneThere(here, over));
+    for (const node of this.#wanted.keys()) this.#refuse(node, noneThere(node, over));
     this.#over = new AbortController();
     this.#running = undefined;
     this.#out.clear();

@@ -14,6 +14,7 @@ import { addEvict } from './evict.js';
 import { addInit, addJoin, addToken } from './init.js';
 import { addInspect } from './inspect.js';
 import { addKey } from './key.js';
+import { addDrill } from './drill.js';
 import { addDrain, addMove } from './move.js';
 import { addNodes } from './nodes.js';
 import { addProtect } from './protect.js';
@@ -69,6 +70,7 @@ async function main(): Promise<number> {
     addNodes,
     addMove,
     addDrain,
+    addDrill,
     addDoctor,
     addDemo,
   ];

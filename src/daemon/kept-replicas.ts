@@ -142,6 +142,7 @@ export class KeptReplicas {
       this.#standbys.expect(native, member, spec, {
         ...{ name, generation, ...host.paths, stdio, uid, gid, groups, files: spec.files },
         ...{ vip: spec.vip ?? null, stagingBytesMax, spillBytesMax, peerFiles },
+        drill: spec.drill === true,
       }),
     );
     return { port: native.port(), token, wants };

@@ -4,15 +4,17 @@
  */
 import type { Caller, DaemonControl } from '../api/server.js';
 import type { MovesControl } from '../api/moves-routes.js';
-import type { DrainReport } from '../api/moves-schema.js';
+import type { DrainReport, DrillReport } from '../api/moves-schema.js';
 import type { GroupStatus } from '../api/schema.js';
 import { describe, ReplicationError } from '../base/errors.js';
+import { formatBytes } from '../base/units.js';
+import type { GroupReplicas } from '../capture/replicas.js';
 
 /** What is asked of the node's groups: see ReplicaTable. */
 export interface MovedGroups extends Pick<DaemonControl, 'group' | 'protect' | 'promote'> {
   readonly groups: readonly { readonly spec: { readonly name: string } }[];
   runsHere(name: string): boolean;
-  wantReplica(caller: Caller, name: string, node: string): Promise<void>;
+  replicasOf(caller: Caller, name: string): Pick<GroupReplicas, 'want' | 'drill'>;
 }
 
 /** Another node of the cluster that can be reached. */
@@ -38,7 +40,7 @@ export class Moves implements MovesControl {
   }
 
   /**
-   * Resolves when it runs there. Throws what wantReplica(), protect() and promote() throw; it runs
+   * Resolves when it runs there. Throws what replicas, protect() and promote() throw; it runs
    * on here then, protected as it was.
    */
   async move(caller: Caller, name: string, to: string): Promise<GroupStatus> {
@@ -50,12 +52,38 @@ export class Moves implements MovesControl {
     }
     const { state, hostPid: pid } = group;
     if (state !== 'unprotected' && state !== 'detached') {
-      await groups.wantReplica(caller, name, to);
+      await groups.replicasOf(caller, name).want(to);
     } else {
       const silent = { onProgress: () => undefined, signal: new AbortController().signal };
       await groups.protect(caller, { pid, name, to }, silent);
     }
     return groups.promote(caller, name, { to, force: false });
+  }
+
+  /** Throws what replicas throw, and ERR_NO_NODE where memory is short. */
+  async drill(caller: Caller, name: string, on: string | undefined): Promise<DrillReport> {
+    const { groups } = this.#options;
+    const { memory, replicas } = await groups.group(caller, name);
+    const self = this.#options.self();
+    if (on !== undefined && on !== self) this.#options.check(on);
+    const target = this.#options.targets().find((each) => each.name === on);
+    if (target !== undefined && target.memoryForReplicasBytes < memory.primaryBytes) {
+      const left = formatBytes(target.memoryForReplicasBytes);
+      const message = `node ${target.name} has ${left} left for replicas; a drill takes ${formatBytes(memory.primaryBytes)} for a while`;
+      throw new ReplicationError('ERR_NO_NODE', message);
+    }
+    const usual = replicas.some(({ keeperSocket }) => keeperSocket !== '')
+      ? 'self'
+      : replicas.find(({ state }) => state === 'in sync')?.node;
+    const node = on === self ? 'self' : (on ?? usual ?? 'self');
+    const began = performance.now();
+    const drilled = await groups.replicasOf(caller, name).drill(node);
+    const { epoch, problem, promoteUs, threads, calls } = drilled;
+    return {
+      ...{ name, node: node === 'self' ? self || node : node, epoch },
+      ...{ problem: problem === '' ? null : problem, promoteUs, threads, calls },
+      ms: Math.round(performance.now() - began),
+    };
   }
 
   /** All that runs here, one after the other. Throws ERR_DENIED, ERR_NO_CLUSTER, ERR_NO_NODE. */

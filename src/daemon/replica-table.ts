@@ -21,6 +21,7 @@ import type {
 } from '../api/schema.js';
 import { ReplicationError } from '../base/errors.js';
 import { Group } from '../capture/group.js';
+import type { GroupReplicas } from '../capture/replicas.js';
 import type { GroupHost, Owner } from '../capture/group-spec.js';
 import { isFirstStart, isOver, newGroup } from '../capture/group-state.js';
 import type { NativeAddon } from '../native/binding.js';
@@ -349,9 +350,9 @@ export class ReplicaTable implements DaemonControl {
     return this.#statusOf(group);
   }
 
-  /** Resolves when that node has a replica in sync. Throws ERR_STATE. */
-  async wantReplica(caller: Caller, name: string, node: string): Promise<void> {
-    await this.#allowed(caller, name).wantReplica(node);
+  /** Of a group that is kept in step. Throws ERR_STATE. */
+  replicasOf(caller: Caller, name: string): GroupReplicas {
+    return this.#allowed(caller, name).replicas;
   }
 
   async unprotect(caller: Caller, name: string): Promise<GroupStatus> {

@@ -202,7 +202,23 @@ export type NativeGroupEvent =
   | { readonly type: 'unprotected'; readonly reason: string }
   /** One of several is lost; a commit waits for recorded() where that was asked for. */
   | { readonly type: 'replicaOut'; readonly node: string; readonly why: string }
-  | { readonly type: 'replicaInSync'; readonly node: string; readonly epoch: number };
+  | { readonly type: 'replicaInSync'; readonly node: string; readonly epoch: number }
+  | ({ readonly type: 'drilled' } & NativeDrill);
+
+/** What came of a replica that was tried out. */
+export interface NativeDrill {
+  /** Empty: this machine. */
+  readonly node: string;
+  /** 0: it got none. */
+  readonly epoch: number;
+  /** Empty: it would run. */
+  readonly problem: string;
+  /** Until its first instruction. */
+  readonly promoteUs: number;
+  readonly threads: number;
+  /** Threads that got to a system call, which was not executed; the others still computed. */
+  readonly calls: number;
+}
 
 /** Pages of a part of a mapping. */
 export interface PageCounts {
@@ -258,6 +274,8 @@ export interface NativeGroup {
   promote(node?: string): Promise<PromotionReport>;
   /** One more replica; false: one is on its way already. What comes of it is told by an event. */
   join(rank: number, home: NativeHome): boolean;
+  /** One that is tried out for so long at most, under that name; false as by join(). */
+  drill(name: string, home: NativeHome, runUs: number): boolean;
   /** The replica on that node is recorded to be out. */
   recorded(node: string): void;
   /**

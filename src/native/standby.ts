@@ -39,6 +39,8 @@ export interface ExpectedReplica extends NativeReplicaOptions {
   /** Id of the primary's node. */
   readonly node: string;
   readonly peerFiles: readonly PeerFile[];
+  /** It is tried out, and never promoted. */
+  readonly drill: boolean;
 }
 
 /** `token` says of which replica. */

@@ -126,6 +126,11 @@ class ScriptedMoves implements MovesControl {
     this.asked.push(`drain ${node}`);
     return Promise.resolve({ node, moved: [{ name: 'web', to: 'b' }], left: [] });
   };
+  drill = (_caller: Caller, name: string, on = 'where it is best') => {
+    this.asked.push(`drill ${name} on ${on}`);
+    const figures = { promoteUs: 900, threads: 3, calls: 3, ms: 40 };
+    return Promise.resolve({ name, node: 'b', epoch: 7, problem: null, ...figures });
+  };
 }
 
 const silent = () => undefined;
@@ -444,7 +449,14 @@ t.test('moves', async (t) => {
   const { moves, path, client } = await scene(t);
   t.equal((await client.move('web', 'b')).name, 'web');
   t.same((await client.drain('a')).moved, [{ name: 'web', to: 'b' }]);
-  t.same(moves.asked, ['move web to b', 'drain a']);
+  t.match(await client.drill('web', 'b'), { node: 'b', epoch: 7, problem: null });
+  await client.drill('web', undefined);
+  t.same(moves.asked, [
+    'move web to b',
+    'drain a',
+    'drill web on b',
+    'drill web on where it is best',
+  ]);
   for (const wrong of ['', '?to=', '?to=b%20c']) {
     const answer = await raw(path, 'POST', `/v1/groups/web/move${wrong}`);
     t.equal(answer.status, 400);

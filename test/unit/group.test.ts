@@ -63,6 +63,9 @@ class ScriptedNative implements NativeGroup {
   join(): boolean {
     return true;
   }
+  drill(): boolean {
+    return true;
+  }
   recorded(): void {
     return;
   }

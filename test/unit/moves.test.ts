@@ -31,11 +31,18 @@ class Scripted implements MovedGroups {
   }
   runsHere = (name: string) => this.#of(name).running;
   group = (_caller: Caller, name: string) => Promise.resolve(this.#show(name));
-  wantReplica = async (_caller: Caller, name: string, to: string): Promise<void> => {
-    if (this.#of(name).to === to) return;
-    this.#refuseBroken(to);
-    await this.#note(`replica on ${to} for`, name, {});
-  };
+  replicasOf = (_caller: Caller, name: string) => ({
+    want: async (to: string): Promise<void> => {
+      if (this.#of(name).to === to) return;
+      this.#refuseBroken(to);
+      await this.#note(`replica on ${to} for`, name, {});
+    },
+    drill: async (node: string) => {
+      await this.#note(`drill on ${node} of`, name, {});
+      const problem = this.#broken.includes(node) ? 'thread 7 got SIGSEGV' : '';
+      return { node, epoch: 3, problem, promoteUs: 100, threads: 2, calls: 2 };
+    },
+  });
   promote = (_caller: Caller, name: string, { to }: { readonly to: string | undefined }) =>
     this.#note(`promote to ${to}:`, name, { state: 'ended', running: false });
   protect = (_caller: Caller, { name = '', to = '' }: ProtectRequest): Promise<ProtectReport> => {
@@ -60,7 +67,7 @@ class Scripted implements MovedGroups {
 
   #show(name: string): GroupStatus {
     const { primaryBytes, ...one } = this.#of(name);
-    const replicas = one.to === null ? [] : [{ node: one.to, state: 'in sync' }];
+    const replicas = one.to === null ? [] : [{ node: one.to, state: 'in sync', keeperSocket: '' }];
     return { ...one, replicas, hostPid: 7, memory: { primaryBytes } } as unknown as GroupStatus;
   }
 
@@ -119,6 +126,18 @@ t.test('a node that is not there, and a group that does not run', async (t) => {
   await t.rejects(scene(groups).move(root, 'db', 'b'), { code: 'ERR_ENDED' });
   await t.rejects(scene(groups).move(root, 'none', 'b'), { code: 'ERR_NO_GROUP' });
   t.same(groups.asked, []);
+});
+
+t.test('a drill is where it would run, else where it was asked for', async (t) => {
+  const groups = new Scripted([one('db', 'b'), one('web', null)], ['c']);
+  const moves = scene(groups);
+  t.match(await moves.drill(root, 'db', undefined), { node: 'b', epoch: 3, problem: null });
+  t.match(await moves.drill(root, 'db', 'c'), { node: 'c', problem: /SIGSEGV/ });
+  await t.rejects(moves.drill(root, 'db', 'x'), { code: 'ERR_NO_NODE' });
+  t.match(await moves.drill(root, 'web', undefined), { node: 'a' });
+  t.same(groups.asked, ['drill on b of db', 'drill on c of db', 'drill on self of web']);
+  const large = new Scripted([one('big', 'b', 50)]);
+  await t.rejects(scene(large).drill(root, 'big', 'b'), { code: 'ERR_NO_NODE' });
 });
 
 t.test('a drain moves each to its replica, else to where there is room', async (t) => {

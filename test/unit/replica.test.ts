@@ -62,6 +62,7 @@ function kept() {
       },
       ...{ uid: 0, gid: 0, groups: [], files: 'refuse', stagingBytesMax: 1, spillBytesMax: 0 },
       peerFiles: [],
+      drill: false,
     });
   return { native, standbys, promoted, notes, expect };
 }

@@ -37,6 +37,7 @@ enum class MessageType : uint16_t {
   kLook = 13,        // empty: show the replica's memory, then kView
   kFiles = 14,       // FilesMessage: files here of a primary elsewhere, before kBuild; kFilesReady
   kRehearse = 15,    // empty: could the last commit run here? kRehearsed
+  kDrill = 16,       // DrillMessage: the last commit is tried out, then kDrilled, and it is over
   // keeper -> tracer
   kReady = 32,       // ReadyMessage + a pidfd of the keeper
   kPagesDone = 33,   // empty: the chunk's room in the staging area is free again
@@ -49,6 +50,7 @@ enum class MessageType : uint16_t {
   kDraining = 40,    // DrainingMessage: now and then between kPromoted and kDrained
   kFilesReady = 41,  // FilesReadyMessage
   kRehearsed = 42,   // RehearsedMessage
+  kDrilled = 43,     // DrilledMessage
 };
 
 struct MessageHeader {
@@ -74,10 +76,11 @@ struct ConfigureMessage {
   int32_t namespaces_of = 0;  // host pid whose mount, net, ipc, uts namespaces were entered
   PrimaryClocks clocks = {};
   std::string service_address;  // to be taken at the promotion; empty: none
+  bool drill = false;           // never to be promoted, but tried out: cut off from the network
   template <class A>
   void visit(A& a) {
     a(name, generation, staging_bytes, spill_bytes_max, control_socket, stdio_path, namespaces_of,
-      clocks, service_address);
+      clocks, service_address, drill);
   }
 };
 
@@ -219,6 +222,25 @@ struct RehearsedMessage {
   template <class A>
   void visit(A& a) {
     a(problem);
+  }
+};
+
+struct DrillMessage {
+  uint64_t run_us = 0;  // at most
+  template <class A>
+  void visit(A& a) {
+    a(run_us);
+  }
+};
+
+// What came of a drill. `calls` of `threads` got to a system call, which is not executed.
+struct DrilledMessage {
+  std::string problem;  // empty: it would run
+  uint64_t promote_us = 0;
+  uint32_t threads = 0, calls = 0;
+  template <class A>
+  void visit(A& a) {
+    a(problem, promote_us, threads, calls);
   }
 };
 

@@ -102,6 +102,8 @@ class GroupEvents {
   virtual void on_unprotected(const std::string& reason) = 0;
   // One of several replicas is lost, and epochs go on without it; GroupSession::recorded().
   virtual void on_replica_out(const std::string& /*node*/, const std::string& /*why*/) {}
+  virtual void on_drilled(const std::string& /*node*/, uint64_t /*epoch*/,
+                          const DrilledMessage& /*message*/) {}
   virtual void on_replica_in_sync(const std::string& /*node*/, uint64_t /*epoch*/) {}
 };
 

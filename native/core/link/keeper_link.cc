@@ -105,6 +105,9 @@ void KeeperLink::deliver(ReceivedMessage message) {
       draining_ = false;
       news_.drained(decode<DrainedMessage>(message.body));
       return;
+    case MessageType::kDrilled:
+      if (news_.drilled) news_.drilled(decode<DrilledMessage>(message.body));
+      return;
     case MessageType::kFailed:
       lose(decode<FailedMessage>(message.body).reason);
       return;

@@ -21,6 +21,7 @@ class KeeperLink {
   struct News {
     std::function<void(PromotedMessage)> promoted;
     std::function<void(DrainedMessage)> drained;
+    std::function<void(DrilledMessage)> drilled = {};
     std::function<void(std::string reason)> lost;  // once, at the latest when the channel closes
   };
 

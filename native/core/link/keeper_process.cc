@@ -52,7 +52,8 @@ void send_configuration(Channel& channel, const KeeperOptions& options,
                                 .stdio_path = stdio_path,
                                 .namespaces_of = options.primary,
                                 .clocks = clocks,
-                                .service_address = options.service_address},
+                                .service_address = options.service_address,
+                                .drill = options.drill},
                descriptors);
 }
 
@@ -93,7 +94,8 @@ KeeperProcess spawn_keeper_of(const ReplicaOptions& group, pid_t primary,
                        .stdio = stdio.get(),
                        .stdio_path = group.stdio_path,
                        .clocks = group.clocks,
-                       .service_address = group.address_comes ? group.service_address : ""},
+                       .service_address = group.address_comes ? group.service_address : "",
+                       .drill = group.drill},
                       staging);
 }
 

@@ -29,6 +29,7 @@ struct KeeperOptions {
   std::string stdio_path;            // for messages only
   PrimaryClocks clocks = {};         // `inside` is found out where `primary` is known
   std::string service_address = {};  // comes here when the replica is promoted
+  bool drill = false;                // see ReplicaOptions
 };
 
 struct KeeperProcess {

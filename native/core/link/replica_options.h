@@ -28,6 +28,7 @@ struct ReplicaOptions {
   PrimaryClocks clocks = {};         // of a primary on another machine
   std::string service_address = {};  // of the group; empty: it has none
   bool address_comes = false;        // to this machine, when the replica is promoted
+  bool drill = false;                // it is tried out, and never promoted
   uint64_t staging_bytes_max = 256ull << 20;
   uint64_t spill_bytes_max = 64ull << 30;
   uint64_t keeper_answer_ms = kKeeperAnswerMs;  // one that is silent for so long is ended

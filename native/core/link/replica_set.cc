@@ -27,6 +27,20 @@ void ReplicaSet::add(size_t rank, ReplicaHome home, KeeperProcess keeper, Replic
   member->home = std::move(home);
   member->state = state;
   member->complete = state != ReplicaState::kJoining;
+  insert(std::move(member), std::move(keeper));
+}
+
+void ReplicaSet::add_drill(ReplicaHome home, KeeperProcess keeper, uint64_t run_us) {
+  auto member = std::make_shared<Member>();
+  member->rank = SIZE_MAX;
+  member->home = std::move(home);
+  member->state = ReplicaState::kJoining;
+  member->complete = false;
+  member->drill_us = run_us;
+  insert(std::move(member), std::move(keeper));
+}
+
+void ReplicaSet::insert(std::shared_ptr<Member> member, KeeperProcess keeper) {
   member->holder = keeper.holder;
   hang_up_on_outs();
   Members former;  // destroyed without the lock
@@ -38,14 +52,16 @@ void ReplicaSet::add(size_t rank, ReplicaHome home, KeeperProcess keeper, Replic
   std::ranges::copy_if(members_, std::back_inserter(former), is_former);
   std::erase_if(members_, is_former);
   const auto after =
-      std::ranges::find_if(members_, [&](const auto& other) { return other->rank > rank; });
+      std::ranges::find_if(members_, [&](const auto& other) { return other->rank > member->rank; });
   members_.insert(after, member);
+  const size_t id = member->id;
   member->link = std::make_shared<KeeperLink>(
       std::move(keeper.channel), std::move(keeper.pidfd),
       KeeperLink::News{
           .promoted = news_.promoted,
           .drained = news_.drained,
-          .lost = [this, id = member->id](std::string why) { take_out(id, std::move(why)); }},
+          .drilled = [this, id](DrilledMessage message) { on_drilled(id, std::move(message)); },
+          .lost = [this, id](std::string why) { take_out(id, std::move(why)); }},
       answer_ms_);
   if (!waits_) member->link->stop_waiting();
 }
@@ -152,11 +168,27 @@ void ReplicaSet::note_committed(Member& member, const CommittedMessage& committe
     const std::lock_guard lock(mutex_);
     if (member.state == ReplicaState::kOut) return;
     joined = member.state == ReplicaState::kJoining;
-    member.state = ReplicaState::kInSync;
+    member.state = member.drill_us != 0 ? ReplicaState::kDrilling : ReplicaState::kInSync;
     member.epoch = committed.epoch;
     member.resident_bytes = committed.resident_bytes;
   }
-  if (joined) news_.in_sync(member.home.node, committed.epoch);
+  if (member.drill_us != 0) {
+    member.link->send(MessageType::kDrill, DrillMessage{.run_us = member.drill_us});
+  } else if (joined) {
+    news_.in_sync(member.home.node, committed.epoch);
+  }
+}
+
+std::string ReplicaSet::why_not_there(const std::string& node) {
+  std::string problem;
+  for (const auto& member : those({ReplicaState::kInSync})) {
+    if (member->home.node != node || !member->home.place) continue;
+    with({member}, [&](Member& there) {
+      there.link->send_empty(MessageType::kRehearse);
+      problem = there.link->wait_reply_as<RehearsedMessage>(MessageType::kRehearsed, kSlowMs).problem;
+    });
+  }
+  return problem;
 }
 
 void ReplicaSet::complete() {
@@ -167,7 +199,30 @@ bool ReplicaSet::has_joining() const { return !those({ReplicaState::kJoining}).e
 
 // ---- who is out
 
+// It is over with the answer; hang_up_on_outs() does the rest.
+void ReplicaSet::on_drilled(size_t id, DrilledMessage message) {
+  std::string node;
+  uint64_t epoch = 0;
+  {
+    const std::lock_guard lock(mutex_);
+    const auto found = std::ranges::find(members_, id, [](const auto& one) { return one->id; });
+    if (found == members_.end() || (*found)->state == ReplicaState::kOut) return;
+    (*found)->state = ReplicaState::kOut;
+    (*found)->recorded = true;
+    node = (*found)->home.node;
+    epoch = (*found)->epoch;
+  }
+  news_.drilled(node, epoch, std::move(message));
+}
+
+bool ReplicaSet::is_drill(size_t id) const {
+  const std::lock_guard lock(mutex_);
+  const auto found = std::ranges::find(members_, id, [](const auto& one) { return one->id; });
+  return found != members_.end() && (*found)->drill_us != 0;
+}
+
 void ReplicaSet::take_out(size_t id, const std::string& why) {
+  if (is_drill(id)) return on_drilled(id, {.problem = why});
   std::string node;
   bool is_last = false;
   {
@@ -203,6 +258,10 @@ void ReplicaSet::hang_up_on_outs() {
     link.reset();
     if (member->home.place) member->home.place->end();
   }
+  const std::lock_guard lock(mutex_);
+  std::erase_if(members_, [](const auto& member) {
+    return member->drill_us != 0 && member->state == ReplicaState::kOut;
+  });
 }
 
 void ReplicaSet::wait_recorded() {
@@ -270,7 +329,7 @@ std::shared_ptr<KeeperLink> ReplicaSet::here() const {
 pid_t ReplicaSet::holder_here() const {
   const std::lock_guard lock(mutex_);
   for (const auto& member : members_) {
-    if (!member->home.place) return member->holder;
+    if (!member->home.place && member->drill_us == 0) return member->holder;
   }
   return 0;
 }
@@ -279,6 +338,7 @@ std::vector<ReplicaView> ReplicaSet::views() const {
   const std::lock_guard lock(mutex_);
   std::vector<ReplicaView> views;
   for (const auto& member : members_) {
+    if (member->drill_us != 0) continue;
     views.push_back({.node = member->home.node,
                      .state = member->state,
                      .epoch = member->epoch,

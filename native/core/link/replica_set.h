@@ -1,6 +1,7 @@
 // The replicas of one group, by rank, and what is said to all of them.
 //
-//   building, joining -- first commit --> in sync -- lost, or too slow --> out -- join() --> joining
+//   building, joining -- first commit --> in sync -- lost, or too slow --> out -- joins --> joining
+//   joining for a drill -- first commit --> drilling -- tried out, or lost --> gone
 //
 // A replica that is building hears the first copy. One that joins a group that runs hears every
 // epoch as a part of its first copy until complete() says that it was given all there is; only then
@@ -23,7 +24,7 @@
 
 namespace replpage {
 
-enum class ReplicaState : uint8_t { kBuilding, kJoining, kInSync, kOut };
+enum class ReplicaState : uint8_t { kBuilding, kJoining, kInSync, kOut, kDrilling };
 
 struct ReplicaView {
   std::string node;
@@ -42,6 +43,8 @@ class ReplicaSet {
     std::function<void(std::string why)> lost;
     std::function<void(std::string node, std::string why)> out;
     std::function<void(std::string node, uint64_t epoch)> in_sync;
+    // Of one that joined for a drill; lost on the way, it has a problem.
+    std::function<void(std::string node, uint64_t epoch, DrilledMessage)> drilled;
   };
 
   // `answer_ms`: see KeeperLink. `holds_commits`: whether a commit waits until recorded() was
@@ -55,6 +58,8 @@ class ReplicaSet {
 
   // One whose keeper has just been started; ranks as it is listed in `homes` of GroupOptions.
   void add(size_t rank, ReplicaHome home, KeeperProcess keeper, ReplicaState state);
+  // One that is joining, to be tried out for so long at most when it has an epoch.
+  void add_drill(ReplicaHome home, KeeperProcess keeper, uint64_t run_us);
 
   // The first copy. Both wait until all that are building have done it.
   void build(const ImageMessage& image);
@@ -65,6 +70,10 @@ class ReplicaSet {
   void wait_room();
   // Until all hold the epoch that was sent, and who does not is recorded to be out.
   CommittedMessage wait_committed();
+
+  // Why the group could not run where a replica in sync is on another node, as far as can be seen
+  // there (a port in use). Empty: nothing was found, or nobody could look.
+  std::string why_not_there(const std::string& node);
 
   // Whoever is joining has been given everything with the epochs so far.
   void complete();
@@ -109,6 +118,7 @@ class ReplicaSet {
     bool complete = true;         // not so: it lacks what was there when it joined
     Owes owes = Owes::kNothing;   // of the epoch that was sent
     bool recorded = false;        // that it is out
+    uint64_t drill_us = 0;        // not 0: it joined for a drill
     uint64_t epoch = 0, resident_bytes = 0;
     pid_t holder = 0;
     std::shared_ptr<KeeperLink> link;
@@ -120,9 +130,12 @@ class ReplicaSet {
   template <class Say>
   void with(const Members& members, Say say);
   [[nodiscard]] uint64_t limit_ms() const;
+  [[nodiscard]] bool is_drill(size_t id) const;
   void take_out(size_t id, const std::string& why);
   void hang_up_on_outs();
   void wait_recorded();
+  void insert(std::shared_ptr<Member> member, KeeperProcess keeper);
+  void on_drilled(size_t id, DrilledMessage message);
   void note_committed(Member& member, const CommittedMessage& committed);
 
   const News news_;

@@ -158,6 +158,7 @@ void RemoteKeeper::begin(ReceivedMessage message) {
       break;
     }
     case MessageType::kRehearse:
+    case MessageType::kDrill:
     case MessageType::kDying:
       break;
     default:
@@ -255,6 +256,7 @@ void RemoteKeeper::pass_on(CarriedMessage message) {
     case MessageType::kPagesDone:
     case MessageType::kCommitted:
     case MessageType::kRehearsed:
+    case MessageType::kDrilled:
     case MessageType::kDraining:
     case MessageType::kDrained:
     case MessageType::kFailed:

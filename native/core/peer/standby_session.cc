@@ -137,6 +137,7 @@ void StandbySession::serve() {
     if (items[2].revents != 0 && !drained_) take_answers();
     beside_stream([this] { take_frames(); });
     beside_stream([this] { keep_alive(); });
+    if (!stream_ && options_.drill) throw PeerError("the drill is over");
     if (!stream_ && epoch_ == 0)
       throw PeerError("the primary's node is lost before the first epoch");
     if (promote_due_us_ != 0 && now_us() > promote_due_us_) {
@@ -264,6 +265,7 @@ void StandbySession::pass_on(CarriedMessage message) {
     case MessageType::kPages:
     case MessageType::kStage:
     case MessageType::kRehearse:
+    case MessageType::kDrill:
     case MessageType::kDying:
     case MessageType::kLastState:
       break;

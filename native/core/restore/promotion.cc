@@ -14,6 +14,7 @@
 #include "core/base/sys_error.h"
 #include "core/base/urgency.h"
 #include "core/memory/page_ranges.h"
+#include "core/restore/drill.h"
 #include "core/restore/process_state.h"
 
 namespace replpage {
@@ -55,6 +56,14 @@ void wait_until_stopped(pid_t pid) {
     // Asleep: the keeper runs before others, and that process may need its processor.
     ::nanosleep(&kStopLook, nullptr);
   }
+}
+
+std::vector<pid_t> threads_of(const GroupImage& image) {
+  std::vector<pid_t> tids;
+  for (const ProcessImage& process : image.processes) {
+    for (const ThreadImage& thread : process.threads) tids.push_back(thread.tid);
+  }
+  return tids;
 }
 
 // A `syscall` instruction in code that stays when the stub goes.
@@ -114,6 +123,12 @@ PromotedReplica Promotion::run(PromoteInput input,
   objects_.seal();
   restore_state(image);
   leave_stubs();
+  give_registers(image);
+  promoted.ran_us = now_us();
+  if (input.drill_us != 0) {
+    promoted.drill = try_out(threads_of(image), input.drill_us);
+    return promoted;
+  }
   let_go(image);
   readiness_.finish();
   promoted.ran_us = now_us();
@@ -232,11 +247,14 @@ void Promotion::leave_stubs() {
   }
 }
 
-void Promotion::let_go(const GroupImage& image) {
+void Promotion::give_registers(const GroupImage& image) {
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) apply_registers(thread.tid, thread);
-    kept_.push_back(kept_of(process));
   }
+}
+
+void Promotion::let_go(const GroupImage& image) {
+  for (const ProcessImage& process : image.processes) kept_.push_back(kept_of(process));
   for (const ProcessImage& process : image.processes) {
     for (const ThreadImage& thread : process.threads) {
       if (scheduling_ == SetScheduling::kLater) apply_scheduling(thread.tid, thread.scheduling);

@@ -60,6 +60,7 @@ class Promotion {
   void restore_state(const GroupImage& image);
   void complete_all();
   void leave_stubs();
+  static void give_registers(const GroupImage& image);
   void let_go(const GroupImage& image);
   void detach_all();
   [[nodiscard]] bool locks_waited_for() const;

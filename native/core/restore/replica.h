@@ -15,6 +15,7 @@
 #include "core/image/group_image.h"
 #include "core/memory/memory_capture.h"
 #include "core/memory/page_run.h"
+#include "core/restore/drill.h"
 #include "core/restore/syscall_batch.h"
 #include "core/uffd/lazy_ranges.h"
 #include "core/uffd/uffd.h"
@@ -48,6 +49,8 @@ struct PromoteInput {
   bool keep_files = false;          // --files keep
   UniqueFd outside_stream;          // where kOutsideStream leads
   MovedAddress* address = nullptr;  // comes to this machine with the group
+  // Not 0: it is not let go, but tried out for so long at most; see drill.h.
+  uint64_t drill_us = 0;
 };
 
 // A process whose missing pages must be served from the moment it runs.
@@ -63,6 +66,7 @@ struct PromotedReplica {
   std::vector<LazyProcess> lazy;
   uint64_t took_us = 0;
   uint64_t ran_us = 0;  // when all was let run (now_us())
+  DrillRun drill;       // where it was tried out
 };
 
 // The memory of a replica that stands by, for whoever copies it.

@@ -108,6 +108,10 @@ void GroupSession::connect() {
           .in_sync =
               [this](std::string node, uint64_t epoch) {
                 context_.events.on_replica_in_sync(node, epoch);
+              },
+          .drilled =
+              [this](std::string node, uint64_t epoch, DrilledMessage message) {
+                context_.events.on_drilled(node, epoch, message);
               }},
       context_.options.keeper_answer_ms, context_.options.records_outs);
 }
@@ -165,9 +169,31 @@ bool GroupSession::join(size_t rank, ReplicaHome home) {
       });
 }
 
+bool GroupSession::drill(const ReplicaOptions& drill, ReplicaHome home, uint64_t run_us) {
+  return joiner_.start(
+      0, std::move(home),
+      [this, drill](const ReplicaHome& at) {
+        return start_keeper_at(at, drill, context_.options.pid, context_.staging);
+      },
+      [this](const std::string& node, const std::string& why) {
+        context_.events.on_drilled(node, 0, {.problem = why});
+      },
+      run_us);
+}
+
 void GroupSession::take_in_joining() {
   auto come = joiner_.take();
   if (!come) return;
+  if (come->drill_us != 0) {
+    const std::string problem = context_.replicas->why_not_there(come->home.node);
+    if (!problem.empty()) {
+      context_.events.on_drilled(come->home.node, 0, {.problem = problem});
+      if (come->home.place) come->home.place->end();
+      return;
+    }
+    return context_.replicas->add_drill(std::move(come->home), std::move(come->keeper),
+                                        come->drill_us);
+  }
   context_.replicas->add(come->rank, std::move(come->home), std::move(come->keeper),
                          ReplicaState::kJoining);
 }

@@ -60,6 +60,9 @@ class GroupSession final {
   // Has one more replica built beside those there are. False: one is on its way already. Whether it
   // comes is told by on_replica_in_sync or on_replica_out. Any thread.
   bool join(size_t rank, ReplicaHome home);
+  // The same for one that is tried out and then over: told by on_drilled. `drill` is what it is made
+  // with. Any thread.
+  bool drill(const ReplicaOptions& drill, ReplicaHome home, uint64_t run_us);
   // The replica on `node` is recorded to be out: commits go on. Any thread.
   void recorded(const std::string& node) { context_.replicas->recorded(node); }
 

@@ -5,17 +5,18 @@
 
 namespace replpage {
 
-bool ReplicaJoiner::start(size_t rank, ReplicaHome home, Start start, Failed failed) {
+bool ReplicaJoiner::start(size_t rank, ReplicaHome home, Start start, Failed failed,
+                          uint64_t drill_us) {
   const std::lock_guard lock(mutex_);
   if (busy_ || stopped_) return false;
   busy_ = true;
   if (thread_.joinable()) thread_.join();
   thread_ = std::thread(
-      [this, rank, home = std::move(home), start = std::move(start), failed = std::move(failed)] {
+      [this, rank, drill_us, home = std::move(home), start = std::move(start), failed = std::move(failed)] {
         try {
           KeeperProcess keeper = start(home);
           const std::lock_guard arriving(mutex_);
-          arrived_.emplace(rank, home, std::move(keeper));
+          arrived_.emplace(rank, home, std::move(keeper), drill_us);
         } catch (const std::exception& error) {
           {
             const std::lock_guard failing(mutex_);

@@ -18,6 +18,7 @@ class ReplicaJoiner {
     size_t rank = 0;
     ReplicaHome home;
     KeeperProcess keeper;
+    uint64_t drill_us = 0;  // not 0: for a drill
   };
   using Start = std::function<KeeperProcess(const ReplicaHome&)>;
   using Failed = std::function<void(const std::string& node, const std::string& why)>;
@@ -25,7 +26,8 @@ class ReplicaJoiner {
   ~ReplicaJoiner() { stop(); }
 
   // False: one is on its way, or waits to be taken. Both functions are called on another thread.
-  bool start(size_t rank, ReplicaHome home, Start start, Failed failed);
+  bool start(size_t rank, ReplicaHome home, Start start, Failed failed,
+             uint64_t drill_us = 0);
   // Whose keeper is there.
   std::optional<Joining> take();
   // Waits for what is on its way, and drops it. None is started any more.

@@ -1,0 +1,125 @@
+/** Who of a group's replicas may be promoted, as nodes tell each other. */
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
+import t, { type Test } from 'tap';
+import type { Log } from '../../src/base/log.js';
+import { PeerRequests } from '../../src/daemon/peer-requests.js';
+import { ReplicaRecords } from '../../src/daemon/replica-records.js';
+import { homesAfter } from '../../src/daemon/took-over.js';
+import type { Member, ReplicaMessage, ReplicaRecord } from '../../src/format/peer-messages.js';
+import type { ClusterNode } from '../../src/membership/cluster-node.js';
+
+const silent = () => undefined;
+const log = { debug: silent, info: silent, warn: silent, error: silent, child: () => log };
+
+const member = (name: string): Member => ({
+  ...{ id: name.padEnd(16, '0'), name, address: `${name}:7420`, zone: null },
+  ...{ signs: false, revision: 1, removed: false },
+});
+
+/** A node whose others are `up`, and answer what `answer` says. */
+async function node(
+  t: Test,
+  up: readonly string[],
+  answer: (to: string, message: ReplicaMessage) => void = silent,
+) {
+  const folder = await mkdtemp(path.join(tmpdir(), 'replpage-records-'));
+  t.teardown(() => rm(folder, { recursive: true, force: true }));
+  const requests = new PeerRequests();
+  const sent: { readonly to: string; readonly records: readonly ReplicaRecord[] }[] = [];
+  const cluster = {
+    self: member('a'),
+    nodes: ['a', ...up].map((name) => ({
+      ...{ member: member(name), reach: name === 'a' ? 'self' : 'up' },
+    })),
+    send: (id: string, message: ReplicaMessage) => {
+      const to = id.replace(/0+$/, '');
+      if (message.kind === 'replicaRecords') sent.push({ to, records: message.body.records });
+      answer(to, message);
+      return true;
+    },
+  } as unknown as ClusterNode;
+  const file = path.join(folder, 'replicas.json');
+  const make = () =>
+    new ReplicaRecords({
+      path: file,
+      log: log as unknown as Log,
+      requests,
+      cluster: () => cluster,
+    });
+  return { records: make(), make, sent, requests, file };
+}
+
+const group = { name: 'db', id: '0123456789abcdef', generation: 1 };
+
+t.test('a record is told to all, and waited for where a replica is in sync', async (t) => {
+  const asked: string[] = [];
+  const scene = await node(t, ['b', 'c'], (to, message) => {
+    if (message.kind !== 'replicaRecords' || message.body.request === 0) return;
+    asked.push(to);
+    const { request } = message.body;
+    setImmediate(() =>
+      scene.requests.heard(member(to), { kind: 'recordsTaken', body: { request, why: null } }),
+    );
+  });
+  await scene.records.record({ ...group, inSync: ['self', 'b'] });
+  t.same(asked, ['b']);
+  t.same(scene.sent.map(({ to }) => to).sort(), ['b', 'c']);
+  t.same(scene.records.of('db')?.inSync, ['a', 'b']);
+  t.equal(scene.records.of('db')?.revision, 1);
+  await scene.records.record({ ...group, inSync: ['self'] });
+  t.equal(scene.records.of('db')?.revision, 2);
+});
+
+t.test('what is newer counts, whoever tells it', async (t) => {
+  const { records } = await node(t, ['b', 'c']);
+  const told: ReplicaRecord = { ...group, revision: 3, node: 'b', inSync: ['c'], over: false };
+  t.equal(await records.heard(member('c'), [told]), null);
+  await records.heard(member('c'), [{ ...told, revision: 2, inSync: ['a', 'c'] }]);
+  t.same(records.of('db')?.inSync, ['c'], 'an older revision');
+  await records.heard(member('c'), [{ ...told, generation: 2, revision: 1, inSync: [] }]);
+  t.equal(records.of('db')?.generation, 2);
+  await records.heard(member('c'), [{ ...told, revision: 9 }]);
+  t.equal(records.of('db')?.generation, 2, 'an older generation');
+  const anew = { ...told, id: 'f'.repeat(16), generation: 1, revision: 1 };
+  await records.heard(member('c'), [anew]);
+  t.equal(records.of('db')?.id, group.id, 'of a protection that begins anew, by somebody else');
+  await records.heard(member('b'), [anew]);
+  t.equal(records.of('db')?.id, anew.id, 'by its own node');
+  await records.heard(member('b'), [{ ...anew, revision: 2, over: true }]);
+  t.equal(records.of('db'), undefined);
+});
+
+t.test('it is on disk, and damage is no record', async (t) => {
+  const { records, make, file } = await node(t, ['b']);
+  const told: ReplicaRecord = { ...group, revision: 3, node: 'b', inSync: ['b'], over: false };
+  await records.heard(member('b'), [told]);
+  const again = make();
+  await again.start();
+  t.same(again.of('db'), told);
+  const text = await readFile(file, 'utf8');
+  await writeFile(file, text.replace('"db"', '"dc"'));
+  const damaged = make();
+  await damaged.start();
+  t.same(damaged.all, []);
+});
+
+t.test('who was away hears everything', async (t) => {
+  const up = ['b'];
+  const { records, sent } = await node(t, up);
+  const told: ReplicaRecord = { ...group, revision: 1, node: 'b', inSync: ['b'], over: false };
+  await records.heard(member('b'), [told]);
+  records.tick();
+  records.tick();
+  t.equal(sent.length, 1, 'once');
+  t.same(sent[0]?.records, [told]);
+});
+
+t.test('where a group is kept after it went to another node', (t) => {
+  t.same(homesAfter(['b'], 'a', 'b'), ['a']);
+  t.same(homesAfter(['self', 'b', 'c'], 'a', 'b'), ['self', 'a', 'c']);
+  t.same(homesAfter(['self'], 'a', 'b'), ['a'], 'a move to where no replica was');
+  t.same(homesAfter(['self', 'c'], 'a', 'b'), ['a', 'self', 'c']);
+  t.end();
+});
