@@ -12,10 +12,10 @@ Napi::Function NativeGroup::define(Napi::Env env) {
       {InstanceMethod<&NativeGroup::start>("start"), InstanceMethod<&NativeGroup::epoch>("epoch"),
        InstanceMethod<&NativeGroup::page>("page"), InstanceMethod<&NativeGroup::inspect>("inspect"),
        InstanceMethod<&NativeGroup::checkpoint>("checkpoint"),
-       InstanceMethod<&NativeGroup::promote>("promote"),
-       InstanceMethod<&NativeGroup::join>("join"),
+       InstanceMethod<&NativeGroup::promote>("promote"), InstanceMethod<&NativeGroup::join>("join"),
        InstanceMethod<&NativeGroup::drill>("drill"),
-       InstanceMethod<&NativeGroup::recorded>("recorded"), InstanceMethod<&NativeGroup::stop>("stop"),
+       InstanceMethod<&NativeGroup::recorded>("recorded"),
+       InstanceMethod<&NativeGroup::stop>("stop"),
        InstanceMethod<&NativeGroup::counters>("counters"),
        InstanceMethod<&NativeGroup::parts>("parts")});
 }
@@ -240,7 +240,7 @@ void NativeGroup::on_replica_out(const std::string& node, const std::string& why
   });
 }
 
-void NativeGroup::on_drilled(const std::string& node, uint64_t epoch,
+void NativeGroup::on_drilled(const std::string& node, uint64_t epoch, uint64_t compared,
                              const DrilledMessage& message) {
   emit([=](Napi::Env env) {
     Napi::Object event = Napi::Object::New(env);
@@ -249,6 +249,7 @@ void NativeGroup::on_drilled(const std::string& node, uint64_t epoch,
     event.Set("epoch", static_cast<double>(epoch));
     event.Set("problem", message.problem);
     event.Set("promoteUs", static_cast<double>(message.promote_us));
+    event.Set("comparedPages", static_cast<double>(compared));
     event.Set("threads", message.threads);
     event.Set("calls", message.calls);
     return event;

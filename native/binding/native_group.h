@@ -49,7 +49,8 @@ class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEve
   void on_ended(const std::string& reason, int signal, int status) override;
   void on_unprotected(const std::string& reason) override;
   void on_replica_out(const std::string& node, const std::string& why) override;
-  void on_drilled(const std::string& node, uint64_t epoch, const DrilledMessage& message) override;
+  void on_drilled(const std::string& node, uint64_t epoch, uint64_t compared,
+                  const DrilledMessage& message) override;
   void on_replica_in_sync(const std::string& node, uint64_t epoch) override;
 
   std::string control_socket_;

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <cstring>
-
 #include <string>
 
 #include "core/base/procfs.h"
@@ -70,8 +69,9 @@ void cut_off() {
     throw SysError::from_errno("bring the loopback interface of a drill up");
   }
   for (const char* version : {"ipv4", "ipv6"}) {
-    const UniqueFd any(::open((std::string("/proc/sys/net/") + version + "/ip_nonlocal_bind").c_str(),
-                              O_WRONLY | O_CLOEXEC));
+    const UniqueFd any(
+        ::open((std::string("/proc/sys/net/") + version + "/ip_nonlocal_bind").c_str(),
+               O_WRONLY | O_CLOEXEC));
     if (any.valid()) (void)!::write(any.get(), "1", 1);  // a kernel without IPv6 lacks one
   }
 }

@@ -265,6 +265,8 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
       return tell(
           MessageType::kRehearsed,
           RehearsedMessage{why_not_here(*standby_->image(), configuration_.service_address)});
+    case MessageType::kHash:
+      return tell(MessageType::kHashes, standby_->hash(decode<HashMessage>(message.body)));
     case MessageType::kDrill:
       tell(MessageType::kDrilled, tried_out(decode<DrillMessage>(message.body)));
       end_requested_ = true;

@@ -1,6 +1,7 @@
 #include "keeper/standby_replica.h"
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <ctime>
@@ -8,7 +9,9 @@
 #include <utility>
 
 #include "core/base/clock.h"
+#include "core/base/crc32c.h"
 #include "core/base/descriptor_room.h"
+#include "core/base/page.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/image/group_check.h"
@@ -178,6 +181,22 @@ void StandbyReplica::bring_to(const PromoteMessage& message) {
     write(staging_.read<PageRunList>(message.runs));
   }
   epoch_ = message.epoch;
+}
+
+HashesMessage StandbyReplica::hash(const HashMessage& message) const {
+  if (!committed_) throw FormatError("kHash before the first commit");
+  if (message.pages > kHashPagesMax) throw FormatError("kHash of too many pages");
+  const UniqueFd memory = open_path("/proc/" + std::to_string(message.pid) + "/mem", O_RDONLY);
+  Bytes pages(message.pages * kPageSize);
+  HashesMessage answer;
+  // Cold pages are not to be read from outside: see ColdGuard.
+  const ssize_t got =
+      ::pread(memory.get(), pages.data(), pages.size(), static_cast<off_t>(message.start));
+  if (got != static_cast<ssize_t>(pages.size())) return answer;
+  for (size_t page = 0; page < message.pages; ++page) {
+    answer.hashes.push_back(crc32c(std::span(pages).subspan(page * kPageSize, kPageSize)));
+  }
+  return answer;
 }
 
 DrilledMessage StandbyReplica::drill(const DrillMessage& message) {

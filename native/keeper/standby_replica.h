@@ -48,6 +48,8 @@ class StandbyReplica {
   // Brings the replica to the epoch of the message. `input.image` stays valid as long as this does.
   PromotionOrder prepare(const PromoteMessage& message);
 
+  // Of pages of the last commit. Throws FormatError.
+  [[nodiscard]] HashesMessage hash(const HashMessage& message) const;
   // Tries the last commit out: see drill.h. Nothing may follow.
   DrilledMessage drill(const DrillMessage& message);
 

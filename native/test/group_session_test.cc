@@ -32,10 +32,12 @@ class Listener final : public GroupEvents {
     over = true;
   }
 
-  void on_drilled(const std::string& /*node*/, uint64_t epoch,
+  void on_drilled(const std::string& /*node*/, uint64_t epoch, uint64_t compared,
                   const DrilledMessage& message) override {
     drill = message;
+    compared_pages = compared;
     drill_epoch = epoch;
+    drilled = true;
   }
   void on_replica_out(const std::string& node, const std::string& why) override {
     testing::note("out: " + node + ": " + why);
@@ -46,7 +48,9 @@ class Listener final : public GroupEvents {
     in_sync_since = epoch;
   }
 
-  DrilledMessage drill;  // once drill_epoch says so
+  DrilledMessage drill;  // once `drilled`
+  std::atomic<bool> drilled = false;
+  std::atomic<uint64_t> compared_pages = 0;
   std::atomic<uint64_t> drill_epoch = 0, in_sync_since = 0;
   std::atomic<bool> out = false;
   std::atomic<bool> exact = false, drained = false, over = false;
@@ -286,12 +290,40 @@ TEST(group_session_does_not_try_out_what_writes_to_a_file) {
   CHECK(session.drill(drill, {}, 500'000));
   CHECK(within(kAnswerMs, [&] {
     session.epoch();
-    return events.drill_epoch != 0;
+    return events.drilled.load();
   }));
   CHECK(events.drill.problem.starts_with("it writes to "));
+  CHECK(events.compared_pages >= kPages);
   session.epoch();
   CHECK_EQUAL(session.replica_parts().replicas.size(), 1u);
   CHECK(!events.over && program.runs());
   session.stop();
   CHECK_EQUAL(program.wrong(), 0u);
+}
+
+TEST(group_session_finds_a_page_of_a_replica_that_is_not_the_primarys) {
+  need_keeper();
+  const Program program;
+  Listener events;
+  const GroupOptions options = options_of(program.pid(), 204);
+  GroupSession session(options, events);
+  session.start();
+  const pid_t keeper = keeper_of(session);
+  const UniqueFd memory =
+      open_path("/proc/" + std::to_string(children_of(keeper, keeper).front()) + "/mem", O_RDWR);
+  const uint64_t wrong = ~value_at(7);
+  const uint64_t address = kBase + 7 * kPageSize;
+  CHECK(::pwrite(memory.get(), &wrong, sizeof wrong, static_cast<off_t>(address)) == sizeof wrong);
+  ReplicaOptions drill = options;
+  drill.name += ".drill";
+  drill.control_socket += ".drill";
+  drill.drill = true;
+  CHECK(session.drill(drill, {}, 500'000));
+  CHECK(within(kAnswerMs, [&] {
+    session.epoch();
+    return events.drilled.load();
+  }));
+  testing::note(events.drill.problem);
+  CHECK(events.drill.problem.starts_with("the page at " + std::to_string(address)));
+  session.stop();
 }

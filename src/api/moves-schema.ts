@@ -24,6 +24,8 @@ export interface DrillReport {
   readonly problem: string | null;
   /** From the order to its first instruction. */
   readonly promoteUs: number;
+  /** Pages of the replica in sync there that were compared with the primary's; 0: there is none. */
+  readonly comparedPages: number;
   readonly threads: number;
   /** Threads that got to a system call, which was not executed; the others still computed. */
   readonly calls: number;

@@ -34,7 +34,7 @@ export function addDrill(program: Command, setStatus: (code: number) => void): v
 }
 
 export function drillText(report: DrillReport): string {
-  const { node, epoch, problem, promoteUs, threads, calls, ms } = report;
+  const { node, epoch, problem, promoteUs, comparedPages, threads, calls, ms } = report;
   if (problem !== null) return `would not run on ${node}: ${problem}`;
   const still = threads - calls;
   const went =
@@ -42,6 +42,7 @@ export function drillText(report: DrillReport): string {
     (still > 0 ? `, ${still} computed on` : '');
   return (
     `would run on ${node} from epoch ${epoch}, ${formatUs(promoteUs)} after the order; ${went}; ` +
+    (comparedPages > 0 ? `${comparedPages} pages of its replica there are the primary's; ` : '') +
     `the drill took ${formatMs(ms)}`
   );
 }

@@ -37,7 +37,10 @@ export interface KeptReplicasOptions {
 }
 
 /** What other nodes ask of those that keep replicas for them. */
-export type AskedOfReplicas = Exclude<ReplicaMessage, Answer | { kind: 'replicaRecords' }>;
+export type AskedOfReplicas = Exclude<
+  ReplicaMessage,
+  Answer | { kind: 'replicaRecords' | 'askRecord' }
+>;
 
 /** For a question whose answer may as well not come. */
 const stateMs = 3000;
@@ -202,7 +205,7 @@ export class KeptReplicas {
     if (standby === undefined) {
       throw new ReplicationError('ERR_NO_REPLICA', `no replica of ${name} is kept here`);
     }
-    if (!force) this.#checkInSync(standby);
+    if (!force) await this.#checkInSync(standby);
     const why = force ? undefined : await this.#whyItMayRun(standby);
     if (why !== undefined) {
       const from = standby.node.name;
@@ -216,8 +219,8 @@ export class KeptReplicas {
   }
 
   /** As its primary's node had it recorded last. Throws ERR_STATE. */
-  #checkInSync({ name, generation, spec, epoch }: Standby<GroupSpec>): void {
-    const record = this.#options.records.of(name);
+  async #checkInSync({ name, generation, spec, epoch }: Standby<GroupSpec>): Promise<void> {
+    const record = await this.#options.records.newest(name);
     const self = this.#options.cluster()?.self.name ?? '';
     if (record === undefined || record.generation < generation) return;
     const same = record.id === spec.storeId && record.generation === generation;

@@ -78,10 +78,11 @@ export class Moves implements MovesControl {
     const node = on === self ? 'self' : (on ?? usual ?? 'self');
     const began = performance.now();
     const drilled = await groups.replicasOf(caller, name).drill(node);
-    const { epoch, problem, promoteUs, threads, calls } = drilled;
+    const { epoch, problem, promoteUs, comparedPages, threads, calls } = drilled;
     return {
       ...{ name, node: node === 'self' ? self || node : node, epoch },
-      ...{ problem: problem === '' ? null : problem, promoteUs, threads, calls },
+      ...{ problem: problem === '' ? null : problem, promoteUs, comparedPages },
+      ...{ threads, calls },
       ms: Math.round(performance.now() - began),
     };
   }

@@ -4,7 +4,13 @@ import { ReplicationError } from '../base/errors.js';
 import type { Member, ReplicaMessage } from '../format/peer-messages.js';
 import type { ClusterNode } from '../membership/cluster-node.js';
 
-const answerKinds = ['replicaPrepared', 'primaryState', 'fileTaken', 'recordsTaken'] as const;
+const answerKinds = [
+  'replicaPrepared',
+  'primaryState',
+  'fileTaken',
+  'recordsTaken',
+  'recordTold',
+] as const;
 type AnswerKind = (typeof answerKinds)[number];
 export type Answer<K extends AnswerKind = AnswerKind> = Extract<ReplicaMessage, { kind: K }>;
 

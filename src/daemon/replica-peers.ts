@@ -139,6 +139,11 @@ export class ReplicaPeers implements PeerPlaces {
     const cluster = this.#options.cluster();
     if (cluster === undefined) return;
     if (isAnswer(message)) return this.#options.requests.heard(member, message);
+    if (message.kind === 'askRecord') {
+      const record = this.#options.records.of(message.body.name);
+      const body = { request: message.body.request, records: record === undefined ? [] : [record] };
+      return void cluster.send(member.id, { kind: 'recordTold', body });
+    }
     if (message.kind !== 'replicaRecords') {
       return this.#options.kept.onMessage(cluster, member, message);
     }

@@ -38,8 +38,8 @@ export class ReplicaRecords {
   readonly #options: ReplicaRecordsOptions;
   readonly #all = new Map<string, ReplicaRecord>();
   #written: Promise<void> = Promise.resolve();
-  /** Nodes that were told everything, and were not away since. */
-  #told = new Set<string>();
+  /** Of nodes that were not away since: which record of each group they are known to have. */
+  readonly #known = new Map<string, Map<string, string>>();
   #trouble = '';
 
   constructor(options: ReplicaRecordsOptions) {
@@ -91,6 +91,30 @@ export class ReplicaRecords {
     await Promise.all(sure);
   }
 
+  /** What all nodes that can be asked know of it. Throws ERR_STATE where one that matters is silent. */
+  async newest(name: string): Promise<ReplicaRecord | undefined> {
+    const cluster = this.#options.cluster();
+    const others = cluster?.nodes.filter(({ reach }) => reach === 'up') ?? [];
+    await Promise.all(
+      others.map(async ({ member }) => {
+        const ask = (request: number): ReplicaMessage => ({
+          kind: 'askRecord',
+          body: { request, name },
+        });
+        const { requests } = this.#options;
+        if (cluster === undefined) return;
+        try {
+          const told = await requests.ask(cluster, member, 'recordTold', answerMs, ask);
+          await this.heard(member, told.records);
+        } catch (error) {
+          // Of the others nobody has recorded it sooner than those that are in sync.
+          if (this.#all.get(name)?.inSync.includes(member.name)) throw error;
+        }
+      }),
+    );
+    return this.#all.get(name);
+  }
+
   /** The group is over, or has no replicas any more. */
   forget(name: string): void {
     const record = this.#all.get(name);
@@ -105,6 +129,7 @@ export class ReplicaRecords {
 
   async heard(member: Member, records: readonly ReplicaRecord[]): Promise<string | null> {
     for (const record of records) {
+      this.#known.get(member.id)?.set(record.name, stampOf(record));
       if (!isNewer(record, this.#all.get(record.name), member)) continue;
       if (record.over) await this.#drop(record.name);
       else await this.#keep(record);
@@ -112,18 +137,31 @@ export class ReplicaRecords {
     return this.#trouble === '' ? null : this.#trouble;
   }
 
-  /** Call it now and then: whoever was away hears everything. */
+  /**
+   * Call it now and then. Whoever was away hears everything; what is new is passed on by those that
+   * it concerns, since a message of the primary's node may have been lost with its connection.
+   */
   tick(): void {
     const cluster = this.#options.cluster();
     if (cluster === undefined) return;
     const up = cluster.nodes.filter(({ reach }) => reach === 'up').map(({ member }) => member);
-    const before = this.#told;
-    this.#told = new Set(up.map(({ id }) => id));
+    for (const id of this.#known.keys()) {
+      if (!up.some((member) => member.id === id)) this.#known.delete(id);
+    }
+    const { name } = cluster.self;
     for (const member of up) {
-      if (before.has(member.id)) continue;
-      for (let at = 0; at < this.all.length; at += batch) {
-        this.#tell(cluster, member, this.all.slice(at, at + batch));
+      const known = this.#known.get(member.id);
+      const told = known ?? new Map<string, string>();
+      this.#known.set(member.id, told);
+      const concerned = ({ node, inSync }: ReplicaRecord) => node === name || inSync.includes(name);
+      const fresh = this.all.filter(
+        (record) =>
+          (known === undefined || concerned(record)) && told.get(record.name) !== stampOf(record),
+      );
+      for (let at = 0; at < fresh.length; at += batch) {
+        this.#tell(cluster, member, fresh.slice(at, at + batch));
       }
+      for (const record of fresh) told.set(record.name, stampOf(record));
     }
   }
 
@@ -180,6 +218,9 @@ export class ReplicaRecords {
     return this.#written;
   }
 }
+
+const stampOf = ({ id, generation, revision }: ReplicaRecord): string =>
+  `${id} ${generation} ${revision}`;
 
 /** A protection that begins anew is believed of its own node alone. */
 function isNewer(record: ReplicaRecord, known: ReplicaRecord | undefined, from: Member): boolean {

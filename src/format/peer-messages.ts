@@ -190,6 +190,19 @@ export interface RecordsTaken {
   readonly why: string | null;
 }
 
+/** Before one that is kept there is promoted. */
+export interface AskRecord {
+  readonly request: number;
+  /** Of the group. */
+  readonly name: string;
+}
+
+export interface RecordTold {
+  readonly request: number;
+  /** What that node knows; none, where it knows nothing. */
+  readonly records: readonly ReplicaRecord[];
+}
+
 export interface AskPrimary {
   readonly request: number;
   readonly name: string;
@@ -262,6 +275,8 @@ const replicaShapes = {
   dropReplica: object<DropReplica>({ name: groupName, generation: whole(1) }),
   replicaRecords: object<ReplicaRecords>({ request: whole(), records: recordsShape }),
   recordsTaken: object<RecordsTaken>({ request: whole(1), why: orNull(why) }),
+  askRecord: object<AskRecord>({ request: whole(1), name: groupName }),
+  recordTold: object<RecordTold>({ request: whole(1), records: recordsShape }),
   askPrimary: object<AskPrimary>({ request: whole(1), name: groupName }),
   primaryState: object<PrimaryState>({ request: whole(1), running: flag }),
 } as const;
@@ -304,7 +319,7 @@ const numbers: Readonly<Record<Kind, number>> = {
   ...{ joinOffer: 16, joinRequest: 17, joined: 18 },
   ...{ prepareReplica: 32, replicaPrepared: 33, dropReplica: 34 },
   ...{ askPrimary: 35, primaryState: 36, shipFile: 37, shipChunk: 38, fileTaken: 39 },
-  ...{ replicaRecords: 40, recordsTaken: 41 },
+  ...{ replicaRecords: 40, recordsTaken: 41, askRecord: 42, recordTold: 43 },
 };
 const kinds = new Map(Object.entries(numbers).map(([kind, number]) => [number, kind as Kind]));
 

@@ -215,6 +215,8 @@ export interface NativeDrill {
   readonly problem: string;
   /** Until its first instruction. */
   readonly promoteUs: number;
+  /** Of the replica in sync there: found to be the primary's. */
+  readonly comparedPages: number;
   readonly threads: number;
   /** Threads that got to a system call, which was not executed; the others still computed. */
   readonly calls: number;

@@ -19,6 +19,7 @@ t.test('a drill here and there, while redis works', { skip: whyNoPair }, async (
     const report = JSON.parse(typed.stdout) as DrillReport;
     t.equal(report.problem, null);
     t.ok(report.epoch > before.epoch && report.promoteUs > 0);
+    t.ok(on === 'self' || report.comparedPages > 15_000, `${report.comparedPages} pages compared`);
     t.ok(report.threads > 1 && report.calls > 0, `${report.calls} of ${report.threads}`);
     t.comment(`on ${on}: ${JSON.stringify(report)}`);
   }

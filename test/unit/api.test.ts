@@ -128,7 +128,7 @@ class ScriptedMoves implements MovesControl {
   };
   drill = (_caller: Caller, name: string, on = 'where it is best') => {
     this.asked.push(`drill ${name} on ${on}`);
-    const figures = { promoteUs: 900, threads: 3, calls: 3, ms: 40 };
+    const figures = { promoteUs: 900, comparedPages: 9, threads: 3, calls: 3, ms: 40 };
     return Promise.resolve({ name, node: 'b', epoch: 7, problem: null, ...figures });
   };
 }

@@ -40,7 +40,7 @@ class Scripted implements MovedGroups {
     drill: async (node: string) => {
       await this.#note(`drill on ${node} of`, name, {});
       const problem = this.#broken.includes(node) ? 'thread 7 got SIGSEGV' : '';
-      return { node, epoch: 3, problem, promoteUs: 100, threads: 2, calls: 2 };
+      return { node, epoch: 3, problem, promoteUs: 100, comparedPages: 9, threads: 2, calls: 2 };
     },
   });
   promote = (_caller: Caller, name: string, { to }: { readonly to: string | undefined }) =>

@@ -3,7 +3,6 @@ import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import t, { type Test } from 'tap';
-import type { Log } from '../../src/base/log.js';
 import { PeerRequests } from '../../src/daemon/peer-requests.js';
 import { ReplicaRecords } from '../../src/daemon/replica-records.js';
 import { homesAfter } from '../../src/daemon/took-over.js';
@@ -44,7 +43,7 @@ async function node(
   const make = () =>
     new ReplicaRecords({
       path: file,
-      log: log as unknown as Log,
+      log: log,
       requests,
       cluster: () => cluster,
     });

@@ -85,21 +85,22 @@ void FirstCopy::build_replica(GroupImage& image) {
 uint64_t FirstCopy::copy_round(const GroupImage& image, uint64_t copied, uint64_t total) {
   ReplicaSet& replicas = *context_.replicas;
   if (context_.paging) context_.paging->fit(image);
-  PageStream stream(context_.staging,
-                    {.send_pages =
-                         [&](StagedBytes runs) {
-                           if (context_.cancelled) throw CaptureCancelled();
-                           replicas.send_pages(PagesMessage{0, runs});
-                         },
-                     .wait_pages_done =
-                         [&, shown = copied]() mutable {
-                           replicas.wait_pages_done();
-                           context_.events.on_progress(shown += PageStream::kChunkBytes, total);
-                         },
-                     .sent =
-                         [&](std::span<const PageRun> runs) {
-                           if (context_.paging) context_.paging->note_copied(runs);
-                         }});
+  PageStream stream(context_.staging, {.send_pages =
+                                           [&](StagedBytes runs) {
+                                             if (context_.cancelled) throw CaptureCancelled();
+                                             replicas.send_pages(PagesMessage{0, runs});
+                                           },
+                                       .wait_pages_done =
+                                           [&, shown = copied]() mutable {
+                                             replicas.wait_pages_done();
+                                             context_.events.on_progress(
+                                                 shown += PageStream::kChunkBytes, total);
+                                           },
+                                       .sent =
+                                           [&](std::span<const PageRun> runs) {
+                                             if (context_.paging)
+                                               context_.paging->note_copied(runs);
+                                           }});
   context_.capture->copy_running(image, stream);
   stream.finish();
   return stream.bytes_sent();

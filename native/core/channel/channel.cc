@@ -23,9 +23,9 @@ constexpr size_t kControlBytes = CMSG_SPACE(kDescriptorsMax * sizeof(int));
 bool known_type(MessageType type) {
   const auto number = static_cast<uint16_t>(type);
   return (number >= static_cast<uint16_t>(MessageType::kConfigure) &&
-          number <= static_cast<uint16_t>(MessageType::kDrill)) ||
+          number <= static_cast<uint16_t>(MessageType::kHash)) ||
          (number >= static_cast<uint16_t>(MessageType::kReady) &&
-          number <= static_cast<uint16_t>(MessageType::kDrilled));
+          number <= static_cast<uint16_t>(MessageType::kHashes));
 }
 
 uint32_t header_crc(const MessageHeader& header) {

@@ -38,6 +38,7 @@ enum class MessageType : uint16_t {
   kFiles = 14,       // FilesMessage: files here of a primary elsewhere, before kBuild; kFilesReady
   kRehearse = 15,    // empty: could the last commit run here? kRehearsed
   kDrill = 16,       // DrillMessage: the last commit is tried out, then kDrilled, and it is over
+  kHash = 17,        // HashMessage: between two epochs, then kHashes
   // keeper -> tracer
   kReady = 32,       // ReadyMessage + a pidfd of the keeper
   kPagesDone = 33,   // empty: the chunk's room in the staging area is free again
@@ -51,6 +52,7 @@ enum class MessageType : uint16_t {
   kFilesReady = 41,  // FilesReadyMessage
   kRehearsed = 42,   // RehearsedMessage
   kDrilled = 43,     // DrilledMessage
+  kHashes = 44,      // HashesMessage
 };
 
 struct MessageHeader {
@@ -222,6 +224,26 @@ struct RehearsedMessage {
   template <class A>
   void visit(A& a) {
     a(problem);
+  }
+};
+
+// Of at most kHashPagesMax pages that lie side by side.
+inline constexpr uint32_t kHashPagesMax = 512;
+struct HashMessage {
+  int32_t pid = 0;  // in the group's PID namespace
+  uint64_t start = 0;
+  uint32_t pages = 0;
+  template <class A>
+  void visit(A& a) {
+    a(pid, start, pages);
+  }
+};
+
+struct HashesMessage {
+  std::vector<uint32_t> hashes;  // CRC32C of each page; none: some of them are in the page store
+  template <class A>
+  void visit(A& a) {
+    a(hashes);
   }
 };
 

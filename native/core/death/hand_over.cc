@@ -78,7 +78,7 @@ void send_open_files(GroupContext& context, uint64_t epoch,
 
 void send_last_state(GroupContext& context, GroupImage& image) {
   context.replicas->successor().send(MessageType::kLastState,
-                                    ImageMessage{image.epoch, context.staging.put(image)});
+                                     ImageMessage{image.epoch, context.staging.put(image)});
 }
 
 void send_order(GroupContext& context, const HandOver& last,

@@ -107,6 +107,16 @@ class GroupCapture {
   // have is copied again; shared objects with the first part. False: that was all.
   bool copy_again_from(CopyCursor& cursor, uint64_t bytes_max);
 
+  // Worker thread. Looks whether the replica that `theirs` asks has what the group had at the last
+  // epoch, `image`, which was committed: at most `bytes_max` more of it. False: that was all.
+  using HashesOf = std::function<std::vector<uint32_t>(int32_t group_pid, const PageRange&)>;
+  struct Compared {
+    uint64_t pages = 0;
+    std::string wrong;  // the first page that differs, in words; empty: none does
+  };
+  bool compare(const GroupImage& image, CopyCursor& cursor, uint64_t bytes_max,
+               const HashesOf& theirs, Compared& result);
+
   // The processes that are known. Tracer thread, or the worker while no tracer job runs.
   [[nodiscard]] std::vector<pid_t> host_pids() const;
 

@@ -45,11 +45,11 @@ struct StartReport {
 
 struct EpochStats {
   uint64_t epoch = 0;
-  uint64_t pause_us = 0;   // from the first interrupt to the last continue, of the longest stop
+  uint64_t pause_us = 0;      // from the first interrupt to the last continue, of the longest stop
   uint64_t throttled_us = 0;  // that it stood still beside that, to be copied at all
-  uint64_t copy_us = 0;    // pre-copy and stop-and-copy
-  uint64_t commit_us = 0;  // until the replica had applied it
-  uint64_t cpu_us = 0;     // of the group's own threads, and of the keeper while it applied it
+  uint64_t copy_us = 0;       // pre-copy and stop-and-copy
+  uint64_t commit_us = 0;     // until the replica had applied it
+  uint64_t cpu_us = 0;        // of the group's own threads, and of the keeper while it applied it
   uint64_t dirty_pages = 0, zero_pages = 0;
   uint64_t bytes = 0;
   uint32_t precopy_rounds = 0;
@@ -102,7 +102,8 @@ class GroupEvents {
   virtual void on_unprotected(const std::string& reason) = 0;
   // One of several replicas is lost, and epochs go on without it; GroupSession::recorded().
   virtual void on_replica_out(const std::string& /*node*/, const std::string& /*why*/) {}
-  virtual void on_drilled(const std::string& /*node*/, uint64_t /*epoch*/,
+  // `compared`: pages of the replica in sync there that were found to be the primary's.
+  virtual void on_drilled(const std::string& /*node*/, uint64_t /*epoch*/, uint64_t /*compared*/,
                           const DrilledMessage& /*message*/) {}
   virtual void on_replica_in_sync(const std::string& /*node*/, uint64_t /*epoch*/) {}
 };

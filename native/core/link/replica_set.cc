@@ -104,9 +104,7 @@ uint64_t ReplicaSet::limit_ms() const { return serving().size() > 1 ? kSlowMs : 
 void ReplicaSet::build(const ImageMessage& image) {
   const Members building = those({ReplicaState::kBuilding});
   with(building, [&](Member& member) { member.link->send(MessageType::kBuild, image); });
-  with(building, [&](Member& member) {
-    member.link->wait_reply(MessageType::kBuilt, limit_ms());
-  });
+  with(building, [&](Member& member) { member.link->wait_reply(MessageType::kBuilt, limit_ms()); });
   hang_up_on_outs();
 }
 
@@ -185,10 +183,23 @@ std::string ReplicaSet::why_not_there(const std::string& node) {
     if (member->home.node != node || !member->home.place) continue;
     with({member}, [&](Member& there) {
       there.link->send_empty(MessageType::kRehearse);
-      problem = there.link->wait_reply_as<RehearsedMessage>(MessageType::kRehearsed, kSlowMs).problem;
+      problem =
+          there.link->wait_reply_as<RehearsedMessage>(MessageType::kRehearsed, kSlowMs).problem;
     });
   }
   return problem;
+}
+
+std::vector<uint32_t> ReplicaSet::hashes_of(const std::string& node, const HashMessage& pages) {
+  std::vector<uint32_t> hashes;
+  for (const auto& member : those({ReplicaState::kInSync})) {
+    if (member->home.node != node) continue;
+    with({member}, [&](Member& there) {
+      there.link->send(MessageType::kHash, pages);
+      hashes = there.link->wait_reply_as<HashesMessage>(MessageType::kHashes, kSlowMs).hashes;
+    });
+  }
+  return hashes;
 }
 
 void ReplicaSet::complete() {

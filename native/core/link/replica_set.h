@@ -75,6 +75,10 @@ class ReplicaSet {
   // there (a port in use). Empty: nothing was found, or nobody could look.
   std::string why_not_there(const std::string& node);
 
+  // As the replica in sync on that node has them, between two epochs: see HashesMessage. Empty: it
+  // is not to be had.
+  std::vector<uint32_t> hashes_of(const std::string& node, const HashMessage& pages);
+
   // Whoever is joining has been given everything with the epochs so far.
   void complete();
   [[nodiscard]] bool has_joining() const;
@@ -115,10 +119,10 @@ class ReplicaSet {
     size_t id = 0, rank = 0;
     ReplicaHome home;
     ReplicaState state{};
-    bool complete = true;         // not so: it lacks what was there when it joined
-    Owes owes = Owes::kNothing;   // of the epoch that was sent
-    bool recorded = false;        // that it is out
-    uint64_t drill_us = 0;        // not 0: it joined for a drill
+    bool complete = true;        // not so: it lacks what was there when it joined
+    Owes owes = Owes::kNothing;  // of the epoch that was sent
+    bool recorded = false;       // that it is out
+    uint64_t drill_us = 0;       // not 0: it joined for a drill
     uint64_t epoch = 0, resident_bytes = 0;
     pid_t holder = 0;
     std::shared_ptr<KeeperLink> link;

@@ -35,6 +35,15 @@ struct LazyRange {
   }
 };
 
+// A part of a process's memory beside what its replica has there.
+struct Comparison {
+  uint64_t next = 0;   // where the part ends; UINT64_MAX: there is no more
+  uint64_t pages = 0;  // compared
+  std::vector<PageRange> wrong;
+};
+// CRC32C of each page of a range as the replica has it; empty: it cannot tell.
+using ReplicaHashes = std::function<std::vector<uint32_t>(const PageRange&)>;
+
 class MemoryCapture {
  public:
   // Makes a userfaultfd inside the process by injection: returns its number there, or -errno.
@@ -82,6 +91,11 @@ class MemoryCapture {
   // For a replica that has nothing yet: what was there at the last copy, from `start` on, is copied
   // again, at most `bytes_max` of it. Returns where that ends; UINT64_MAX: it was all.
   virtual uint64_t copy_again_from(uint64_t start, uint64_t bytes_max) = 0;
+
+  // Between two copies, of which the last has reached the replica: looks whether that has what the
+  // process has, from `start` on, at most `bytes_max`. What was written since is none of it.
+  virtual Comparison compare(const std::vector<MappingImage>& mappings, uint64_t start,
+                             uint64_t bytes_max, const ReplicaHashes& theirs) = 0;
 
   // Pages written since the last copy, also to shared objects, without re-arming; stops counting at
   // `limit`.

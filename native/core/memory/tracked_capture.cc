@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/base/crc32c.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/memory/last_copy_plan.h"
@@ -13,6 +14,9 @@
 
 namespace replpage {
 namespace {
+
+// At a time.
+constexpr uint64_t kComparedPages = 512;
 
 PageRanges private_ranges(std::span<const MappingImage> mappings) {
   PageRanges ranges;
@@ -84,7 +88,8 @@ void TrackedCapture::copy_again(std::span<const PageRange> written,
   owed_absent_ = unite_ranges(owed_absent_, absent);
 }
 
-uint64_t TrackedCapture::copy_again_from(uint64_t start, uint64_t bytes_max) {
+// Of what was there at the last copy, at most so much.
+PageRanges TrackedCapture::part_of_present(uint64_t start, uint64_t bytes_max) const {
   PageRanges part;
   for (const PageRange& range : present_) {
     const uint64_t from = std::max(range.start, start);
@@ -94,8 +99,55 @@ uint64_t TrackedCapture::copy_again_from(uint64_t start, uint64_t bytes_max) {
     bytes_max -= length;
     if (bytes_max == 0) break;
   }
+  return part;
+}
+
+uint64_t TrackedCapture::copy_again_from(uint64_t start, uint64_t bytes_max) {
+  const PageRanges part = part_of_present(start, bytes_max);
   owed_written_ = unite_ranges(owed_written_, part);
-  return bytes_max == 0 ? part.back().end : UINT64_MAX;
+  return total_bytes(part) == bytes_max ? part.back().end : UINT64_MAX;
+}
+
+Comparison TrackedCapture::compare(const std::vector<MappingImage>& mappings, uint64_t start,
+                                   uint64_t bytes_max, const ReplicaHashes& theirs) {
+  const PageRanges part = part_of_present(start, bytes_max);
+  Comparison result;
+  result.next = total_bytes(part) == bytes_max ? part.back().end : UINT64_MAX;
+  PageRanges wrong;
+  for (const PageRange& range : part) {
+    wrong = unite_ranges(wrong, differing(range, theirs, result.pages));
+  }
+  if (wrong.empty()) return result;
+  // Written since the last copy, so that it may well differ.
+  MemoryView view;
+  tracker_->peek(mappings, view);
+  wrong = intersect_ranges(subtract_ranges(wrong, view.written), view.present);
+  wrong = subtract_ranges(subtract_ranges(wrong, view.appeared), owed_written_);
+  result.wrong = subtract_ranges(wrong, owed_absent_);
+  return result;
+}
+
+PageRanges TrackedCapture::differing(const PageRange& range, const ReplicaHashes& theirs,
+                                     uint64_t& compared) {
+  PageRanges found;
+  std::vector<uint8_t> room(kComparedPages * kPageSize);
+  for (uint64_t at = range.start; at < range.end;) {
+    const PageRange piece{at, std::min(range.end, at + room.size())};
+    at = piece.end;
+    const std::vector<uint32_t> hashes = theirs(piece);
+    if (hashes.size() != piece.pages()) continue;
+    PageRanges unreadable;
+    reader_.set_hidden(false);
+    reader_.read({&piece, 1}, std::span(room).first(piece.bytes()), unreadable);
+    for (uint64_t page = 0; page < hashes.size(); ++page) {
+      const PageRange one{piece.start + page * kPageSize, piece.start + (page + 1) * kPageSize};
+      if (!intersect_ranges({&one, 1}, unreadable).empty()) continue;
+      ++compared;
+      const auto bytes = std::span(room).subspan(page * kPageSize, kPageSize);
+      if (crc32c(bytes) != hashes[page]) append_range(found, one);
+    }
+  }
+  return found;
 }
 
 uint64_t TrackedCapture::count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) {

@@ -30,6 +30,8 @@ class TrackedCapture : public MemoryCapture {
   CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) override;
   void copy_again(std::span<const PageRange> written, std::span<const PageRange> absent) override;
   uint64_t copy_again_from(uint64_t start, uint64_t bytes_max) override;
+  Comparison compare(const std::vector<MappingImage>& mappings, uint64_t start, uint64_t bytes_max,
+                     const ReplicaHashes& theirs) override;
   uint64_t count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) override;
   std::vector<LazyRange> copy_last(const std::vector<MappingImage>& mappings, PageSink& sink,
                                    uint64_t copy_pages_max) override;
@@ -50,6 +52,8 @@ class TrackedCapture : public MemoryCapture {
   bool copy_pages(std::span<const PageRange> ranges, std::span<const MappingImage> mappings,
                   PageSink& sink, CopyRound& round);
   void add_owed(MemoryView& view);
+  [[nodiscard]] PageRanges part_of_present(uint64_t start, uint64_t bytes_max) const;
+  PageRanges differing(const PageRange& range, const ReplicaHashes& theirs, uint64_t& compared);
   [[nodiscard]] bool is_mapped(uint64_t address) const;
 
   pid_t host_pid_;

@@ -159,6 +159,7 @@ void RemoteKeeper::begin(ReceivedMessage message) {
     }
     case MessageType::kRehearse:
     case MessageType::kDrill:
+    case MessageType::kHash:
     case MessageType::kDying:
       break;
     default:
@@ -257,6 +258,7 @@ void RemoteKeeper::pass_on(CarriedMessage message) {
     case MessageType::kCommitted:
     case MessageType::kRehearsed:
     case MessageType::kDrilled:
+    case MessageType::kHashes:
     case MessageType::kDraining:
     case MessageType::kDrained:
     case MessageType::kFailed:

@@ -266,6 +266,7 @@ void StandbySession::pass_on(CarriedMessage message) {
     case MessageType::kStage:
     case MessageType::kRehearse:
     case MessageType::kDrill:
+    case MessageType::kHash:
     case MessageType::kDying:
     case MessageType::kLastState:
       break;
@@ -340,7 +341,8 @@ void StandbySession::answer(ReceivedMessage message) {
 
 // The keeper has read all that was staged.
 void StandbySession::free_staging() {
-  const uint64_t spilled = warm_spill_.note(std::exchange(spill_touched_, 0), promoted_ ? 0 : UINT64_MAX);
+  const uint64_t spilled =
+      warm_spill_.note(std::exchange(spill_touched_, 0), promoted_ ? 0 : UINT64_MAX);
   // Failure costs memory until the next time, nothing else.
   if (spilled > warm_spill_.bytes()) {
     (void)!::ftruncate(staging_->spill_fd(), static_cast<off_t>(warm_spill_.bytes()));

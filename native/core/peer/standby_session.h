@@ -84,8 +84,8 @@ class StandbySession {
   std::unique_ptr<StagingArea> staging_;
   std::optional<FrameStream> stream_;
   std::optional<KeeperProcess> keeper_;
-  Bytes spilled_;         // on its way to the spill file
-  uint64_t touched_ = 0;  // end of what was written to the staging memory
+  Bytes spilled_;               // on its way to the spill file
+  uint64_t touched_ = 0;        // end of what was written to the staging memory
   uint64_t spill_touched_ = 0;  // and to the spill file
   WarmPart warm_memory_, warm_spill_;
   bool placed_since_commit_ = false;

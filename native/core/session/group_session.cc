@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "core/base/clock.h"
+#include "core/base/sys_error.h"
 #include "core/image/kernel_reader.h"
 #include "core/link/replica_place.h"
 
@@ -105,13 +106,11 @@ void GroupSession::connect() {
               },
           .out = [this](std::string node,
                         std::string why) { context_.events.on_replica_out(node, why); },
-          .in_sync =
-              [this](std::string node, uint64_t epoch) {
-                context_.events.on_replica_in_sync(node, epoch);
-              },
+          .in_sync = [this](std::string node,
+                            uint64_t epoch) { context_.events.on_replica_in_sync(node, epoch); },
           .drilled =
               [this](std::string node, uint64_t epoch, DrilledMessage message) {
-                context_.events.on_drilled(node, epoch, message);
+                context_.events.on_drilled(node, epoch, drill_compared_, message);
               }},
       context_.options.keeper_answer_ms, context_.options.records_outs);
 }
@@ -144,6 +143,7 @@ void GroupSession::watch_exit() {
 EpochStats GroupSession::epoch() {
   EpochStats stats;
   take_in_joining();
+  check_for_drill();
   const auto used_us = [this] { return clock_us(CLOCK_THREAD_CPUTIME_ID) + tracer_.cpu_us(); };
   const uint64_t before = used_us();
   epochs_.take(stats);
@@ -156,6 +156,21 @@ PromotionReport GroupSession::promote(const std::string* node) {
   // So that little is left to be sent while everything stands still.
   if (node != nullptr ? !node->empty() : !context_.replicas->here()) (void)epoch();
   return tracer_.call([this, node](TraceTree&) { return deaths_.order_promotion(node); }).get();
+}
+
+// A part of it at a time.
+void GroupSession::check_for_drill() {
+  if (!drill_ || drill_check_->go_on()) return;
+  ReplicaJoiner::Joining drill = std::move(*std::exchange(drill_, std::nullopt));
+  drill_compared_ = drill_check_->compared_pages();
+  const std::string problem = drill_check_->problem();
+  drill_check_.reset();
+  if (problem.empty()) {
+    context_.replicas->add_drill(std::move(drill.home), std::move(drill.keeper), drill.drill_us);
+    return;
+  }
+  if (drill.home.place) drill.home.place->end();
+  context_.events.on_drilled(drill.home.node, 0, drill_compared_, {.problem = problem});
 }
 
 bool GroupSession::join(size_t rank, ReplicaHome home) {
@@ -176,7 +191,7 @@ bool GroupSession::drill(const ReplicaOptions& drill, ReplicaHome home, uint64_t
         return start_keeper_at(at, drill, context_.options.pid, context_.staging);
       },
       [this](const std::string& node, const std::string& why) {
-        context_.events.on_drilled(node, 0, {.problem = why});
+        context_.events.on_drilled(node, 0, 0, {.problem = why});
       },
       run_us);
 }
@@ -185,17 +200,21 @@ void GroupSession::take_in_joining() {
   auto come = joiner_.take();
   if (!come) return;
   if (come->drill_us != 0) {
-    const std::string problem = context_.replicas->why_not_there(come->home.node);
-    if (!problem.empty()) {
-      context_.events.on_drilled(come->home.node, 0, {.problem = problem});
-      if (come->home.place) come->home.place->end();
-      return;
-    }
-    return context_.replicas->add_drill(std::move(come->home), std::move(come->keeper),
-                                        come->drill_us);
+    drill_check_.emplace(context_, come->home.node);
+    drill_ = std::move(come);
+    return;
   }
   context_.replicas->add(come->rank, std::move(come->home), std::move(come->keeper),
                          ReplicaState::kJoining);
+}
+
+// Whoever owns us may keep us for long, and the group's next protection has one of its own.
+void GroupSession::give_staging_back() {
+  const std::lock_guard lock(context_.worker_mutex);
+  try {
+    context_.staging.release();
+  } catch (const SysError&) {  // the spill file keeps its length until it is closed
+  }
 }
 
 std::string GroupSession::stop() {
@@ -217,7 +236,10 @@ std::string GroupSession::stop() {
   }
   exit_watch_.reset();
   joiner_.stop();
+  if (drill_ && drill_->home.place) drill_->home.place->end();
+  drill_.reset();
   context_.replicas->end(dropped);
+  give_staging_back();
   if (context_.paging && dropped) context_.paging->remove_generation(kStoreWaitUs);
   context_.paging.reset();
   return std::exchange(context_.loss, {});

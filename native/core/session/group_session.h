@@ -19,6 +19,7 @@
 #include "core/group/group_freezer.h"
 #include "core/group/group_types.h"
 #include "core/group/tracer_thread.h"
+#include "core/session/drill_check.h"
 #include "core/session/exit_watch.h"
 #include "core/session/replica_joiner.h"
 
@@ -60,8 +61,8 @@ class GroupSession final {
   // Has one more replica built beside those there are. False: one is on its way already. Whether it
   // comes is told by on_replica_in_sync or on_replica_out. Any thread.
   bool join(size_t rank, ReplicaHome home);
-  // The same for one that is tried out and then over: told by on_drilled. `drill` is what it is made
-  // with. Any thread.
+  // The same for one that is tried out and then over: told by on_drilled. `drill` is what it is
+  // made with. Any thread.
   bool drill(const ReplicaOptions& drill, ReplicaHome home, uint64_t run_us);
   // The replica on `node` is recorded to be out: commits go on. Any thread.
   void recorded(const std::string& node) { context_.replicas->recorded(node); }
@@ -94,6 +95,8 @@ class GroupSession final {
   void open_store();
   void connect();
   void take_in_joining();
+  void check_for_drill();
+  void give_staging_back();
   EpochStats take_first_epoch();
   [[nodiscard]] std::vector<std::string> warnings_of(std::vector<std::string> notes) const;
   void watch_exit();
@@ -106,6 +109,10 @@ class GroupSession final {
   EpochTaker epochs_{context_, freezer_, tracer_};
   FirstCopy first_copy_{context_, freezer_};
   ReplicaJoiner joiner_;
+  // A drill whose keeper is there, until it may join.
+  std::optional<ReplicaJoiner::Joining> drill_;
+  std::optional<DrillCheck> drill_check_;
+  std::atomic<uint64_t> drill_compared_ = 0;
   std::unique_ptr<ExitWatch> exit_watch_;  // only where nobody is attached between epochs
 };
 

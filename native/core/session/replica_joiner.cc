@@ -11,20 +11,20 @@ bool ReplicaJoiner::start(size_t rank, ReplicaHome home, Start start, Failed fai
   if (busy_ || stopped_) return false;
   busy_ = true;
   if (thread_.joinable()) thread_.join();
-  thread_ = std::thread(
-      [this, rank, drill_us, home = std::move(home), start = std::move(start), failed = std::move(failed)] {
-        try {
-          KeeperProcess keeper = start(home);
-          const std::lock_guard arriving(mutex_);
-          arrived_.emplace(rank, home, std::move(keeper), drill_us);
-        } catch (const std::exception& error) {
-          {
-            const std::lock_guard failing(mutex_);
-            busy_ = false;
-          }
-          failed(home.node, error.what());
-        }
-      });
+  thread_ = std::thread([this, rank, drill_us, home = std::move(home), start = std::move(start),
+                         failed = std::move(failed)] {
+    try {
+      KeeperProcess keeper = start(home);
+      const std::lock_guard arriving(mutex_);
+      arrived_.emplace(rank, home, std::move(keeper), drill_us);
+    } catch (const std::exception& error) {
+      {
+        const std::lock_guard failing(mutex_);
+        busy_ = false;
+      }
+      failed(home.node, error.what());
+    }
+  });
   return true;
 }
 

@@ -26,8 +26,7 @@ class ReplicaJoiner {
   ~ReplicaJoiner() { stop(); }
 
   // False: one is on its way, or waits to be taken. Both functions are called on another thread.
-  bool start(size_t rank, ReplicaHome home, Start start, Failed failed,
-             uint64_t drill_us = 0);
+  bool start(size_t rank, ReplicaHome home, Start start, Failed failed, uint64_t drill_us = 0);
   // Whose keeper is there.
   std::optional<Joining> take();
   // Waits for what is on its way, and drops it. None is started any more.

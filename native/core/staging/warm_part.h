@@ -8,9 +8,9 @@
 
 namespace replpage {
 
-// More of the staging memory is kept warm only by epochs that needed all of it. On a virtual machine
-// whose host takes back what was freed, a page costs up to 8 us at its first touch, 20 times its
-// copy.
+// More of the staging memory is kept warm only by epochs that needed all of it. On a virtual
+// machine whose host takes back what was freed, a page costs up to 8 us at its first touch, 20
+// times its copy.
 inline constexpr uint64_t kWarmMemoryMax = 64ull << 20;
 
 class WarmPart {
