@@ -115,7 +115,6 @@ class ReplicaKeeper {
   void follow_tracer();
   void handle(ReceivedMessage message);
   void show_memory();
-  DrilledMessage tried_out(const DrillMessage& message);
   void promote(const PromoteMessage& message);
   void handle_lazy_news();
   void tell_progress();
@@ -268,7 +267,8 @@ void ReplicaKeeper::handle(ReceivedMessage message) {
     case MessageType::kHash:
       return tell(MessageType::kHashes, standby_->hash(decode<HashMessage>(message.body)));
     case MessageType::kDrill:
-      tell(MessageType::kDrilled, tried_out(decode<DrillMessage>(message.body)));
+      if (!configuration_.drill) throw FormatError("kDrill of a replica that is no drill's");
+      tell(MessageType::kDrilled, standby_->drill(decode<DrillMessage>(message.body)));
       end_requested_ = true;
       return;
     case MessageType::kDying:
@@ -303,15 +303,6 @@ void ReplicaKeeper::show_memory() {
 void ReplicaKeeper::translate_root() {
   root_ = standby_->image()->processes.front().pid;
   root_host_pid_ = host_pid_of(link_.get(), root_);
-}
-
-DrilledMessage ReplicaKeeper::tried_out(const DrillMessage& message) {
-  if (!configuration_.drill) throw FormatError("kDrill of a replica that is no drill's");
-  try {
-    return standby_->drill(message);
-  } catch (const std::exception& error) {
-    return {.problem = error.what()};
-  }
 }
 
 void ReplicaKeeper::promote(const PromoteMessage& message) {

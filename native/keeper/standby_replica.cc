@@ -200,6 +200,14 @@ HashesMessage StandbyReplica::hash(const HashMessage& message) const {
 }
 
 DrilledMessage StandbyReplica::drill(const DrillMessage& message) {
+  try {
+    return drill_or_throw(message);
+  } catch (const std::exception& error) {
+    return {.problem = error.what()};
+  }
+}
+
+DrilledMessage StandbyReplica::drill_or_throw(const DrillMessage& message) {
   if (!committed_) throw FormatError("kDrill before the first commit");
   std::string why = why_no_drill(*image_);
   if (!why.empty()) return {.problem = std::move(why)};

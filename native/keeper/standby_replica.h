@@ -59,6 +59,7 @@ class StandbyReplica {
   [[nodiscard]] uint64_t epoch() const { return epoch_; }
 
  private:
+  DrilledMessage drill_or_throw(const DrillMessage& message);
   GroupImage read_image(const StagedBytes& where, uint64_t epoch);
   void reshape(GroupImage image);
   // Throws SysError when the replica's clock is behind by more than can be waited for.

@@ -148,7 +148,7 @@ TEST(channel_refuses_wrong_fields_under_a_right_checksum) {
   CHECK(!resealed([](MessageHeader& h) { h.version = 2; }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.type = static_cast<MessageType>(0); }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.type = static_cast<MessageType>(20); }).empty());
-  CHECK(!resealed([](MessageHeader& h) { h.type = static_cast<MessageType>(43); }).empty());
+  CHECK(!resealed([](MessageHeader& h) { h.type = static_cast<MessageType>(45); }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.body_bytes += 1; }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.body_crc += 1; }).empty());
   CHECK(!resealed([](MessageHeader& h) { h.reserved = 1; }).empty());
