@@ -14,6 +14,7 @@ Napi::Function NativeGroup::define(Napi::Env env) {
        InstanceMethod<&NativeGroup::checkpoint>("checkpoint"),
        InstanceMethod<&NativeGroup::promote>("promote"), InstanceMethod<&NativeGroup::join>("join"),
        InstanceMethod<&NativeGroup::drill>("drill"),
+       InstanceMethod<&NativeGroup::leave_out>("leaveOut"),
        InstanceMethod<&NativeGroup::recorded>("recorded"),
        InstanceMethod<&NativeGroup::stop>("stop"),
        InstanceMethod<&NativeGroup::counters>("counters"),
@@ -148,6 +149,12 @@ Napi::Value NativeGroup::drill(const Napi::CallbackInfo& info) {
   ReplicaHome home = read_home(info[1].As<Napi::Object>(), drill, options.pid);
   const auto run_us = static_cast<uint64_t>(info[2].ToNumber().Int64Value());
   return Napi::Boolean::New(info.Env(), session_->drill(drill, std::move(home), run_us));
+}
+
+// (node, why)
+Napi::Value NativeGroup::leave_out(const Napi::CallbackInfo& info) {
+  session_->leave_out(info[0].ToString().Utf8Value(), info[1].ToString().Utf8Value());
+  return info.Env().Undefined();
 }
 
 Napi::Value NativeGroup::recorded(const Napi::CallbackInfo& info) {

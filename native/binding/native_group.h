@@ -30,6 +30,7 @@ class NativeGroup final : public Napi::ObjectWrap<NativeGroup>, private GroupEve
   Napi::Value promote(const Napi::CallbackInfo& info);
   Napi::Value join(const Napi::CallbackInfo& info);
   Napi::Value drill(const Napi::CallbackInfo& info);
+  Napi::Value leave_out(const Napi::CallbackInfo& info);
   Napi::Value recorded(const Napi::CallbackInfo& info);
   Napi::Value stop(const Napi::CallbackInfo& info);
   Napi::Value counters(const Napi::CallbackInfo& info);

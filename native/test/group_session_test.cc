@@ -255,6 +255,51 @@ TEST(group_session_has_replicas_come_and_go) {
   CHECK_EQUAL(program.wrong(), 0u);
 }
 
+// One that comes while another joins, and one that is lost and comes again: each gets everything.
+TEST(group_session_gives_everything_to_whoever_joins) {
+  need_keeper();
+  const Program program;
+  Listener events;
+  const GroupOptions options = options_of(program.pid(), 205);
+  const auto one = other_place(options, ".one");
+  const auto two = other_place(options, ".two");
+  const auto resident = [](const GroupSession& session, const std::string& node) {
+    for (const ReplicaView& replica : session.replica_parts().replicas) {
+      if (replica.node == node && replica.state == ReplicaState::kInSync) {
+        return replica.resident_bytes;
+      }
+    }
+    return uint64_t{0};
+  };
+  GroupSession session(options, events);
+  session.start();
+  const uint64_t whole = resident(session, "");
+  CHECK(session.join(1, {.node = "one", .place = one}));
+  bool asked = false;
+  CHECK(within(kAnswerMs, [&] {
+    session.epoch();
+    asked = asked || session.join(2, {.node = "two", .place = two});
+    return resident(session, "one") != 0 && resident(session, "two") != 0;
+  }));
+  session.epoch();
+  CHECK(resident(session, "one") + (1 << 20) > whole);
+  CHECK(resident(session, "two") + (1 << 20) > whole);
+  for (int again = 0; again < 3; ++again) {
+    events.out = false;
+    ::kill(two->keeper_pid, SIGKILL);
+    CHECK(within(kAnswerMs, [&] { return events.out.load(); }));
+    CHECK(within(kAnswerMs, [&] { return session.join(2, {.node = "two", .place = two}); }));
+    CHECK(within(kAnswerMs, [&] {
+      session.epoch();
+      return resident(session, "two") != 0;
+    }));
+    session.epoch();
+    CHECK(resident(session, "two") + (1 << 20) > whole);
+  }
+  session.stop();
+  CHECK_EQUAL(program.wrong(), 0u);
+}
+
 // All of them: the primary runs on.
 TEST(group_session_without_any_replica_is_over) {
   need_keeper();

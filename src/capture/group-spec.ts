@@ -64,7 +64,8 @@ export interface GroupSpec extends PaceTargets {
 /** Of a replica that is tried out beside the others: nobody hears of it. */
 export const drillSpec = (spec: GroupSpec): GroupSpec => ({
   ...spec,
-  ...{ name: `${spec.name}.drill`, stdio: null, vip: undefined, drill: true },
+  // No group can have such a name.
+  ...{ name: `_${spec.name}`, stdio: null, vip: undefined, drill: true },
 });
 
 export interface GroupLimits {
@@ -96,8 +97,10 @@ export type PagingPlanner = (report: PagingReport) => PagingOrder & { readonly r
 export interface PeerPlaces {
   /** Has that node expect a replica. Throws why not. */
   place(spec: GroupSpec, node: string, hostPid: number, generation: number): Promise<NativePlace>;
-  /** Resolves when those that matter have recorded who may be promoted. */
-  record(group: InSync): Promise<void>;
+  /** Resolves to those of the nodes in sync that have not recorded it in time. */
+  record(group: InSync): Promise<readonly string[]>;
+  /** The replica that this node keeps of it is not wanted any more. */
+  drop(spec: GroupSpec, node: string, generation: number): void;
   /** No replica is wanted any more. */
   end(spec: GroupSpec, generation: number): void;
 }

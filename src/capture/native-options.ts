@@ -32,6 +32,6 @@ export function nativeOptions(
     tracker: spec.tracker,
     paging: pagingOptions(spec, store, isFirstStart(core)),
     homes,
-    recordsOuts: homes.length > 1,
+    recordsOuts: true,
   };
 }

@@ -32,6 +32,7 @@ const delayMsMin = 1000;
 const delayMsMax = 60_000;
 /** A thread that gets to no system call in this time is still computing. */
 const drillRunUs = 300_000;
+const drillMsMax = 600_000;
 
 /** The native side has no name for this machine. */
 const nativeName = (node: string): string => (node === here ? '' : node);
@@ -113,14 +114,19 @@ export class GroupReplicas {
   async lost(native: NativeGroup, nativeNode: string, why: string): Promise<void> {
     const node = nameOf(nativeNode);
     const wasInSync = this.#inSync.delete(node);
-    if (this.#refuse(node, noneThere(node, why))) return native.recorded(nativeNode);
+    const running = this.#running;
+    if (this.#refuse(node, noneThere(node, why))) {
+      if (wasInSync) await this.#recordOut(native);
+      if (running !== undefined) this.#host.peers?.drop(this.#spec, node, running.generation);
+      return native.recorded(nativeNode);
+    }
     const before = this.#out.get(node);
     const delayMs = Math.min((before?.delayMs ?? delayMsMin / 2) * 2, delayMsMax);
     this.#out.set(node, { why, delayMs });
     if (wasInSync || before === undefined) {
       this.#host.note(this.#spec.name, 'replica out', `${node}: ${why}`);
     }
-    if (wasInSync) await this.#record();
+    if (wasInSync) await this.#recordOut(native);
     native.recorded(nativeNode);
     if (this.#running !== undefined) void this.#bringBack(node);
   }
@@ -138,15 +144,9 @@ export class GroupReplicas {
   /** Resolves when a replica there is in sync; throws why there can be none. */
   async want(node: string): Promise<void> {
     if (this.#inSync.has(node)) return;
-    if (this.#spec.ram !== 'all') {
-      throw new ReplicationError(
-        'ERR_STATE',
-        `with --ram ${this.#spec.ram} it has one here alone`,
-        {
-          advice: 'protect it again with --ram all',
-        },
-      );
-    }
+    const asked = this.#wanted.get(node);
+    if (asked !== undefined) return asked.promise;
+    this.#checkAllInRam();
     const wanted = deferred<void>();
     this.#wanted.set(node, wanted);
     if (!this.#nodes.includes(node)) {
@@ -155,6 +155,15 @@ export class GroupReplicas {
       void this.#bringBack(node);
     }
     await wanted.promise;
+  }
+
+  /** What joins gets pages, and none that are in the page store. */
+  #checkAllInRam(): void {
+    if (this.#spec.ram === 'all') return;
+    const why = `with --ram ${this.#spec.ram} it has one here alone`;
+    throw new ReplicationError('ERR_STATE', why, {
+      advice: 'protect it again with --ram all',
+    });
   }
 
   /** Of one that is wanted, one failure is enough. True: it was, and is wanted no more. */
@@ -171,6 +180,7 @@ export class GroupReplicas {
 
   /** Has one more replica made there and tried out. Throws ERR_STATE, and why there can be none. */
   async drill(node: string): Promise<NativeDrill> {
+    this.#checkAllInRam();
     const running = this.#running;
     if (running === undefined) throw noneThere(node, 'the group is not protected');
     if (this.#drill !== undefined) throw noneThere(node, 'another drill is under way');
@@ -183,6 +193,11 @@ export class GroupReplicas {
       if (!native.drill(spec.name, home, drillRunUs)) {
         throw noneThere(node, 'another one is being built: try again');
       }
+      void this.#host.clock.sleep(drillMsMax, this.#over.signal).then(() => {
+        answer.reject(
+          noneThere(node, `the drill is not over after ${drillMsMax / 60_000} minutes`),
+        );
+      });
       return await answer.promise;
     } finally {
       this.#drill = undefined;
@@ -244,12 +259,22 @@ export class GroupReplicas {
     }
   }
 
-  async #record(): Promise<void> {
+  /** Who cannot be told that somebody is out would not know who may be promoted: it is out as well. */
+  async #recordOut(native: NativeGroup): Promise<void> {
+    for (const node of await this.#record()) {
+      if (this.#inSync.size > 1) {
+        native.leaveOut(nativeName(node), 'it does not record who is in sync');
+      }
+    }
+  }
+
+  async #record(): Promise<readonly string[]> {
     const running = this.#running;
-    if (running === undefined || this.#nodes.every((node) => node === here)) return;
-    await this.#host.peers?.record({
+    if (running === undefined || this.#nodes.every((node) => node === here)) return [];
+    const record = this.#host.peers?.record({
       ...{ name: this.#spec.name, id: this.#spec.storeId, generation: running.generation },
       inSync: [...this.#inSync],
     });
+    return (await record) ?? [];
   }
 }

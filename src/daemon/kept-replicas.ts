@@ -215,18 +215,41 @@ export class KeptReplicas {
           'all the same, and two of them run where the other is not stopped',
       });
     }
-    await this.#standbys.promote(name, force || standby.spec.files === 'keep');
+    const takeBack = await this.#options.records.claim(name);
+    try {
+      await this.#standbys.promote(name, force || standby.spec.files === 'keep');
+    } catch (error) {
+      await takeBack();
+      throw error;
+    }
+  }
+
+  /** Those that newer ones on other nodes have taken the place of. */
+  dropReplaced(): void {
+    const self = this.#options.cluster()?.self.name;
+    if (self === undefined) return;
+    for (const { name, generation, state, spec } of this.#standbys.all) {
+      const record = this.#options.records.of(name);
+      const replaced =
+        record?.id === spec.storeId &&
+        record.generation > generation &&
+        record.inSync.some((node) => node !== record.node && node !== self);
+      if (replaced && state === 'cut off') this.#standbys.dropBelow(name, record.generation);
+    }
   }
 
   /** As its primary's node had it recorded last. Throws ERR_STATE. */
-  async #checkInSync({ name, generation, spec, epoch }: Standby<GroupSpec>): Promise<void> {
+  async #checkInSync({ name, generation, spec, epoch, node }: Standby<GroupSpec>): Promise<void> {
     const record = await this.#options.records.newest(name);
     const self = this.#options.cluster()?.self.name ?? '';
     if (record === undefined || record.generation < generation) return;
     const same = record.id === spec.storeId && record.generation === generation;
     if (same && record.inSync.includes(self)) return;
+    const claimed = record.node !== node.name;
     const why = same
-      ? `it was left behind at epoch ${epoch}`
+      ? claimed
+        ? `node ${record.node} was told to run it`
+        : `it was left behind at epoch ${epoch}`
       : `it is of generation ${generation}, and ${record.generation} runs, or ran, on node ${record.node}`;
     const others = record.inSync.filter((node) => node !== record.node);
     throw new ReplicationError(

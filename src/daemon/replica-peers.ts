@@ -79,8 +79,15 @@ export class ReplicaPeers implements PeerPlaces {
     }
   }
 
-  record(group: InSync): Promise<void> {
+  record(group: InSync): Promise<readonly string[]> {
     return this.#options.records.record(group);
+  }
+
+  drop({ name }: GroupSpec, node: string, generation: number): void {
+    const cluster = this.#options.cluster();
+    const member = liveMember(cluster, node);
+    if (member === undefined) return;
+    cluster?.send(member.id, { kind: 'dropReplica', body: { name, generation } });
   }
 
   /** Throws ERR_NO_CLUSTER, ERR_NO_NODE and ERR_STATE where no replica can be. */
@@ -149,6 +156,7 @@ export class ReplicaPeers implements PeerPlaces {
     }
     const { request, records } = message.body;
     void this.#options.records.heard(member, records).then((why) => {
+      this.#options.kept.dropReplaced();
       if (request === 0) return;
       cluster.send(member.id, { kind: 'recordsTaken', body: { request, why } });
     });

@@ -61,34 +61,67 @@ export class ReplicaRecords {
     }
   }
 
+  /** undefined: none, or it is over. */
   of(name: string): ReplicaRecord | undefined {
-    return this.#all.get(name);
+    const record = this.#all.get(name);
+    return record?.over === true ? undefined : record;
   }
 
+  /** With those that are over. */
   get all(): readonly ReplicaRecord[] {
     return [...this.#all.values()];
   }
 
-  /** Of a group of this node. Resolves when all nodes with a replica in sync have it too. */
-  async record({ name, id, generation, inSync }: InSync): Promise<void> {
+  /** Of a group of this node. Resolves to those of the nodes in sync that do not have it in time. */
+  async record({ name, id, generation, inSync }: InSync): Promise<readonly string[]> {
     const cluster = this.#options.cluster();
-    if (cluster === undefined) return;
+    if (cluster === undefined) return [];
     const before = this.#all.get(name);
-    const record: ReplicaRecord = {
-      ...{ name, id, generation, node: cluster.self.name },
-      revision: before?.id === id ? before.revision + 1 : 1,
+    const same = before?.id === id;
+    const protection = (before?.protection ?? 0) + (same ? 0 : 1);
+    return this.#say(cluster, {
+      ...{ name, id, generation, protection, node: cluster.self.name, over: false },
+      revision: same && before.generation === generation ? before.revision + 1 : 1,
       inSync: inSync.map((node) => (node === 'self' ? cluster.self.name : node)),
-      over: false,
+    });
+  }
+
+  /**
+   * A replica that is kept here is going to be promoted: no other one may be. Gives what takes that
+   * back. Without a record, as of an older node's group, there is nothing to say.
+   */
+  async claim(name: string): Promise<() => Promise<void>> {
+    const cluster = this.#options.cluster();
+    const before = this.of(name);
+    if (cluster === undefined || before === undefined) return () => Promise.resolve();
+    const claim = { ...before, revision: before.revision + 1, node: cluster.self.name, inSync: [] };
+    await this.#say(cluster, claim, before.inSync);
+    return async () => {
+      const inSync = before.inSync.filter((node) => node !== cluster.self.name);
+      await this.#say(cluster, { ...claim, revision: claim.revision + 1, inSync });
     };
+  }
+
+  /** Surely to those that it concerns, to the others as well as can be. */
+  async #say(
+    cluster: ClusterNode,
+    record: ReplicaRecord,
+    concerned = record.inSync,
+  ): Promise<readonly string[]> {
     await this.#keep(record);
-    const { self, nodes } = cluster;
-    const others = nodes.filter(({ member }) => member.id !== self.id && !member.removed);
+    const silent: string[] = [];
     const sure: Promise<void>[] = [];
-    for (const { member } of others) {
-      if (record.inSync.includes(member.name)) sure.push(this.#tellSurely(cluster, member, record));
-      else this.#tell(cluster, member, [record]);
+    for (const { member } of cluster.nodes) {
+      if (member.removed || member.id === cluster.self.id) continue;
+      if (!concerned.includes(member.name)) {
+        this.#tell(cluster, member, [record]);
+        continue;
+      }
+      const told = this.#tellSurely(cluster, member, record);
+      sure.push(told.then((taken) => void (taken || silent.push(member.name))));
     }
     await Promise.all(sure);
+    return silent;
   }
 
   /** What all nodes that can be asked know of it. Throws ERR_STATE where one that matters is silent. */
@@ -112,29 +145,32 @@ export class ReplicaRecords {
         }
       }),
     );
-    return this.#all.get(name);
+    return this.of(name);
   }
 
   /** The group is over, or has no replicas any more. */
   forget(name: string): void {
-    const record = this.#all.get(name);
+    const record = this.of(name);
     const cluster = this.#options.cluster();
     if (record === undefined || cluster?.self.name !== record.node) return;
     const over = { ...record, revision: record.revision + 1, inSync: [], over: true };
-    void this.#drop(name);
-    for (const { member } of cluster.nodes) {
-      if (member.id !== cluster.self.id) this.#tell(cluster, member, [over]);
-    }
+    void this.#say(cluster, over);
   }
 
+  /** Why one of them is not taken; null: all are, or were known. */
   async heard(member: Member, records: readonly ReplicaRecord[]): Promise<string | null> {
+    const self = this.#options.cluster()?.self.name;
+    let why: string | null = null;
     for (const record of records) {
       this.#known.get(member.id)?.set(record.name, stampOf(record));
-      if (!isNewer(record, this.#all.get(record.name), member)) continue;
-      if (record.over) await this.#drop(record.name);
-      else await this.#keep(record);
+      const known = this.#all.get(record.name);
+      // Nobody knows better than we what we said.
+      if (record.node === self) continue;
+      if (known === undefined || isNewer(record, known)) await this.#keep(record);
+      else if (stampOf(record) !== stampOf(known))
+        why = `a newer record of ${record.name} is known`;
     }
-    return this.#trouble === '' ? null : this.#trouble;
+    return this.#trouble === '' ? why : this.#trouble;
   }
 
   /**
@@ -169,7 +205,8 @@ export class ReplicaRecords {
     cluster.send(member.id, { kind: 'replicaRecords', body: { request: 0, records } });
   }
 
-  async #tellSurely(cluster: ClusterNode, member: Member, record: ReplicaRecord): Promise<void> {
+  /** False: it does not have it. */
+  async #tellSurely(cluster: ClusterNode, member: Member, record: ReplicaRecord): Promise<boolean> {
     const ask = (request: number): ReplicaMessage => ({
       kind: 'replicaRecords',
       body: { request, records: [record] },
@@ -177,12 +214,13 @@ export class ReplicaRecords {
     let why = '';
     for (let tries = 0; tries < triesMax; tries++) {
       // What is newer says it as well.
-      if (this.#all.get(record.name)?.revision !== record.revision) return;
+      if (this.#all.get(record.name)?.revision !== record.revision) return true;
       try {
         const { requests } = this.#options;
         const taken = await requests.ask(cluster, member, 'recordsTaken', answerMs, ask);
-        if (taken.why === null) return;
+        if (taken.why === null) return true;
         why = taken.why;
+        break;
       } catch (error) {
         why = describe(error);
         await new Promise((resolve) => setTimeout(resolve, answerMs / 4));
@@ -190,18 +228,20 @@ export class ReplicaRecords {
     }
     const reason = `node ${member.name} has not recorded who of ${record.name} is in sync: ${why}`;
     this.#options.log.warn({ group: record.name, node: member.name }, reason);
+    return false;
   }
 
   #keep(record: ReplicaRecord): Promise<void> {
-    if (this.#all.size >= replicaRecordsMax && !this.#all.has(record.name)) {
-      return Promise.resolve();
-    }
-    this.#all.set(record.name, record);
+    this.#all.delete(record.name);
+    this.#all.set(record.name, record); // the last that changed comes last
+    if (this.#all.size > replicaRecordsMax) this.#forgetOldest();
     return this.#write();
   }
 
-  #drop(name: string): Promise<void> {
-    return this.#all.delete(name) ? this.#write() : Promise.resolve();
+  /** Of those that are over. */
+  #forgetOldest(): void {
+    const oldest = this.all.find(({ over }) => over);
+    if (oldest !== undefined) this.#all.delete(oldest.name);
   }
 
   #write(): Promise<void> {
@@ -219,15 +259,11 @@ export class ReplicaRecords {
   }
 }
 
-const stampOf = ({ id, generation, revision }: ReplicaRecord): string =>
-  `${id} ${generation} ${revision}`;
+const stampOf = ({ protection, generation, revision }: ReplicaRecord): string =>
+  `${protection} ${generation} ${revision}`;
 
-/** A protection that begins anew is believed of its own node alone. */
-function isNewer(record: ReplicaRecord, known: ReplicaRecord | undefined, from: Member): boolean {
-  if (known === undefined) return !record.over;
-  if (known.id !== record.id && record.generation <= known.generation) {
-    return record.node === from.name;
-  }
+function isNewer(record: ReplicaRecord, known: ReplicaRecord): boolean {
+  if (record.protection !== known.protection) return record.protection > known.protection;
   if (record.generation !== known.generation) return record.generation > known.generation;
   return record.revision > known.revision;
 }

@@ -166,6 +166,8 @@ export interface ReplicaRecord {
   readonly name: string;
   /** Of this protection of it, random. */
   readonly id: string;
+  /** Counts the protections under that name. */
+  readonly protection: number;
   readonly generation: number;
   /** Within the protection; raised by the primary's node with each change. */
   readonly revision: number;
@@ -173,7 +175,7 @@ export interface ReplicaRecord {
   readonly node: string;
   /** Names of nodes. */
   readonly inSync: readonly string[];
-  /** There are none any more: to be forgotten. */
+  /** There are none any more; kept, so that nobody brings an older one back. */
   readonly over: boolean;
 }
 
@@ -236,7 +238,8 @@ const refusalCode: Shape<Refusal['code']> = (value, where) => {
 };
 
 const portMax = 65_535;
-const groupName = text(63, /^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/);
+/** With _ before it: of a replica that is tried out. */
+const groupName = text(64, /^_?[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$/);
 /** Of a group's options as JSON. */
 const specBytesMax = 64 * 1024;
 const sha256 = text(64, /^[0-9a-f]{64}$/);
@@ -249,7 +252,8 @@ export const requirementsBytesMax = 1024 * 1024;
 export const replicaRecordsMax = 10_000;
 const homesMax = 16;
 const replicaRecord = object<ReplicaRecord>({
-  ...{ name: groupName, id, generation: whole(1), revision: whole(1), node: name },
+  ...{ name: groupName, id, protection: whole(1), generation: whole(1), revision: whole(1) },
+  node: name,
   ...{ inSync: listOf(name, homesMax), over: flag },
 });
 export const recordsShape = listOf(replicaRecord, replicaRecordsMax);

@@ -278,6 +278,8 @@ export interface NativeGroup {
   join(rank: number, home: NativeHome): boolean;
   /** One that is tried out for so long at most, under that name; false as by join(). */
   drill(name: string, home: NativeHome, runUs: number): boolean;
+  /** The replica on that node is not to be relied on: replicaOut follows. */
+  leaveOut(node: string, why: string): void;
   /** The replica on that node is recorded to be out. */
   recorded(node: string): void;
   /**

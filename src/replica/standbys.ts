@@ -145,6 +145,12 @@ export class Standbys<Spec> {
     return found.length;
   }
 
+  /** Those of a group of lower generations, whosever. */
+  dropBelow(name: string, generation: number): void {
+    const found = this.all.filter((one) => one.name === name && one.generation < generation);
+    for (const { token } of found) this.#forget(token);
+  }
+
   heard(event: StandbyEvent): void {
     const standby = this.#all.get(event.token);
     if (standby === undefined) return;

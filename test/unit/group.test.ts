@@ -66,6 +66,9 @@ class ScriptedNative implements NativeGroup {
   drill(): boolean {
     return true;
   }
+  leaveOut(): void {
+    return;
+  }
   recorded(): void {
     return;
   }

@@ -50,6 +50,12 @@ async function node(
   return { records: make(), make, sent, requests, file };
 }
 
+const record = (change: Partial<ReplicaRecord>): ReplicaRecord => ({
+  ...{ name: 'db', id: '0123456789abcdef', protection: 1, generation: 1, revision: 1 },
+  ...{ node: 'b', inSync: [], over: false },
+  ...change,
+});
+
 const group = { name: 'db', id: '0123456789abcdef', generation: 1 };
 
 t.test('a record is told to all, and waited for where a replica is in sync', async (t) => {
@@ -73,26 +79,45 @@ t.test('a record is told to all, and waited for where a replica is in sync', asy
 
 t.test('what is newer counts, whoever tells it', async (t) => {
   const { records } = await node(t, ['b', 'c']);
-  const told: ReplicaRecord = { ...group, revision: 3, node: 'b', inSync: ['c'], over: false };
+  const told = record({ revision: 3, inSync: ['c'] });
   t.equal(await records.heard(member('c'), [told]), null);
-  await records.heard(member('c'), [{ ...told, revision: 2, inSync: ['a', 'c'] }]);
+  const older = record({ revision: 2, inSync: ['a', 'c'] });
+  t.match(await records.heard(member('c'), [older]), /newer record/);
   t.same(records.of('db')?.inSync, ['c'], 'an older revision');
-  await records.heard(member('c'), [{ ...told, generation: 2, revision: 1, inSync: [] }]);
+  await records.heard(member('c'), [record({ generation: 2 })]);
   t.equal(records.of('db')?.generation, 2);
-  await records.heard(member('c'), [{ ...told, revision: 9 }]);
+  await records.heard(member('c'), [record({ revision: 9 })]);
   t.equal(records.of('db')?.generation, 2, 'an older generation');
-  const anew = { ...told, id: 'f'.repeat(16), generation: 1, revision: 1 };
+  const anew = record({ id: 'f'.repeat(16), protection: 2 });
   await records.heard(member('c'), [anew]);
-  t.equal(records.of('db')?.id, group.id, 'of a protection that begins anew, by somebody else');
-  await records.heard(member('b'), [anew]);
-  t.equal(records.of('db')?.id, anew.id, 'by its own node');
-  await records.heard(member('b'), [{ ...anew, revision: 2, over: true }]);
+  t.equal(records.of('db')?.id, anew.id, 'a protection that begins anew');
+  await records.heard(member('b'), [record({ ...anew, revision: 2, over: true })]);
   t.equal(records.of('db'), undefined);
+  await records.heard(member('c'), [anew, record({ generation: 7 })]);
+  t.equal(records.of('db'), undefined, 'nobody brings it back');
+});
+
+t.test('nobody knows better what this node has said', async (t) => {
+  const { records, sent } = await node(t, ['c']);
+  await records.record({ ...group, inSync: ['self', 'c'] });
+  await records.heard(member('c'), [record({ node: 'a', generation: 5 })]);
+  t.equal(records.of('db')?.generation, 1);
+  records.tick();
+  t.same(sent.at(-1)?.records[0]?.inSync, ['a', 'c'], 'and it is told again');
+});
+
+t.test('who is to be promoted is the only one', async (t) => {
+  const { records } = await node(t, ['c']);
+  await records.heard(member('b'), [record({ inSync: ['a', 'c'] })]);
+  const takeBack = await records.claim('db');
+  t.match(records.of('db'), { node: 'a', inSync: [], revision: 2 });
+  await takeBack();
+  t.same(records.of('db')?.inSync, ['c'], 'the others may be, when that failed');
 });
 
 t.test('it is on disk, and damage is no record', async (t) => {
   const { records, make, file } = await node(t, ['b']);
-  const told: ReplicaRecord = { ...group, revision: 3, node: 'b', inSync: ['b'], over: false };
+  const told = record({ revision: 3, inSync: ['b'] });
   await records.heard(member('b'), [told]);
   const again = make();
   await again.start();
@@ -107,7 +132,7 @@ t.test('it is on disk, and damage is no record', async (t) => {
 t.test('who was away hears everything', async (t) => {
   const up = ['b'];
   const { records, sent } = await node(t, up);
-  const told: ReplicaRecord = { ...group, revision: 1, node: 'b', inSync: ['b'], over: false };
+  const told = record({ inSync: ['b'] });
   await records.heard(member('b'), [told]);
   records.tick();
   records.tick();

@@ -136,6 +136,11 @@ void EpochTaker::admit_newcomers() {
   });
 }
 
+void EpochTaker::begin_joining() {
+  joining_.emplace();
+  joining_has_all_ = false;
+}
+
 // A replica that joins has all that there was when every part of it was in an epoch that it got;
 // what was written meanwhile was in them too.
 void EpochTaker::give_joining_more() {
@@ -143,10 +148,7 @@ void EpochTaker::give_joining_more() {
   if (!context_.replicas->has_joining()) {
     joining_.reset();
     joining_has_all_ = false;
-    return;
-  }
-  if (!joining_) joining_.emplace();
-  if (!joining_has_all_) {
+  } else if (joining_ && !joining_has_all_) {
     joining_has_all_ = !context_.capture->copy_again_from(*joining_, kJoiningBytes);
   }
 }

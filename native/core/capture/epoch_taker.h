@@ -19,6 +19,10 @@ class EpochTaker {
   // `image`: mappings as the first copy last saw them.
   void begin(GroupImage image) { running_image_ = std::move(image); }
 
+  // Worker thread. A replica has joined, and nobody else is joining: with the next epochs it gets
+  // all that there is.
+  void begin_joining();
+
   // Worker thread. True when the replica holds one more epoch; else `stats.reason` says what stood
   // in the way, and the replica is still at the last one. Throws KeeperLost, SysError,
   // RefusedError.

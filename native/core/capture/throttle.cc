@@ -9,6 +9,8 @@ namespace replpage {
 namespace {
 
 constexpr uint64_t kStopShare = 4;  // of this and one
+// In all: a copy that hangs, as on a disk, must not keep it slow.
+constexpr uint64_t kStoodUsMax = 3'000'000;
 
 }  // namespace
 
@@ -46,7 +48,7 @@ void Throttle::run(GroupContext& context, GroupFreezer& freezer, TracerThread& t
     shared->changed.notify_all();
   };
   std::unique_lock lock(shared_->mutex);
-  while (!shared_->over) {
+  while (!shared_->over && shared_->stood_us < kStoodUsMax) {
     shared_->stopping = true;
     tracer.post(stand_still);
     shared_->changed.wait(lock, [this] { return shared_->over || !shared_->stopping; });

@@ -18,7 +18,8 @@ namespace replpage {
 
 class Throttle {
  public:
-  // From now on. `stop_us`: for so long at a time; it runs for a quarter of that in between.
+  // From now on, for some seconds at most. `stop_us`: for so long at a time; it runs for a quarter
+  // of that in between.
   Throttle(GroupContext& context, GroupFreezer& freezer, TracerThread& tracer, uint64_t stop_us);
   // Lets it run. Does not wait for the tracer thread, which may wait for the caller.
   ~Throttle();

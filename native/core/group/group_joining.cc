@@ -10,13 +10,15 @@ namespace replpage {
 bool GroupCapture::copy_again_from(CopyCursor& cursor, uint64_t bytes_max) {
   const std::lock_guard lock(memory_mutex_);
   if (!std::exchange(cursor.began, true)) shared_->copy_all_again();
+  uint64_t left = bytes_max;
   for (auto at = members_.lower_bound(cursor.host_pid); at != members_.end(); ++at) {
     auto& [pid, member] = *at;
     const uint64_t from = pid == cursor.host_pid ? cursor.address : 0;
     if (!member.memory || from == UINT64_MAX) continue;
-    cursor = {
-        .host_pid = pid, .address = member.memory->copy_again_from(from, bytes_max), .began = true};
-    return true;
+    const MemoryCapture::OwedPart part = member.memory->copy_again_from(from, left);
+    cursor = {.host_pid = pid, .address = part.next, .began = true};
+    left -= part.bytes;
+    if (left == 0) return true;
   }
   return false;
 }

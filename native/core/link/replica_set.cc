@@ -47,7 +47,9 @@ void ReplicaSet::insert(std::shared_ptr<Member> member, KeeperProcess keeper) {
   const std::lock_guard lock(mutex_);
   member->id = ++last_id_;
   const auto is_former = [&](const auto& other) {
-    return other->state == ReplicaState::kOut && other->home.node == member->home.node;
+    // A commit still waits for who is out and not recorded to be.
+    return member->drill_us == 0 && other->state == ReplicaState::kOut &&
+           (other->recorded || !holds_commits_) && other->home.node == member->home.node;
   };
   std::ranges::copy_if(members_, std::back_inserter(former), is_former);
   std::erase_if(members_, is_former);
@@ -149,8 +151,9 @@ CommittedMessage ReplicaSet::wait_committed() {
            member.link->wait_reply(MessageType::kPagesDone, kSlowMs);
          }
          if (owes != Owes::kCommit) return;
-         const auto committed =
-             member.link->wait_reply_as<CommittedMessage>(MessageType::kCommitted, limit_ms());
+         const bool joins = member.state == ReplicaState::kJoining;
+         const auto committed = member.link->wait_reply_as<CommittedMessage>(
+             MessageType::kCommitted, joins ? kSlowMs : limit_ms());
          note_committed(member, committed);
          if (first.epoch == 0) first = committed;
          first.apply_us = std::max(first.apply_us, committed.apply_us);
@@ -296,16 +299,25 @@ void ReplicaSet::recorded(const std::string& node) {
 // ---- who comes next
 
 bool ReplicaSet::choose_successor(const std::string* node) {
-  const Members in_sync = those({ReplicaState::kInSync});
-  const auto is_wanted = [&](const auto& member) {
-    return node == nullptr ? member->home.place == nullptr : member->home.node == *node;
-  };
-  auto chosen = std::ranges::find_if(in_sync, is_wanted);
-  if (chosen == in_sync.end() && node == nullptr) chosen = in_sync.begin();
-  if (chosen == in_sync.end()) return false;
   const std::lock_guard lock(mutex_);
+  const auto can = [](const auto& member) {
+    return member->state == ReplicaState::kInSync && member->link != nullptr;
+  };
+  const auto is_wanted = [&](const auto& member) {
+    return can(member) &&
+           (node == nullptr ? member->home.place == nullptr : member->home.node == *node);
+  };
+  auto chosen = std::ranges::find_if(members_, is_wanted);
+  if (chosen == members_.end() && node == nullptr) chosen = std::ranges::find_if(members_, can);
+  if (chosen == members_.end()) return false;
   successor_ = *chosen;
   return true;
+}
+
+void ReplicaSet::leave_out(const std::string& node, const std::string& why) {
+  for (const auto& member : those({ReplicaState::kInSync})) {
+    if (member->home.node == node) take_out(member->id, why);
+  }
 }
 
 KeeperLink& ReplicaSet::successor() const {

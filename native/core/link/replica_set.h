@@ -99,6 +99,8 @@ class ReplicaSet {
 
   // That the replica on `node` is out.
   void recorded(const std::string& node);
+  // The one on that node is not to be relied on.
+  void leave_out(const std::string& node, const std::string& why);
   // See KeeperLink, of all.
   void stop_waiting();
   // The keeper of this machine; null: there is none.

@@ -89,8 +89,12 @@ class MemoryCapture {
                           std::span<const PageRange> absent) = 0;
 
   // For a replica that has nothing yet: what was there at the last copy, from `start` on, is copied
-  // again, at most `bytes_max` of it. Returns where that ends; UINT64_MAX: it was all.
-  virtual uint64_t copy_again_from(uint64_t start, uint64_t bytes_max) = 0;
+  // again, at most `bytes_max` of it. `next` UINT64_MAX: it was all.
+  struct OwedPart {
+    uint64_t next = 0;
+    uint64_t bytes = 0;
+  };
+  virtual OwedPart copy_again_from(uint64_t start, uint64_t bytes_max) = 0;
 
   // Between two copies, of which the last has reached the replica: looks whether that has what the
   // process has, from `start` on, at most `bytes_max`. What was written since is none of it.

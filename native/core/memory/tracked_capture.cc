@@ -102,10 +102,11 @@ PageRanges TrackedCapture::part_of_present(uint64_t start, uint64_t bytes_max) c
   return part;
 }
 
-uint64_t TrackedCapture::copy_again_from(uint64_t start, uint64_t bytes_max) {
+MemoryCapture::OwedPart TrackedCapture::copy_again_from(uint64_t start, uint64_t bytes_max) {
   const PageRanges part = part_of_present(start, bytes_max);
   owed_written_ = unite_ranges(owed_written_, part);
-  return total_bytes(part) == bytes_max ? part.back().end : UINT64_MAX;
+  const uint64_t bytes = total_bytes(part);
+  return {.next = bytes == bytes_max ? part.back().end : UINT64_MAX, .bytes = bytes};
 }
 
 Comparison TrackedCapture::compare(const std::vector<MappingImage>& mappings, uint64_t start,

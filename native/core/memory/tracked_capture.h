@@ -29,7 +29,7 @@ class TrackedCapture : public MemoryCapture {
   }
   CopyRound copy_changed(const std::vector<MappingImage>& mappings, PageSink& sink) override;
   void copy_again(std::span<const PageRange> written, std::span<const PageRange> absent) override;
-  uint64_t copy_again_from(uint64_t start, uint64_t bytes_max) override;
+  OwedPart copy_again_from(uint64_t start, uint64_t bytes_max) override;
   Comparison compare(const std::vector<MappingImage>& mappings, uint64_t start, uint64_t bytes_max,
                      const ReplicaHashes& theirs) override;
   uint64_t count_dirty(const std::vector<MappingImage>& mappings, uint64_t limit) override;

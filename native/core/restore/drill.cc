@@ -82,6 +82,8 @@ GroupImage without_outside(GroupImage image) {
   for (OpenFileImage& file : image.open_files) {
     file.locks.clear();
     if (file.kind == OpenFileKind::kUnixSocket) file.socket.local_address.clear();
+    // Who waits for somebody to open it would wake.
+    if (file.kind == OpenFileKind::kFifo) file.kind = OpenFileKind::kOutsideStream;
   }
   return image;
 }

@@ -23,7 +23,7 @@ struct DrillRun {
 std::string why_no_drill(const GroupImage& image);
 
 // The same group without what others could notice while it is restored: names of UNIX sockets,
-// locks of files.
+// locks of files, named pipes.
 GroupImage without_outside(GroupImage image);
 
 // Threads of the caller's replica, stopped with the registers that they are to run with. At most

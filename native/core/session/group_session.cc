@@ -167,6 +167,7 @@ void GroupSession::check_for_drill() {
   drill_check_.reset();
   if (problem.empty()) {
     context_.replicas->add_drill(std::move(drill.home), std::move(drill.keeper), drill.drill_us);
+    epochs_.begin_joining();
     return;
   }
   if (drill.home.place) drill.home.place->end();
@@ -196,7 +197,9 @@ bool GroupSession::drill(const ReplicaOptions& drill, ReplicaHome home, uint64_t
       run_us);
 }
 
+// One at a time: what was there before it came is given to whoever joins alone.
 void GroupSession::take_in_joining() {
+  if (drill_ || context_.replicas->has_joining()) return;
   auto come = joiner_.take();
   if (!come) return;
   if (come->drill_us != 0) {
@@ -206,6 +209,7 @@ void GroupSession::take_in_joining() {
   }
   context_.replicas->add(come->rank, std::move(come->home), std::move(come->keeper),
                          ReplicaState::kJoining);
+  epochs_.begin_joining();
 }
 
 // Whoever owns us may keep us for long, and the group's next protection has one of its own.

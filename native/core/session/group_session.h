@@ -65,6 +65,9 @@ class GroupSession final {
   // made with. Any thread.
   bool drill(const ReplicaOptions& drill, ReplicaHome home, uint64_t run_us);
   // The replica on `node` is recorded to be out: commits go on. Any thread.
+  void leave_out(const std::string& node, const std::string& why) {
+    context_.replicas->leave_out(node, why);
+  }
   void recorded(const std::string& node) { context_.replicas->recorded(node); }
 
   // Detaches and drops the replica. Waits for a promotion that has begun, and until what was
