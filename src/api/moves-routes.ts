@@ -26,7 +26,7 @@ export async function answerMove(
   if (action === 'drill') {
     const on = query.get('on') ?? undefined;
     if (on === undefined || namePattern.test(on)) return moves.drill(caller, name, on);
-    throw new ReplicationError('ERR_BAD_REQUEST', 'on: the name of a node is wanted');
+    throw new ReplicationError('ERR_BAD_REQUEST', '--on: the name of a node is wanted');
   }
   if (action !== 'move') return undefined;
   const to = query.get('to');

@@ -99,10 +99,18 @@ export function checkPromotable(group: {
   readonly hostPid: number;
   readonly phase: Phase;
 }): void {
+  checkKept('promote', group);
+}
+
+/** While it is kept in step. Throws ERR_STATE and what overError() gives. */
+export function checkKept(
+  doing: string,
+  group: { readonly name: string; readonly hostPid: number; readonly phase: Phase },
+): void {
   const { kind } = group.phase;
-  if (isOver(kind)) throw overError('promote', group);
+  if (isOver(kind)) throw overError(doing, group);
   if (kind === 'protected' || kind === 'lagging') return;
-  throw new ReplicationError('ERR_STATE', `cannot promote ${group.name}: it is ${kind}`, {
+  throw new ReplicationError('ERR_STATE', `cannot ${doing} ${group.name}: it is ${kind}`, {
     advice: 'wait until replpage status shows it as protected',
   });
 }

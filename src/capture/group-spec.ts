@@ -154,6 +154,8 @@ export interface GroupHost {
   persist(): void;
   /** What runs now has another host pid: tell the outsiders that asked to be told. */
   announce(spec: GroupSpec, report: Announcement): void;
+  /** The group runs elsewhere, and not here any more. */
+  announceLeft(spec: GroupSpec, report: Announcement): void;
 }
 
 export interface Announcement {

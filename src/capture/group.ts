@@ -22,6 +22,7 @@ import { Evictions, type Evicted } from './evict-request.js';
 import type { GroupSnapshot, PagingTurn } from './group-snapshot.js';
 import type { KeeperStatus } from '../native/keeper-status.js';
 import {
+  checkKept,
   checkPromotable,
   asOwnError,
   asStartError,
@@ -92,8 +93,7 @@ export class Group {
   #lifecycle: Promise<void> = Promise.resolve();
   readonly #firstStart = deferred<StartReport>();
   readonly #promotionAsked: Deferred<void>[] = [];
-  /** Where to; undefined: wherever it is best. */
-  #promotionNode: string | undefined;
+  #promotionNode: string | undefined; // where to; undefined: wherever it is best
   #onProgress: ((bytes: number, bytesTotal: number) => void) | undefined;
 
   constructor(spec: GroupSpec, host: GroupHost, core: GroupCore, startTime = '') {
@@ -135,7 +135,7 @@ export class Group {
 
   /** While it is kept in step. Throws ERR_STATE, ERR_NO_REPLICA, ERR_ENDED. */
   get replicas(): GroupReplicas {
-    checkPromotable({ name: this.spec.name, ...this.#core });
+    checkKept('build a replica of', { name: this.spec.name, ...this.#core });
     return this.#replicas;
   }
 
@@ -416,6 +416,7 @@ export class Group {
     this.#promotionAsked.splice(0).forEach((asked) => asked.resolve());
     const reason = ranElsewhere({ ...report, lostMs: this.#lostMs(report.exact) });
     this.#apply({ type: 'ended', reason });
+    this.#host.announceLeft(this.spec, announcementOf({ ...this.#core, report, reason }));
   }
 
   async #epochOrLagging(native: NativeGroup, generation: number): Promise<EpochStats> {

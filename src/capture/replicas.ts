@@ -29,7 +29,7 @@ interface Out {
 }
 
 const delayMsMin = 1000;
-const delayMsMax = 60_000;
+const delayMsMax = 10_000;
 /** A thread that gets to no system call in this time is still computing. */
 const drillRunUs = 300_000;
 const drillMsMax = 600_000;
@@ -183,7 +183,9 @@ export class GroupReplicas {
     this.#checkAllInRam();
     const running = this.#running;
     if (running === undefined) throw noneThere(node, 'the group is not protected');
-    if (this.#drill !== undefined) throw noneThere(node, 'another drill is under way');
+    if (this.#drill !== undefined) {
+      throw new ReplicationError('ERR_STATE', `a drill of ${this.#spec.name} is under way`);
+    }
     const answer = deferred<NativeDrill>();
     this.#drill = answer;
     try {
@@ -205,6 +207,9 @@ export class GroupReplicas {
   }
 
   drilled(outcome: NativeDrill): void {
+    const { node, epoch, problem } = outcome;
+    const would = problem === '' ? `would run, from epoch ${epoch}` : `would not run: ${problem}`;
+    this.#host.note(this.#spec.name, 'drill', `${nameOf(node)}: ${would}`);
     this.#drill?.resolve(outcome);
   }
 

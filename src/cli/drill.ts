@@ -23,7 +23,10 @@ export function addDrill(program: Command, setStatus: (code: number) => void): v
         'network, and the group goes on as before',
     )
     .argument('<name>', 'of the group, which runs here')
-    .option('--on <node>', 'where; by default where it would be promoted')
+    .option(
+      '--on <node>',
+      'a node, or self for this machine; by default where it would be promoted',
+    )
     .action(async (name: string, flags: DrillFlags) => {
       const context = contextOf(flags);
       const report = await context.client.drill(groupName(name), flags.on);

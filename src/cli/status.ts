@@ -89,8 +89,15 @@ export function statusText(status: StatusReport): string {
       ? [`${group.name} is ${group.state}: ${group.reason}`]
       : [],
   );
+  const missing = status.groups.flatMap((group) =>
+    isGroupStatus(group) && group.to !== null
+      ? group.replicas
+          .filter(({ state }) => state === 'out' || state === 'joining')
+          .map(({ node, state }) => `${group.name}: its replica on ${node} is ${state}`)
+      : [],
+  );
   const kept = standbys === undefined ? [] : ['', standbys];
-  return [formatTable([head, ...rows]), ...reasons, ...kept].join('\n');
+  return [formatTable([head, ...rows]), ...reasons, ...missing, ...kept].join('\n');
 }
 
 function standbysText(standbys: readonly StandbyStatus[]): string | undefined {

@@ -24,7 +24,7 @@ import type { DaemonConfig } from './config.js';
 import { EventRing } from './event-ring.js';
 import { takeLock } from './lock.js';
 import { Moves } from './moves.js';
-import { announce } from './outsiders.js';
+import { announce, announceFence } from './outsiders.js';
 import { bootId, isAlive, readProcess } from './process-facts.js';
 import { parseKeeperName, recover, runsPromoted, type FoundKeeper } from './recover.js';
 import { KeptReplicas } from './kept-replicas.js';
@@ -251,7 +251,15 @@ export class Daemon {
         void this.#table.addresses.settle();
       },
       announce: (spec, report) => void this.#announce(spec, report),
+      announceLeft: (spec, report) => void this.#announceLeft(spec, report),
     };
+  }
+
+  async #announceLeft(spec: GroupSpec, report: Announcement): Promise<void> {
+    const told = { ...report, node: hostname() };
+    for (const problem of await announceFence(spec, told, this.#log)) {
+      this.#hostBasics().note(spec.name, 'outsider not told', problem);
+    }
   }
 
   async #announce(spec: GroupSpec, report: Announcement): Promise<void> {

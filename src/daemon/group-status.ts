@@ -74,7 +74,11 @@ export function groupStatus(snapshot: GroupSnapshot, place: Place): GroupStatus 
     to: hasPeers(spec) ? (spec.to ?? null) : null,
     shipFiles: spec.shipFiles,
     promotion: promotion === undefined ? null : promotionOf(promotion),
-    warnings: [...place.warnings, ...(snapshot.start?.warnings ?? [])],
+    warnings: [
+      ...place.warnings,
+      ...(isKept(snapshot) ? replicasOut(snapshot) : []),
+      ...(snapshot.start?.warnings ?? []),
+    ],
     counters: snapshot.counters,
   };
 }
@@ -166,6 +170,16 @@ function replicasOf(snapshot: GroupSnapshot, place: Place): GroupStatus['replica
     keeperSocket: node === here ? `${place.keepersDir}/${spec.name}.${core.generation}.sock` : '',
   }));
 }
+
+/** What protects less than was asked for is not to be overlooked. */
+const replicasOut = ({ replicas }: GroupSnapshot): readonly string[] =>
+  replicas
+    .filter(({ state }) => state === 'out' || state === 'joining')
+    .map(({ node, state, why }) =>
+      state === 'out'
+        ? `the replica on ${node} is out: ${why ?? 'it is not there yet'}`
+        : `the replica on ${node} is being built`,
+    );
 
 function lastEpochOf({ lastEpoch }: GroupSnapshot): GroupStatus['lastEpoch'] {
   if (lastEpoch === undefined) return null;

@@ -57,7 +57,10 @@ export class KeptReplicas {
     this.#options = options;
     this.#standbys = new Standbys<GroupSpec>({
       clock: options.host.clock,
-      note: (group, what, why) => options.host.note(group, what, why),
+      // What is tried out is told of where that was asked for.
+      note: (group, what, why) => {
+        if (!group.startsWith('_')) options.host.note(group, what, why);
+      },
       promoted: (promoted) => options.promoted(promoted),
       opened: (standby, made) => void this.#shipped.made(standby, made),
       lost: () => void this.#shipped.sweep(),
@@ -191,7 +194,7 @@ export class KeptReplicas {
   status(): readonly StandbyStatus[] {
     const nowMs = this.#options.host.clock.nowMs();
     return this.#standbys.all
-      .filter(({ state }) => state !== 'expected')
+      .filter(({ name, state }) => state !== 'expected' && !name.startsWith('_'))
       .map(({ name, node, state, epoch, generation, residentBytes, committedMs, reason }) => ({
         ...{ name, node: node.name, state, epoch, generation, residentBytes },
         lagMs: epoch === 0 ? 0 : Math.round(nowMs - committedMs),
@@ -240,11 +243,11 @@ export class KeptReplicas {
 
   /** As its primary's node had it recorded last. Throws ERR_STATE. */
   async #checkInSync({ name, generation, spec, epoch, node }: Standby<GroupSpec>): Promise<void> {
-    const record = await this.#options.records.newest(name);
+    const { record, silent } = await this.#options.records.newest(name, node.name);
     const self = this.#options.cluster()?.self.name ?? '';
     if (record === undefined || record.generation < generation) return;
     const same = record.id === spec.storeId && record.generation === generation;
-    if (same && record.inSync.includes(self)) return;
+    if (same && record.inSync.includes(self)) return checkHeard(name, silent);
     const claimed = record.node !== node.name;
     const why = same
       ? claimed
@@ -289,6 +292,17 @@ export class KeptReplicas {
       return 'is up and does not say whether it runs there: try again in some seconds';
     }
   }
+}
+
+/** Who is cut off from the others cannot know whether it was left behind. */
+function checkHeard(name: string, silent: readonly string[]): void {
+  if (silent.length === 0) return;
+  const message = `cannot promote ${name}: node ${silent.join(', ')}, which may have a newer replica, cannot be asked`;
+  throw new ReplicationError('ERR_STATE', message, {
+    advice:
+      'see with replpage nodes who is reachable, and whether it runs elsewhere; with --force it is ' +
+      'promoted all the same, and two of them may run',
+  });
 }
 
 /** Of a node that is believed; what is needed of it here is looked at all the same. */

@@ -46,6 +46,12 @@ export class Moves implements MovesControl {
   async move(caller: Caller, name: string, to: string): Promise<GroupStatus> {
     const { groups } = this.#options;
     const group = await groups.group(caller, name);
+    if (to === 'self' || to === this.#options.self()) {
+      throw new ReplicationError(
+        'ERR_BAD_REQUEST',
+        `cannot move ${name}: it is on node ${to} already`,
+      );
+    }
     this.#options.check(to);
     if (!group.running) {
       throw new ReplicationError('ERR_ENDED', `cannot move ${name}: it does not run on this node`);
@@ -55,7 +61,9 @@ export class Moves implements MovesControl {
       await groups.replicasOf(caller, name).want(to);
     } else {
       const silent = { onProgress: () => undefined, signal: new AbortController().signal };
-      await groups.protect(caller, { pid, name, to }, silent);
+      const homes = group.to?.split(',') ?? [];
+      const all = homes.includes(to) ? homes : [to, ...homes];
+      await groups.protect(caller, { pid, name, to: all.join(',') }, silent);
     }
     return groups.promote(caller, name, { to, force: false });
   }

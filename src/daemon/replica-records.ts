@@ -124,28 +124,35 @@ export class ReplicaRecords {
     return silent;
   }
 
-  /** What all nodes that can be asked know of it. Throws ERR_STATE where one that matters is silent. */
-  async newest(name: string): Promise<ReplicaRecord | undefined> {
+  /**
+   * What all nodes that can be asked know of it, and which of those that it may be in sync on, beside
+   * `primary`, cannot be asked: they may know better.
+   */
+  async newest(
+    name: string,
+    primary: string,
+  ): Promise<{ readonly record: ReplicaRecord | undefined; readonly silent: readonly string[] }> {
     const cluster = this.#options.cluster();
-    const others = cluster?.nodes.filter(({ reach }) => reach === 'up') ?? [];
+    if (cluster === undefined) return { record: this.of(name), silent: [] };
+    const answered = new Set([primary, cluster.self.name]);
+    const ask = (request: number): ReplicaMessage => ({
+      kind: 'askRecord',
+      body: { request, name },
+    });
+    const up = cluster.nodes.filter(({ reach }) => reach === 'up');
     await Promise.all(
-      others.map(async ({ member }) => {
-        const ask = (request: number): ReplicaMessage => ({
-          kind: 'askRecord',
-          body: { request, name },
-        });
+      up.map(async ({ member }) => {
         const { requests } = this.#options;
-        if (cluster === undefined) return;
-        try {
-          const told = await requests.ask(cluster, member, 'recordTold', answerMs, ask);
-          await this.heard(member, told.records);
-        } catch (error) {
-          // Of the others nobody has recorded it sooner than those that are in sync.
-          if (this.#all.get(name)?.inSync.includes(member.name)) throw error;
-        }
+        const told = await requests
+          .ask(cluster, member, 'recordTold', answerMs, ask)
+          .catch(() => undefined);
+        if (told === undefined) return;
+        answered.add(member.name);
+        await this.heard(member, told.records);
       }),
     );
-    return this.of(name);
+    const record = this.of(name);
+    return { record, silent: record?.inSync.filter((node) => !answered.has(node)) ?? [] };
   }
 
   /** The group is over, or has no replicas any more. */

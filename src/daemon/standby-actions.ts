@@ -55,9 +55,16 @@ export class StandbyActions {
 
   /** Where so many replicas are to be. Throws ERR_BAD_REQUEST, ERR_NO_CLUSTER, ERR_NO_NODE. */
   chosen({ to, replicas }: ProtectRequest): Pick<ProtectRequest, 'to'> {
-    if (replicas === undefined) return { to };
+    if (replicas === undefined) return { to: to === undefined ? to : this.#namedAlike(to) };
     if (to === undefined) return { to: this.#peers.choose(replicas) };
     throw new ReplicationError('ERR_BAD_REQUEST', '--replicas: --to says which nodes already');
+  }
+
+  /** This node may be called by its name. */
+  #namedAlike(to: string): string {
+    const { self } = this.#peers;
+    const homes = to.split(',').map((home) => (home === self ? 'self' : home));
+    return homes.join(',');
   }
 
   /** Throws ERR_NO_CLUSTER, ERR_NO_NODE, ERR_BAD_REQUEST: such nodes can keep no replica of it. */

@@ -153,6 +153,7 @@ function scene(
     processAlive: () => true,
     note: (_group, what) => void notes.push(what),
     persist: silent,
+    announceLeft: () => undefined,
     announce: (_spec, what) => void announced.push(what),
     store: {
       pagerPath: '/p',
