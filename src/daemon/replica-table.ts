@@ -404,11 +404,7 @@ export class ReplicaTable implements DaemonControl {
   #allowed(caller: Caller, name: string): Group {
     this.sweep();
     const group = this.#groups.get(name);
-    if (group === undefined) {
-      throw new ReplicationError('ERR_NO_GROUP', `there is no group ${name}`, {
-        advice: 'replpage status shows those there are',
-      });
-    }
+    if (group === undefined) throw this.#standbys.noGroup(caller, name);
     if (!this.#mayAct(caller, group)) {
       throw new ReplicationError('ERR_DENIED', `user ${caller.uid} may not act on group ${name}`, {
         advice: 'it takes the right to trace its process: act as its user or as root',

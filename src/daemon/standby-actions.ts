@@ -25,6 +25,20 @@ export class StandbyActions {
     return seen.length === 0 ? {} : { standbys: seen };
   }
 
+  /** Of a group that runs on another node its replica may be here. */
+  noGroup(caller: Caller, name: string): ReplicationError {
+    const kept = this.#kept.status().find((standby) => standby.name === name);
+    if (kept === undefined || !this.#mayAct(caller, name)) {
+      return new ReplicationError('ERR_NO_GROUP', `there is no group ${name}`, {
+        advice: 'replpage status shows those there are',
+      });
+    }
+    const where = `it runs, or ran, on node ${kept.node}; its replica here is at epoch ${kept.epoch}`;
+    return new ReplicationError('ERR_NO_GROUP', `group ${name} is not this node's: ${where}`, {
+      advice: `on ${kept.node}, type the same; here replpage promote ${name} runs the replica`,
+    });
+  }
+
   /** Resolves when it runs here. Throws ERR_DENIED, ERR_NO_REPLICA, ERR_STATE. */
   async promote(caller: Caller, name: string, { to, force }: PromoteRequest): Promise<void> {
     this.#check(caller, name);

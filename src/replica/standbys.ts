@@ -161,6 +161,7 @@ export class Standbys<Spec> {
       case 'committed':
         return this.#committed(standby, event);
       case 'cutOff':
+        if (standby.reason === 'dropped') return;
         standby.state = 'cut off';
         standby.reason = event.why;
         return this.#options.note(standby.name, 'cut off', event.why);
@@ -174,7 +175,9 @@ export class Standbys<Spec> {
       case 'lost': {
         this.#all.delete(event.token);
         const why = `the replica of ${standby.name} was lost: ${event.why}`;
-        if (standby.epoch > 0) this.#options.note(standby.name, 'replica lost', event.why);
+        // Of one that was replaced nobody needs to hear.
+        if (standby.epoch > 0 && standby.reason !== 'dropped')
+          this.#options.note(standby.name, 'replica lost', event.why);
         this.#options.lost();
         return this.#settle(event.token, new ReplicationError('ERR_STATE', why));
       }

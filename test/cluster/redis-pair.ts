@@ -147,5 +147,10 @@ export async function runsOn(node: NodeInNamespace): Promise<GroupStatus> {
     limitMs,
     () => `it does not run: ${node.log}`,
   );
-  return groupOf(node);
+  // It runs before its daemon hears of it.
+  return waitFor(
+    () => groupOf(node).catch(() => undefined),
+    limitMs,
+    () => `it has no group: ${node.log}`,
+  );
 }

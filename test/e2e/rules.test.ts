@@ -155,18 +155,26 @@ t.test('a pause is never longer than asked for, and what does not fit shows', { 
   }),
 );
 
-t.test('what is rewritten faster than it is copied is told so, and what to try', { skip }, (t) =>
+t.test('what is rewritten faster than it is copied is slowed down for that', { skip }, (t) =>
   onStage(t, 'rewritten', async (stage) => {
     await stage.startDaemon();
     const victim = await startVictim(stage, 'memory_load', '400', '2', '100000000');
-    // So short that a machine with other work to do writes too fast for it as well.
     const pause = ['--max-pause', '5ms'];
     const args = ['protect', String(victim.pid), '--name', 'main', ...pause, '--json'];
     const { status, stdout } = await stage.command(...args);
-    t.not(status, 0, 'protect does not say yes');
-    t.match(stdout, /writes faster than its memory is copied.*try --max-pause \d+ms/);
+    if (status !== 0) {
+      // Beside other work even that may not be enough.
+      t.match(stdout, /writes faster than its memory is copied.*try --max-pause \d+ms/);
+      await victim.waitForRounds(3);
+      t.equal(await statusField(victim.pid, 'TracerPid'), '0', 'it is left alone');
+      return;
+    }
     await victim.waitForRounds(3);
-    t.equal(await statusField(victim.pid, 'TracerPid'), '0', 'it is left alone');
+    const { generation } = await stage.waitForState('main', ['protected', 'lagging']);
+    sendSignal(victim.pid, 'SIGKILL');
+    const promoted = await stage.waitForPromotion('main', generation);
+    t.equal(promoted.promotion?.exact, true, 'nothing is lost');
+    await victim.waitForRounds(3);
   }),
 );
 
