@@ -95,7 +95,9 @@ export class ReplicaRecords {
     const before = this.of(name);
     if (cluster === undefined || before === undefined) return () => Promise.resolve();
     const claim = { ...before, revision: before.revision + 1, node: cluster.self.name, inSync: [] };
-    await this.#say(cluster, claim, before.inSync);
+    // The primary's node is the one that has gone.
+    const others = before.inSync.filter((node) => node !== before.node);
+    await this.#say(cluster, claim, others);
     return async () => {
       const inSync = before.inSync.filter((node) => node !== cluster.self.name);
       await this.#say(cluster, { ...claim, revision: claim.revision + 1, inSync });

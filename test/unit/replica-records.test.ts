@@ -17,7 +17,7 @@ const member = (name: string): Member => ({
   ...{ signs: false, revision: 1, removed: false },
 });
 
-/** A node whose others are `up`, and answer what `answer` says. */
+/** A node whose others are `up`, and take what they are told; `answer` hears of it. */
 async function node(
   t: Test,
   up: readonly string[],
@@ -36,6 +36,10 @@ async function node(
       const to = id.replace(/0+$/, '');
       if (message.kind === 'replicaRecords') sent.push({ to, records: message.body.records });
       answer(to, message);
+      if (message.kind === 'replicaRecords' && message.body.request !== 0) {
+        const body = { request: message.body.request, why: null };
+        setImmediate(() => requests.heard(member(to), { kind: 'recordsTaken', body }));
+      }
       return true;
     },
   } as unknown as ClusterNode;
@@ -63,10 +67,6 @@ t.test('a record is told to all, and waited for where a replica is in sync', asy
   const scene = await node(t, ['b', 'c'], (to, message) => {
     if (message.kind !== 'replicaRecords' || message.body.request === 0) return;
     asked.push(to);
-    const { request } = message.body;
-    setImmediate(() =>
-      scene.requests.heard(member(to), { kind: 'recordsTaken', body: { request, why: null } }),
-    );
   });
   await scene.records.record({ ...group, inSync: ['self', 'b'] });
   t.same(asked, ['b']);
