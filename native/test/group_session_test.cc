@@ -113,6 +113,19 @@ std::shared_ptr<OtherPlace> other_place(const GroupOptions& group, const std::st
   return std::make_shared<OtherPlace>(options);
 }
 
+// Until it is told what came of it.
+void drill(GroupSession& session, const GroupOptions& group, const Listener& events) {
+  ReplicaOptions options = group;
+  options.name += ".drill";
+  options.control_socket += ".drill";
+  options.drill = true;
+  CHECK(session.drill(options, {}, 500'000));
+  CHECK(within(kAnswerMs, [&] {
+    session.epoch();
+    return events.drilled.load();
+  }));
+}
+
 }  // namespace
 
 TEST(group_session_outlives_kill_after_kill) {
@@ -328,15 +341,7 @@ TEST(group_session_does_not_try_out_what_writes_to_a_file) {
   const GroupOptions options = options_of(program.pid(), 203);
   GroupSession session(options, events);
   session.start();
-  ReplicaOptions drill = options;
-  drill.name += ".drill";
-  drill.control_socket += ".drill";
-  drill.drill = true;
-  CHECK(session.drill(drill, {}, 500'000));
-  CHECK(within(kAnswerMs, [&] {
-    session.epoch();
-    return events.drilled.load();
-  }));
+  drill(session, options, events);
   CHECK(events.drill.problem.starts_with("it writes to "));
   CHECK(events.compared_pages >= kPages);
   session.epoch();
@@ -359,15 +364,7 @@ TEST(group_session_finds_a_page_of_a_replica_that_is_not_the_primarys) {
   const uint64_t wrong = ~value_at(7);
   const uint64_t address = kBase + 7 * kPageSize;
   CHECK(::pwrite(memory.get(), &wrong, sizeof wrong, static_cast<off_t>(address)) == sizeof wrong);
-  ReplicaOptions drill = options;
-  drill.name += ".drill";
-  drill.control_socket += ".drill";
-  drill.drill = true;
-  CHECK(session.drill(drill, {}, 500'000));
-  CHECK(within(kAnswerMs, [&] {
-    session.epoch();
-    return events.drilled.load();
-  }));
+  drill(session, options, events);
   testing::note(events.drill.problem);
   CHECK(events.drill.problem.starts_with("the page at " + std::to_string(address)));
   session.stop();

@@ -173,13 +173,23 @@ export class ReplicaRecords {
     for (const record of records) {
       this.#known.get(member.id)?.set(record.name, stampOf(record));
       const known = this.#all.get(record.name);
-      // Nobody knows better than we what we said.
-      if (record.node === self) continue;
-      if (known === undefined || isNewer(record, known)) await this.#keep(record);
+      if (record.node === self) {
+        await this.#outdate(record, known);
+      } else if (known === undefined || isNewer(record, known)) await this.#keep(record);
       else if (stampOf(record) !== stampOf(known))
         why = `a newer record of ${record.name} is known`;
     }
     return this.#trouble === '' ? why : this.#trouble;
+  }
+
+  /**
+   * Nobody knows better than this node what it has said; but where its file was lost, what it says
+   * from now on must count for more than what others remember.
+   */
+  async #outdate(said: ReplicaRecord, known: ReplicaRecord | undefined): Promise<void> {
+    if (known === undefined) return this.#keep({ ...said, inSync: [], over: true });
+    if (!isNewer(said, known)) return;
+    await this.#keep({ ...known, protection: said.protection + 1 });
   }
 
   /**

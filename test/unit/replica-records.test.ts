@@ -104,6 +104,15 @@ t.test('nobody knows better what this node has said', async (t) => {
   t.equal(records.of('db')?.generation, 1);
   records.tick();
   t.same(sent.at(-1)?.records[0]?.inSync, ['a', 'c'], 'and it is told again');
+  t.equal(sent.at(-1)?.records[0]?.protection, 2, 'so that it counts for more');
+});
+
+t.test('a node whose file was lost begins above what others remember', async (t) => {
+  const { records } = await node(t, ['c']);
+  await records.heard(member('c'), [record({ node: 'a', protection: 3, inSync: ['c'] })]);
+  t.equal(records.of('db'), undefined);
+  await records.record({ ...group, id: 'f'.repeat(16), inSync: ['self', 'c'] });
+  t.match(records.of('db'), { protection: 4, inSync: ['a', 'c'] });
 });
 
 t.test('who is to be promoted is the only one', async (t) => {

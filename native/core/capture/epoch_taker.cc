@@ -163,8 +163,9 @@ uint32_t EpochTaker::precopy(EpochStats& stats) {
     const uint64_t dirty = capture.count_dirty(running_image_, before);
     if (is_enough(rounds, dirty, before, throttle.has_value())) {
       stats.copy_us += now_us() - began;
+      if (throttle) stats.throttled_us = throttle->stood_us();  // also where it was in vain
       check_what_is_left(dirty);
-      break;
+      return rounds;
     }
     const bool hardly_less = before != UINT64_MAX && dirty > before / 2;
     if (!throttle && hardly_less && !fits_a_pause(dirty)) {
@@ -178,8 +179,6 @@ uint32_t EpochTaker::precopy(EpochStats& stats) {
     stats.dirty_pages += round.data_pages;
     stats.zero_pages += round.zero_pages;
   }
-  if (throttle) stats.throttled_us = throttle->stood_us();
-  return rounds;
 }
 
 bool EpochTaker::fits_a_pause(uint64_t dirty_pages) const {
