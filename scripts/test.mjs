@@ -47,6 +47,21 @@ function countTap(text) {
   return count;
 }
 
+/** What failed of a text in TAP, with its file and what was said of it: told again at the very end. */
+function failuresIn(text) {
+  const lines = text.split('\n');
+  let file = '';
+  return lines.flatMap((line, at) => {
+    file = /^# Subtest: (.*)/.exec(line)?.[1] ?? file;
+    if (!/^\s*not ok\b/.test(line)) return [];
+    const indent = line.search(/\S/);
+    const end = lines.findIndex((next, k) => k > at && next.search(/\S/) === indent);
+    return [`# ${file}`, ...lines.slice(at, end < 0 ? lines.length : end).slice(0, detailLines)];
+  });
+}
+const detailLines = 40;
+const failures = [];
+
 /** The counts, made to agree with how the suite ended. */
 function settle(count, status) {
   const known = count ?? { passed: 0, failed: 0, skipped: 0 };
@@ -85,6 +100,7 @@ function tapSuite(folders, args = [], { only = /./, ...options } = {}, limitMs =
     const [program, ...rest] = ['setpriv', '--pdeathsig', 'TERM', '--', ...limited];
     const { status } = run(program, rest, options);
     const text = existsSync(output) ? readFileSync(output, 'utf8') : '';
+    failures.push(...failuresIn(text));
     return settle(countClosing(text), status);
   } finally {
     rmSync(scratch, { recursive: true, force: true });
@@ -100,6 +116,7 @@ function nativeSuite() {
     timeout: 600_000,
   });
   process.stdout.write(stdout ?? '');
+  failures.push(...failuresIn(stdout ?? ''));
   return settle(countTap(stdout ?? ''), status);
 }
 
@@ -225,6 +242,6 @@ for (const name of wanted.flatMap((each) => (each === 'usual' ? usual : [each]))
   total = add(total, count);
   summary.push(`# ${name}: ${line(count)} in ${((Date.now() - started) / 1000).toFixed(0)} s`);
 }
-console.log(summary.join('\n'));
+console.log([...failures, ...summary].join('\n'));
 process.exitCode = total.failed > 0 || total.passed === 0 ? 1 : 0;
 console.log(line(total));

@@ -1,6 +1,7 @@
 /** Reads a file within a limit, and replaces one so that after any crash it is wholly the old or wholly the new one. */
-import { open, rename, rm } from 'node:fs/promises';
+import { open, rename, rm, unlink } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { hasCode } from './errors.js';
 
 /** Temp, fsync, rename, fsync of the folder: without the last the new name may not survive. */
 export async function replaceFile(
@@ -9,7 +10,10 @@ export async function replaceFile(
   mode: number,
 ): Promise<void> {
   const fresh = `${path}.new`;
-  await rm(fresh, { force: true });
+  // Not `rm`: that would remove a folder that somebody puts there just now.
+  await unlink(fresh).catch((error: unknown) => {
+    if (!hasCode(error, 'ENOENT')) throw error;
+  });
   const file = await open(fresh, 'wx', mode);
   try {
     try {
