@@ -41,7 +41,8 @@ class NoStore final : public PageSource {
 
 std::unique_ptr<FaultServer> serve_lazily(std::vector<LazyProcess>& processes,
                                           std::vector<LazySource>& sources,
-                                          std::unique_ptr<PageSource> store, const UniqueFd& news) {
+                                          std::unique_ptr<PageSource> store, const UniqueFd& news,
+                                          const cpu_set_t& background) {
   std::vector<FaultServer::Served> served;
   for (LazyProcess& process : processes) {
     LazyRanges passing = passing_of(process, sources);
@@ -67,7 +68,8 @@ std::unique_ptr<FaultServer> serve_lazily(std::vector<LazyProcess>& processes,
       FaultServer::Events{.released = tell,
                           .drained = tell,
                           .lost = end_group,
-                          .damaged = [tell](const std::string&) { tell(); }});
+                          .damaged = [tell](const std::string&) { tell(); }},
+      background);
 }
 
 }  // namespace replpage

@@ -19,6 +19,7 @@
 #include "core/base/clock.h"
 #include "core/base/proc_stat.h"
 #include "core/base/procfs.h"
+#include "core/base/self_timer.h"
 #include "core/base/sys_error.h"
 #include "core/base/urgency.h"
 #include "core/restore/rehearsal.h"
@@ -47,6 +48,8 @@ constexpr uint64_t kOrderAwaitedUs = 3000;
 constexpr uint64_t kProgressMs = 1000;
 // For one message of the tracer, which gives us up a little later, without knowing why.
 constexpr uint64_t kWorkUsMax = 45'000'000;
+// So long after a promotion nothing is freed: the first answers need the processors.
+constexpr uint64_t kQuietUs = 50'000;
 
 UniqueFd child_signals() {
   sigset_t mask;
@@ -119,7 +122,7 @@ class ReplicaKeeper {
   void handle_lazy_news();
   void tell_progress();
   void handle_children();
-  void free_moved();
+  void free_memory();
   void check_standby();
   void reap();
   void guard_while_lazy();
@@ -136,6 +139,7 @@ class ReplicaKeeper {
   template <class T>
   void tell(MessageType type, T message);
 
+  const cpu_set_t cpus_ = own_cpus();
   ConfigureMessage configuration_;
   std::unique_ptr<StagingReader> staging_;
   Channel channel_;
@@ -145,6 +149,7 @@ class ReplicaKeeper {
   std::unique_ptr<StandbyReplica> standby_;
   std::unique_ptr<FaultServer> faults_;
   FaultServer::Figures last_figures_;  // of a server that has done its work
+  std::optional<SelfTimer> quiet_;     // since the promotion
 
   State state_ = State::kStandby;
   bool urgent_ = false;
@@ -177,7 +182,6 @@ bool ReplicaKeeper::order_is_near() const {
   return state_ == State::kStandby && now_us() < awake_until_us_;
 }
 
-// For poll(2).
 int ReplicaKeeper::wait_ms() const {
   if (state_ == State::kEnded) return linger_ms();
   if (is_draining()) return static_cast<int>(kProgressMs);
@@ -315,7 +319,8 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
   const PromotedReplica promoted =
       standby_->replica().promote(std::move(order.input), [&](PromotedReplica& replica) {
         if (!replica.lazy.empty()) {
-          faults_ = serve_lazily(replica.lazy, order.sources, standby_->open_store(), lazy_news_);
+          faults_ =
+              serve_lazily(replica.lazy, order.sources, standby_->open_store(), lazy_news_, cpus_);
           faults_->hold_refill(refill_held_);
         }
       });
@@ -333,8 +338,8 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
   protect_from_oom_killer();
   guard_while_lazy();
   handle_lazy_news();
-  free_moved();
-  staging_.reset();  // staged pages are never read again
+  quiet_.emplace(kQuietUs);
+  free_memory();
   reap();
 }
 
@@ -371,16 +376,17 @@ void ReplicaKeeper::handle_children() {
   swallow(children_.get());
   if (state_ == State::kStandby) return check_standby();
   reap();
-  free_moved();
+  free_memory();
   reap();
 }
 
 // Also ends the tasks that waited for locks of the dying process.
-void ReplicaKeeper::free_moved() {
+void ReplicaKeeper::free_memory() {
   if (state_ != State::kPromoted) return;
+  if (quiet_->passed()) staging_.reset();  // staged pages are never read again
   const WaitLimit limit(kWorkUsMax);
   try {
-    standby_->replica().free_moved();
+    standby_->replica().free_moved(!quiet_->passed());
   } catch (const SysError&) {  // costs memory, nothing else
   }
 }

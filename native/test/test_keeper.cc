@@ -140,7 +140,7 @@ class Keeper {
       const auto pid = std::to_string(call.lazy.at(0).pid);
       answer.text = read_proc("/proc/" + pid + "/maps").value_or("");
     } else {
-      answer.resident_bytes = replica_->free_moved();
+      answer.resident_bytes = replica_->free_moved(false);
     }
   }
 

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "core/base/procfs.h"
+#include "core/base/urgency.h"
 #include "core/uffd/fault_server.h"
 #include "core/uffd/process_memory_source.h"
 #include "test/test.h"
@@ -245,7 +246,8 @@ std::vector<FaultServer::Served> list_of(T... served) {
 inline FaultServer::Figures serve(Scene& scene, const Scene::Body& body,
                                   From from = From::kProcess) {
   Outcome outcome;
-  FaultServer server(list_of(scene.fork_served(body, from)), sources_of(from), outcome.events());
+  FaultServer server(list_of(scene.fork_served(body, from)), sources_of(from), outcome.events(),
+                     own_cpus());
   scene.start();
   const int status = scene.wait_child();
   CHECK_EQUAL(status, 0);

@@ -219,7 +219,8 @@ TEST(a_lost_source_leaves_threads_blocked) {
   });
   scene.start();
   {
-    FaultServer server(list_of(std::move(served)), std::move(sources), outcome.events());
+    FaultServer server(list_of(std::move(served)), std::move(sources), outcome.events(),
+                       own_cpus());
     CHECK(!outcome.wait_drained() && !outcome.lost.empty());
     CHECK(!server.loss().empty());
     ::usleep(50'000);
@@ -253,7 +254,7 @@ TEST(a_damaged_page_raises_sigbus_and_no_other_does) {
                            ::_exit(3);
                          },
                          From::kStore)),
-                     std::move(sources), outcome.events());
+                     std::move(sources), outcome.events(), own_cpus());
   scene.start();
   CHECK_EQUAL(scene.wait_child(), 0);
   CHECK(outcome.wait_drained());

@@ -1,5 +1,8 @@
 #include "core/base/urgency.h"
 
+#include <sys/resource.h>
+#include <unistd.h>
+
 namespace replpage {
 
 bool run_before_others(pid_t tid) {
@@ -12,6 +15,18 @@ void run_as_others(pid_t tid) {
   (void)::sched_setscheduler(tid, SCHED_OTHER, &none);
 }
 
+void run_after_others(pid_t tid) {
+  constexpr int kNice = 10;
+  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(tid == 0 ? ::gettid() : tid), kNice);
+}
+
+cpu_set_t own_cpus() {
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  (void)::sched_getaffinity(0, sizeof cpus, &cpus);
+  return cpus;
+}
+
 OnOneCpu::OnOneCpu() {
   const int cpu = ::sched_getcpu();
   if (cpu < 0 || cpu >= CPU_SETSIZE || ::sched_getaffinity(0, sizeof before_, &before_) != 0) {
@@ -21,12 +36,14 @@ OnOneCpu::OnOneCpu() {
   pinned_ = ::sched_setaffinity(0, sizeof one_, &one_) == 0;
 }
 
-OnOneCpu::~OnOneCpu() {
-  if (pinned_) (void)::sched_setaffinity(0, sizeof before_, &before_);
-}
+OnOneCpu::~OnOneCpu() { leave(0); }
 
 bool OnOneCpu::take(pid_t tid) const {
   return pinned_ && ::sched_setaffinity(tid, sizeof one_, &one_) == 0;
+}
+
+void OnOneCpu::leave(pid_t tid) const {
+  if (pinned_) (void)::sched_setaffinity(tid, sizeof before_, &before_);
 }
 
 }  // namespace replpage

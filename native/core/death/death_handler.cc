@@ -3,11 +3,13 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <utility>
 
 #include "core/base/clock.h"
 #include "core/base/not_this_time.h"
+#include "core/base/urgency.h"
 #include "core/death/group_kill.h"
 #include "core/death/hand_over.h"
 #include "core/death/old_primary.h"
@@ -253,6 +255,7 @@ void DeathHandler::fall_silent() {
 
 // The keeper has read all that was staged; its next protection needs the memory.
 void DeathHandler::release_staging() {
+  run_after_others();
   const std::lock_guard lock(context_.worker_mutex);
   try {
     context_.staging.release();
@@ -271,7 +274,12 @@ void DeathHandler::on_promoted(const PromotedMessage& message) {
   context_.events.on_promoted(promotion_);
   if (planned_) planned_->set_value(promotion_);
   planned_.reset();
-  release_staging();  // last: giving back much memory takes some 10 ms
+  // Giving back much memory takes some 100 ms of a processor, which the first answers need.
+  static constexpr std::chrono::milliseconds kQuiet{50};
+  releasing_ = std::jthread([this] {
+    std::this_thread::sleep_for(kQuiet);
+    release_staging();
+  });
 }
 
 void DeathHandler::on_drained(const DrainedMessage& message) {

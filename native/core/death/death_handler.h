@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 
 #include "core/death/last_epoch.h"
 #include "core/group/group_context.h"
@@ -92,6 +93,7 @@ class DeathHandler final : public TracerThread::Owner {
   PromotionReport promotion_;
   std::unique_ptr<MovingConnections> moving_;
   std::optional<std::promise<PromotionReport>> planned_;
+  std::jthread releasing_;  // the staging
 };
 
 }  // namespace replpage

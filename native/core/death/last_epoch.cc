@@ -16,8 +16,8 @@
 namespace replpage {
 namespace {
 
-// Pages copied before the replica runs (about 4 ms); denser mappings are read lazily.
-constexpr uint64_t kLastPagesCopiedMax = 1500;
+// Pages copied before the replica runs (about 1.5 ms); denser parts are read lazily.
+constexpr uint64_t kLastPagesCopiedMax = 600;
 // Signals are dropped from the kill on, which was some time before its first exit stop was seen.
 constexpr uint64_t kKillToStopUs = 2'000'000;
 

@@ -51,7 +51,7 @@ CopyRound TrackedCapture::copy_view(const std::vector<MappingImage>& mappings, b
       subtract_ranges(unite_ranges(subtract_ranges(present_, view.present), view.absent),
                       view.appeared),
       mapped);
-  if (memory_lost(view.present, vanished)) {
+  if (memory_lost(view.present, vanished, {})) {
     round.process_gone = true;
     return round;
   }
@@ -177,7 +177,7 @@ std::vector<LazyRange> TrackedCapture::copy_last(const std::vector<MappingImage>
   gone = intersect_ranges(unite_ranges(gone, view.absent), mapped);
   const LastCopyPlan plan =
       plan_last_copy(mappings, everything ? view.present : view.written, copy_pages_max);
-  const bool lost = memory_lost(view.present, everything ? PageRanges() : gone);
+  const bool lost = memory_lost(view.present, everything ? PageRanges() : gone, plan.lazy);
   if (!lost) add_absent(subtract_ranges(gone, plan.lazy), mappings, sink, round);
   if (lost || !copy_pages(plan.copied, mappings, sink, round)) {
     throw SysError("read the last memory", ESRCH, on_pid(host_pid_));
@@ -188,7 +188,8 @@ std::vector<LazyRange> TrackedCapture::copy_last(const std::vector<MappingImage>
   return lazy;
 }
 
-bool TrackedCapture::memory_lost(const PageRanges& present, const PageRanges& vanished) const {
+bool TrackedCapture::memory_lost(const PageRanges& present, const PageRanges& vanished,
+                                 const PageRanges& lazy) const {
   using Probe = ProcessPageReader::Probe;
   if (!present.empty()) {
     const Probe probe = reader_.probe(present.front().start);
@@ -196,11 +197,13 @@ bool TrackedCapture::memory_lost(const PageRanges& present, const PageRanges& va
   } else if (!present_.empty() && !memory_thread(host_pid_)) {
     return true;
   }
-  if (vanished.empty()) return false;
   // A hole of a healthy process reads as zero or as the file. After the OOM reaper it cannot be
   // read at all (check_stable_address_space in mm/memory.c), but its mapping is still there.
-  const uint64_t hole = vanished.back().start;
-  return reader_.probe(hole) != Probe::kReadable && is_mapped(hole);
+  const auto reaped = [this](const PageRange& hole) {
+    return reader_.probe(hole.start) != Probe::kReadable && is_mapped(hole.start);
+  };
+  return std::any_of(lazy.begin(), lazy.end(), reaped) ||
+         (!vanished.empty() && reaped(vanished.back()));
 }
 
 void TrackedCapture::add_absent(std::span<const PageRange> ranges,

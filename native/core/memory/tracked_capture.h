@@ -45,7 +45,8 @@ class TrackedCapture : public MemoryCapture {
   CopyRound copy_view(const std::vector<MappingImage>& mappings, bool everything, PageSink& sink);
   // Tells pages that the program discarded from memory that is no longer there: the process is
   // gone, or the OOM reaper has begun to take its pages.
-  [[nodiscard]] bool memory_lost(const PageRanges& present, const PageRanges& vanished) const;
+  [[nodiscard]] bool memory_lost(const PageRanges& present, const PageRanges& vanished,
+                                 const PageRanges& lazy) const;
   void add_absent(std::span<const PageRange> ranges, std::span<const MappingImage> mappings,
                   PageSink& sink, CopyRound& round) const;
   // False when pages of existing mappings could not be read.

@@ -304,7 +304,8 @@ PageRanges UffdWpTracker::present_in(PageRange hull, std::span<const PageRange> 
 
 // One scan finds writes and discards alike. Short runs are left in doubt: a discarded page among
 // them is read as zero, which means the same. So is a hole that was armed: its marker looks like a
-// page that was swapped out, or that is being migrated.
+// page that was swapped out, or that is being migrated. At the last look, which a death waits for,
+// so is everything.
 PageRanges UffdWpTracker::look_dense(std::span<const PageRange> dense, bool arm,
                                      PageRanges& absent) {
   constexpr uint64_t kDoubtBytes = 16 * kPageSize;
@@ -316,6 +317,7 @@ PageRanges UffdWpTracker::look_dense(std::span<const PageRange> dense, bool arm,
       peek_dense(range, written);
     }
   }
+  if (!arm) return written;
   for (const PageRange& range : written) {
     if (range.bytes() < kDoubtBytes) continue;
     pages_.scan(range, kHoles, [&absent](const PageRegion& region) {
@@ -325,11 +327,12 @@ PageRanges UffdWpTracker::look_dense(std::span<const PageRange> dense, bool arm,
   return subtract_ranges(written, absent);
 }
 
-// Nobody waits for the details of a part that is mostly dirty: the rest of it counts as written.
+// A death is not kept waiting for the details of a part of which much is dirty: the rest of it
+// counts as written.
 // Scans go on over what is clean, since many short ones cost several times as much.
 void UffdWpTracker::peek_dense(PageRange range, PageRanges& written) {
   constexpr uint64_t kPartBytes = 2u << 20;
-  constexpr uint64_t kPartPagesMax = kPartBytes / kPageSize / 2;
+  constexpr uint64_t kPartPagesMax = kPartBytes / kPageSize / 8;
   for (uint64_t at = range.start; at < range.end;) {
     uint64_t pages = 0;
     uint64_t first = 0;

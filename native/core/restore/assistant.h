@@ -22,6 +22,10 @@ class Assistant {
   Assistant(StubProcess& process, std::vector<PageRange> moved,
             const std::vector<QueuedLock>& locks, bool child_of_keeper, uint64_t instruction);
 
+  [[nodiscard]] pid_t tid() const { return task_->tid(); }
+
+  [[nodiscard]] bool waits() const { return waits_; }
+
   // Whether all locks are had, so that finish() can be called, or the process is gone.
   [[nodiscard]] bool ready();
 

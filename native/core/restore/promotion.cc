@@ -86,23 +86,6 @@ uint64_t find_syscall_instruction(StubProcess& process) {
 
 }  // namespace
 
-// SIGCHLD comes when the time is over, too: it is what the keeper calls free_moved() for.
-LockDeadline::LockDeadline(uint64_t us) : ends_us_(now_us() + us) {
-  sigevent event{};
-  event.sigev_notify = SIGEV_SIGNAL;
-  event.sigev_signo = SIGCHLD;
-  if (::timer_create(CLOCK_MONOTONIC, &event, &timer_) != 0) {
-    throw SysError::from_errno("create a timer");
-  }
-  const itimerspec once{
-      {0, 0}, {static_cast<time_t>(us / 1'000'000), static_cast<long>(us % 1'000'000) * 1000}};
-  ::timer_settime(timer_, 0, &once, nullptr);
-}
-
-LockDeadline::~LockDeadline() { ::timer_delete(timer_); }
-
-bool LockDeadline::passed() const { return now_us() >= ends_us_; }
-
 PromotedReplica Promotion::run(PromoteInput input,
                                const std::function<void(PromotedReplica&)>& before_run) {
   const uint64_t started = now_us();
@@ -233,6 +216,7 @@ void Promotion::leave_stubs() {
       const bool child = tree_.is_child_of_keeper(process->pid());
       assistants_.push_back(
           std::make_unique<Assistant>(*process, std::move(moved), queued, child, instruction));
+      readiness_.give_way(assistants_.back()->tid());
       continue;
     }
     const PageRange stub = process->stub_range();
@@ -319,10 +303,10 @@ bool Promotion::locks_waited_for() const {
                      [](const auto& assistant) { return !assistant->ready(); });
 }
 
-uint64_t Promotion::free_moved() {
+uint64_t Promotion::free_moved(bool locks_only) {
   uint64_t freed = 0;
-  std::erase_if(assistants_, [&freed](const auto& assistant) {
-    if (!assistant->ready()) return false;
+  std::erase_if(assistants_, [&freed, locks_only](const auto& assistant) {
+    if (!assistant->ready() || (locks_only && !assistant->waits())) return false;
     freed += assistant->finish();
     return true;
   });

@@ -1,7 +1,6 @@
 // Turns a shaped replica into the running group.
 #pragma once
 
-#include <ctime>
 #include <functional>
 #include <map>
 #include <memory>
@@ -10,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/base/self_timer.h"
 #include "core/restore/assistant.h"
 #include "core/restore/lazy_memory.h"
 #include "core/restore/primary_files.h"
@@ -18,20 +18,6 @@
 #include "core/restore/replica.h"
 
 namespace replpage {
-
-// Ends a wait for locks; see Promotion::free_moved().
-class LockDeadline {
- public:
-  explicit LockDeadline(uint64_t us);
-  ~LockDeadline();
-  LockDeadline(const LockDeadline&) = delete;
-  LockDeadline& operator=(const LockDeadline&) = delete;
-  [[nodiscard]] bool passed() const;
-
- private:
-  timer_t timer_{};
-  uint64_t ends_us_;
-};
 
 class Promotion {
  public:
@@ -50,7 +36,7 @@ class Promotion {
 
   // Frees what was moved away; see Replica::free_moved. Lets the group go when it was kept for
   // locks.
-  uint64_t free_moved();
+  uint64_t free_moved(bool locks_only);
 
  private:
   void give_memfds(PromoteInput& input);
@@ -86,7 +72,7 @@ class Promotion {
   static Kept kept_of(const ProcessImage& process);
   void detach(const Kept& kept);
   std::vector<Kept> kept_;
-  std::optional<LockDeadline> lock_deadline_;
+  std::optional<SelfTimer> lock_deadline_;
 };
 
 }  // namespace replpage

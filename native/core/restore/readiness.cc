@@ -111,6 +111,11 @@ SetScheduling Readiness::hurry(const GroupImage& image) {
   return scheduling_;
 }
 
+void Readiness::give_way(pid_t tid) const {
+  if (cpu_) cpu_->leave(tid);
+  run_after_others(tid);
+}
+
 SetScheduling Readiness::make_urgent(const GroupImage& image) {
   constexpr size_t kTogetherMax = 16;  // more do better side by side
   if (!cpu_) cpu_.emplace();

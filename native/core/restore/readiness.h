@@ -38,6 +38,8 @@ class Readiness {
 
   // The caller is on its own again.
   void finish() { cpu_.reset(); }
+  // A thread that one of the replica's has begun frees memory while others run.
+  void give_way(pid_t tid) const;
 
  private:
   SetScheduling make_urgent(const GroupImage& image);

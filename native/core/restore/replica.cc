@@ -66,7 +66,7 @@ class StubReplica final : public Replica {
     return promotion_.run(std::move(input), before_run);
   }
 
-  uint64_t free_moved() override { return promotion_.free_moved(); }
+  uint64_t free_moved(bool locks_only) override { return promotion_.free_moved(locks_only); }
 
   ReplicaView view() override {
     ReplicaView view;

@@ -124,8 +124,9 @@ class Replica {
 
   // After promote(), from the same thread: frees the old content of lazy ranges, which was only
   // moved away, while the group runs. Never stops it. Returns the bytes freed. What waits for locks
-  // that the dying process holds is left for another call, after SIGCHLD.
-  virtual uint64_t free_moved() = 0;
+  // that the dying process holds is left for another call, after SIGCHLD. `locks_only`: so is all
+  // that does not; freeing takes a processor, and the lock of the address space.
+  virtual uint64_t free_moved(bool locks_only) = 0;
 
   // For reading only. Throws SysError.
   virtual ReplicaView view() = 0;

@@ -1,7 +1,6 @@
 // The background of a FaultServer: fetches what nobody has asked for yet.
 #include <pthread.h>
 #include <sched.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,6 +8,7 @@
 
 #include "core/base/clock.h"
 #include "core/base/sys_error.h"
+#include "core/base/urgency.h"
 #include "core/uffd/fault_server.h"
 
 namespace replpage {
@@ -21,8 +21,6 @@ constexpr uint64_t kFillBytes = 32 * 1024;
 // Sorted at a time, and looked at for one chunk, under one hold of the lock.
 constexpr size_t kPlanPieces = 2048;
 constexpr size_t kLooksMax = 64;
-// A tenth of what a thread of the program gets, where processors are short.
-constexpr int kNiceOfRefill = 10;
 // While the refill is held: faults alone may have fetched everything.
 constexpr std::chrono::milliseconds kHeldLook{100};
 
@@ -31,11 +29,6 @@ constexpr std::chrono::milliseconds kHeldLook{100};
 void FaultServer::wait_released() {
   std::unique_lock lock(mutex_);
   released_.wait(lock, [this] { return stopping_ || released_us_ != 0; });
-}
-
-// Nobody waits for what the page store still has: the program goes first, and so do its faults.
-void FaultServer::give_way() {
-  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), kNiceOfRefill);
 }
 
 void FaultServer::hold_refill(bool held) {
@@ -48,10 +41,9 @@ void FaultServer::hold_refill(bool held) {
 
 void FaultServer::drain(DrainRole role) {
   ::pthread_setname_np(::pthread_self(), "drain");
-  if (role == DrainRole::kStoreOnly) {
-    wait_released();
-    give_way();
-  }
+  // The program goes first, and so do its faults.
+  run_after_others();
+  if (role == DrainRole::kStoreOnly) wait_released();
   std::vector<uint8_t> buffer(kDrainBytes);
   try {
     while (!stopping_) {
@@ -123,7 +115,7 @@ std::optional<FaultServer::Chunk> FaultServer::next_chunk() {
   const uint64_t passed_us = std::max<uint64_t>(1, now_us() - started_us_);
   if (released && released_us_ == 0) {
     released_us_ = passed_us;
-    give_way();
+    run_anywhere(serving_.native_handle());
     released_.notify_all();
     lock.unlock();
     if (events_.released) events_.released();

@@ -15,10 +15,10 @@ namespace replpage {
 namespace {
 
 constexpr size_t kMessagesPerRead = 16;
-// Of a page that was faulted on, its neighbours in an aligned window of this size follow.
-constexpr uint64_t kAroundBytes = 64 * 1024;
-// As much as a record of the page store has.
+// As much as a record of the page store has. Twice that is what counts as near.
 constexpr uint64_t kAlongBytes = 32 * 1024;
+// Of a page that was faulted on, its neighbours in an aligned window of up to this size follow.
+constexpr uint64_t kAroundBytes = 2 * kAlongBytes;
 // What is read along with a page that somebody waits for: more than any record of the page store.
 constexpr uint64_t kUnitBytes = 64 * 1024;
 // Where reading may wait for a device: pages that are waited for are read side by side, and the
@@ -54,8 +54,12 @@ void FaultServer::rest_a_while() {
   ::nanosleep(&pause, nullptr);
 }
 
-FaultServer::FaultServer(std::vector<Served> served, Sources sources, Events events)
-    : sources_(std::move(sources)), events_(std::move(events)), started_us_(now_us()) {
+FaultServer::FaultServer(std::vector<Served> served, Sources sources, Events events,
+                         const cpu_set_t& background)
+    : sources_(std::move(sources)),
+      events_(std::move(events)),
+      background_(background),
+      started_us_(now_us()) {
   wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake_.valid()) throw SysError::from_errno("eventfd of the fault server");
   for (Served& one : served) {
@@ -74,6 +78,7 @@ FaultServer::FaultServer(std::vector<Served> served, Sources sources, Events eve
   // A promotion waits for us: whoever else works here is made by a thread that it does not wait
   // for.
   draining_ = std::thread([this, waits] {
+    run_anywhere(::pthread_self());
     if (waits) start_helpers();
     drain(DrainRole::kAll);
   });
@@ -93,6 +98,10 @@ void FaultServer::start_helpers() {
   for (size_t i = 1; i < kDrains; ++i) {
     helpers_.emplace_back([this] { drain(DrainRole::kStoreOnly); });
   }
+}
+
+void FaultServer::run_anywhere(pthread_t thread) const {
+  (void)::pthread_setaffinity_np(thread, sizeof background_, &background_);
 }
 
 void FaultServer::stop() {
@@ -221,6 +230,7 @@ void FaultServer::answer_faults(const std::shared_ptr<ServedMemory>& memory) {
     // Whoever jumps about gains nothing from neighbours, and would wait for them at the next fault.
     const uint64_t distance = std::max(page, last_fault_) - std::min(page, last_fault_);
     const bool follows = distance <= kAroundBytes;
+    in_a_row_ = follows ? in_a_row_ + 1 : 0;
     const FillState state = answer(memory, page, follows);
     if (state == FillState::kGone) return forget(*memory);
     if (state == FillState::kAgain) {
@@ -229,7 +239,6 @@ void FaultServer::answer_faults(const std::shared_ptr<ServedMemory>& memory) {
     }
     ++faults_;
     last_fault_ = page;
-    if (follows) around_ = Neighbourhood{.memory = memory, .page = page};
   }
   faults.resize(left);
   retry_ = retry_ || left != 0;
@@ -241,8 +250,13 @@ FillState FaultServer::answer(const std::shared_ptr<ServedMemory>& memory, uint6
                               bool follows) {
   const std::optional<LazyPiece> piece = memory->missing().at(page);
   if (!piece) return memory->fill_discarded(page);
+  uint64_t length = kPageSize;
+  if (follows) {
+    const uint64_t along = reach(piece->from);
+    length = std::min(piece->bytes(), along);
+    around_ = Neighbourhood{.memory = memory, .page = page, .bytes = 2 * along};
+  }
   std::array<uint8_t, kAlongBytes> content;
-  const uint64_t length = follows ? std::min(piece->bytes(), kAlongBytes) : kPageSize;
   const std::span<uint8_t> part(content.data(), length);
   try {
     if (source_of(piece->from).try_read(piece->from.position, part)) {
@@ -255,18 +269,26 @@ FillState FaultServer::answer(const std::shared_ptr<ServedMemory>& memory, uint6
   return FillState::kDone;
 }
 
+// Of what is to be had from memory, as much as it looks like going to be touched: whoever faults
+// next may wait for the processor that we are on.
+uint64_t FaultServer::reach(const ContentPlace& from) {
+  constexpr unsigned kDoublingsMax = 3;
+  if (source_of(from).waits_for_device()) return kAlongBytes;
+  return std::min(kAlongBytes, kPageSize << std::min(in_a_row_, kDoublingsMax));
+}
+
 void FaultServer::read_around() {
   if (!around_) return;
   const Neighbourhood around = std::move(*around_);
   around_.reset();
   const Precedence lock(*this);
   if (!around.memory->uffd().valid()) return;
-  const uint64_t start = around.page / kAroundBytes * kAroundBytes;
+  const uint64_t start = around.page / around.bytes * around.bytes;
   std::array<uint8_t, kAroundBytes> content;
-  for (uint64_t address = start; address < start + kAroundBytes;) {
+  for (uint64_t address = start; address < start + around.bytes;) {
     const auto piece = around.memory->missing().first_from(address);
-    if (!piece || piece->start >= start + kAroundBytes) return;
-    const uint64_t length = std::min(piece->end, start + kAroundBytes) - piece->start;
+    if (!piece || piece->start >= start + around.bytes) return;
+    const uint64_t length = std::min(piece->end, start + around.bytes) - piece->start;
     const std::span<uint8_t> part(content.data(), length);
     try {
       if (!source_of(piece->from).try_read(piece->from.position, part)) return;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <poll.h>
+#include <sched.h>
 
 #include <array>
 #include <atomic>
@@ -52,8 +53,11 @@ class FaultServer {
     std::string trouble;                       // why a source does not answer; empty: it does
   };
 
-  // Serving starts at once. Throws SysError.
-  FaultServer(std::vector<Served> served, Sources sources, Events events);
+  // Serving starts at once, on the caller's CPUs until nothing is left but in the page store: who
+  // faults is quickest answered on its own. All else runs on those of `background` from the start.
+  // Throws SysError.
+  FaultServer(std::vector<Served> served, Sources sources, Events events,
+              const cpu_set_t& background);
   // Stops serving. Unless everything is drained, the processes must be gone: closing the
   // userfaultfds lets the kernel fill what is missing with zeros. Waits for reads under way.
   ~FaultServer();
@@ -102,12 +106,14 @@ class FaultServer {
   };
 
   void serve();
+  void run_anywhere(pthread_t thread) const;
   // Those served now, and what to poll for them.
   Memories list_polled(std::vector<pollfd>& items);
   bool wait_for_faults(std::vector<pollfd>& items);
   void read_messages(const std::shared_ptr<ServedMemory>& memory);
   void answer_faults(const std::shared_ptr<ServedMemory>& memory);
   FillState answer(const std::shared_ptr<ServedMemory>& memory, uint64_t page, bool follows);
+  uint64_t reach(const ContentPlace& from);
   void read_around();
 
   // The readers.
@@ -123,7 +129,6 @@ class FaultServer {
   enum class DrainRole : uint8_t { kAll, kStoreOnly };
   void drain(DrainRole role);
   static void rest_a_while();
-  static void give_way();
   void wait_released();
   void start_helpers();
   std::optional<Chunk> next_chunk();
@@ -148,6 +153,7 @@ class FaultServer {
 
   Sources sources_;
   Events events_;
+  const cpu_set_t background_;
   uint64_t started_us_ = 0;
   UniqueFd wake_;  // eventfd
 
@@ -173,10 +179,12 @@ class FaultServer {
   struct Neighbourhood {
     std::shared_ptr<ServedMemory> memory;
     uint64_t page = 0;
+    uint64_t bytes = 0;  // of the window
   };
   std::optional<Neighbourhood> around_;
   uint64_t last_fault_ = 0;
-  bool retry_ = false;  // faults are left that an event or lack of memory held up
+  unsigned in_a_row_ = 0;  // faults, each near the one before
+  bool retry_ = false;     // faults are left that an event or lack of memory held up
 
   std::thread serving_, draining_;
   std::vector<std::thread> helpers_;  // the draining thread's: readers, and more that drain
