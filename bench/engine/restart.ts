@@ -1,5 +1,6 @@
 /** From SIGKILL to the next answer on the same connection, redis under load. */
 import { sendSignal } from '../../test/support/processes.js';
+import type { GroupStatus } from '../../src/api/schema.js';
 import type { Stage } from '../../test/support/stage.js';
 import { letRun, waitFor } from '../../test/support/wait-for.js';
 import { quantile, type Figures } from '../figures.js';
@@ -9,6 +10,8 @@ import { endChild, startFilledRedis, startLoad, type Load } from './redis-load.j
 import type { Sizes } from './sizes.js';
 
 const answerMs = 30_000;
+/** The longest interval that there is, and the epoch itself. */
+const epochMs = 90_000;
 const atMostMs = 2000;
 
 function withLimit<T>(promise: Promise<T>, message: string): Promise<T> {
@@ -16,6 +19,20 @@ function withLimit<T>(promise: Promise<T>, message: string): Promise<T> {
     const timer = setTimeout(() => reject(new Error(message)), answerMs);
     promise.then(resolve, reject).finally(() => clearTimeout(timer));
   });
+}
+
+async function nextEpoch(stage: Stage, { epoch }: GroupStatus, what: string): Promise<GroupStatus> {
+  return waitFor(
+    async () => {
+      const now = await stage.group('redis');
+      return now && now.epoch > epoch && now;
+    },
+    epochMs,
+    async () => {
+      const now = await stage.group('redis');
+      return `${what}: no epoch is committed: ${JSON.stringify([now?.state, now?.interval, now?.lastEpoch])}`;
+    },
+  );
 }
 
 export async function measureRestart(
@@ -37,15 +54,7 @@ export async function measureRestart(
   const decisions: number[] = [];
   const epochs: number[] = [];
   for (let kill = 1; kill <= sizes.kills; kill++) {
-    const { epoch } = group;
-    group = await waitFor(
-      async () => {
-        const now = await stage.group('redis');
-        return now && now.epoch > epoch && now;
-      },
-      60_000,
-      `kill ${kill}: no epoch is committed`,
-    );
+    group = await nextEpoch(stage, group, `kill ${kill}`);
     // Somewhere between two epochs, of which one may be far away.
     await letRun(Math.random() * atMostMs);
     epochs.push(group.interval.ms);
