@@ -14,9 +14,9 @@
 namespace replpage::binding {
 namespace {
 
-// The lists of an epoch's pages take some MiB and come and go on many threads, each with an arena of
-// its own. With thresholds that move by themselves (mallopt(3)) each arena keeps what it once had:
-// 10 to 20 MiB for every group that there ever was.
+// The lists of an epoch's pages take some MiB and come and go on many threads, each with an arena
+// of its own. With thresholds that move by themselves (mallopt(3)) each arena keeps what it once
+// had: 10 to 20 MiB for every group that there ever was.
 void keep_little_memory() {
   ::mallopt(M_MMAP_THRESHOLD, 256 << 10);
   ::mallopt(M_TRIM_THRESHOLD, 128 << 10);

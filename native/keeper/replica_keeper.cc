@@ -2,11 +2,10 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
-#include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/signalfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,6 +32,7 @@
 #include "keeper/oom_score.h"
 #include "keeper/standby_replica.h"
 #include "keeper/table_guard.h"
+#include "keeper/wake_files.h"
 
 namespace replpage {
 namespace {
@@ -50,27 +50,6 @@ constexpr uint64_t kProgressMs = 1000;
 constexpr uint64_t kWorkUsMax = 45'000'000;
 // So long after a promotion nothing is freed: the first answers need the processors.
 constexpr uint64_t kQuietUs = 50'000;
-
-UniqueFd child_signals() {
-  sigset_t mask;
-  ::sigemptyset(&mask);
-  ::sigaddset(&mask, SIGCHLD);
-  ::sigprocmask(SIG_BLOCK, &mask, nullptr);
-  UniqueFd fd(::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK));
-  if (!fd.valid()) throw SysError::from_errno("signalfd");
-  return fd;
-}
-
-UniqueFd make_eventfd() {
-  UniqueFd fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
-  if (!fd.valid()) throw SysError::from_errno("eventfd");
-  return fd;
-}
-
-void swallow(int fd) {
-  uint8_t bytes[512];
-  (void)::read(fd, bytes, sizeof bytes);
-}
 
 enum class State : uint8_t { kStandby, kPromoted, kEnded };
 
@@ -204,6 +183,8 @@ void ReplicaKeeper::wait_and_handle() {
     if (errno == EINTR) return;
     throw SysError::from_errno("poll of the keeper");
   }
+  // Whoever looks at the primary's memory for that order may need this very processor.
+  if (order_is_near()) ::sched_yield();
   if (items[3].revents != 0) throw SysError("watch the holder", ESRCH);
   if (items[2].revents != 0) follow_tracer();
   if (items[1].revents != 0) handle_lazy_news();

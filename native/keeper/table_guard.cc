@@ -22,7 +22,7 @@ constexpr int kNumbersTried = 8;
 
 // Only system calls: other threads of the keeper may have held any lock.
 [[noreturn]] void guard() {
-  (void)::prctl(PR_SET_NAME, "replpage-guard");
+  (void)::prctl(PR_SET_NAME, "replpage-table");
   sigset_t all;
   ::sigfillset(&all);
   (void)::syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, nullptr, sizeof(uint64_t));

@@ -2,7 +2,6 @@
 
 #include "core/death/group_kill.h"
 
-#include "core/group/death_cause.h"
 #include "test/trace_fixture.h"
 
 using namespace replpage;           // NOLINT

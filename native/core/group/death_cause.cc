@@ -5,9 +5,6 @@
 #include <algorithm>
 #include <csignal>
 
-#include "core/base/proc_stat.h"
-#include "core/base/procfs.h"
-
 namespace replpage {
 
 DeathCause cause_of(int wait_status) {
@@ -32,31 +29,6 @@ std::string describe_end(int wait_status) {
   return WIFSIGNALED(wait_status)
              ? "ended by signal " + std::to_string(WTERMSIG(wait_status))
              : "exited with status " + std::to_string(WEXITSTATUS(wait_status));
-}
-
-namespace {
-
-// The pending masks are empty again as soon as the main thread has seen the signal, long before its
-// exit stop is known here. The last field of /proc/PID/stat has the code of an exit that has begun
-// (do_task_stat in fs/proc/array.c), from the moment of the kill on.
-bool is_ending_by_kill(pid_t pid) {
-  const auto stat = ProcStat::of(pid);
-  if (!stat) return true;
-  const int status = static_cast<int>((*stat)[ProcStat::kExitCode]);
-  return WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL;
-}
-
-}  // namespace
-
-bool kill_is_pending(pid_t pid) {
-  const auto status = read_proc("/proc/" + std::to_string(pid) + "/status");
-  if (!status) return true;
-  constexpr uint64_t kKillBit = 1ull << (SIGKILL - 1);
-  for (const char* key : {"SigPnd", "ShdPnd"}) {
-    const auto mask = field_of(*status, key);
-    if (mask && (std::stoull(std::string(*mask), nullptr, 16) & kKillBit) != 0) return true;
-  }
-  return is_ending_by_kill(pid);
 }
 
 namespace {

@@ -25,10 +25,6 @@ std::string describe_end(int wait_status);
   return cause == DeathCause::kExit || cause == DeathCause::kSignal;
 }
 
-// Whether SIGKILL is on its way to a process or ends it already, by its pending masks and its exit
-// code (proc(5)); true for one that is gone.
-bool kill_is_pending(pid_t pid);
-
 // Which crash signal (SIGSEGV, SIGABRT, ...) waits to be delivered to a process that does not block
 // it: a replica of that moment would crash again at once. Empty: none.
 std::string crash_at_hand(const ProcessImage& process);
