@@ -2,7 +2,7 @@
  * The cluster as the API sees it: makes one, joins one, lets nodes in and removes them. Without one,
  * which is how every node begins, nothing listens on the network.
  */
-import { hostname, networkInterfaces } from 'node:os';
+import { hostname } from 'node:os';
 import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import type { ClusterControl } from '../api/cluster-routes.js';
@@ -31,8 +31,9 @@ import type { NodeView } from '../membership/membership.js';
 import { makeStoreKey, readStoreKey } from '../membership/store-key-file.js';
 import { makeAuthority, makeKeyPair, makeRequest, sign } from '../transport/certificates.js';
 import { askToJoin, whyNotJoined } from '../transport/join.js';
-import { formatAddress, parseAddress, type Address } from '../transport/peer-tls.js';
+import { formatAddress } from '../transport/peer-tls.js';
 import { checkOwn } from '../membership/renewal.js';
+import { checkListen, givenAddress, listenAddress, ownAddress } from './own-address.js';
 
 export interface ClusterOptions extends NodeHost {
   readonly stateDir: string;
@@ -147,6 +148,7 @@ export class Cluster implements ClusterControl {
 
   async #init(request: InitRequest): Promise<InitReport> {
     const { clock, storeKeyPath } = this.#options;
+    await checkListen(request.listen);
     const listen = listenAddress(request.listen, ownAddress());
     const name = nodeName(request.name);
     if (request.recover !== undefined) await this.#takeKey(readKey('--recover', request.recover));
@@ -177,6 +179,7 @@ export class Cluster implements ClusterControl {
     const { clock, storeKeyPath, version } = this.#options;
     const token = readToken(request.token);
     const there = givenAddress('the address after @', request.address, clusterDefaults.port);
+    await checkListen(request.listen);
     const name = nodeName(request.name);
     const key = await readStoreKey(storeKeyPath);
     if (key !== undefined) throw ownKey(storeKeyPath);
@@ -291,36 +294,6 @@ function nodeName(given: string | undefined): string {
   throw new ReplicationError('ERR_USAGE', `"${name}" is no name for a node`, {
     advice: 'give one with --name: up to 63 letters, digits, dots, dashes or underscores',
   });
-}
-
-function givenAddress(what: string, text: string, portDefault?: number): Address {
-  const address = parseAddress(text, portDefault);
-  if (address !== undefined) return address;
-  throw new ReplicationError('ERR_USAGE', `${what}: "${text}" is no address`, {
-    advice: 'write HOST:PORT, and an IPv6 host in brackets',
-  });
-}
-
-/** What it listens on is what the others are told: no address that stands for all of them. */
-function listenAddress(given: string | undefined, own: string | undefined): Address {
-  const advice = 'give the address by which the other nodes reach this one: --listen HOST:PORT';
-  if (given === undefined) {
-    if (own !== undefined && own !== '') return { host: own, port: clusterDefaults.port };
-    throw new ReplicationError('ERR_USAGE', 'this machine has no address of its own', { advice });
-  }
-  const address = givenAddress('--listen', given, clusterDefaults.port);
-  if (address.host !== '0.0.0.0' && address.host !== '::') return address;
-  const message = `--listen: others cannot reach ${address.host}`;
-  throw new ReplicationError('ERR_USAGE', message, { advice });
-}
-
-/** The first that leads out of the machine, IPv4 before IPv6. */
-function ownAddress(): string | undefined {
-  const all = Object.values(networkInterfaces()).flatMap((each) => each ?? []);
-  const outward = all.filter(
-    ({ internal, address }) => !internal && !address.toLowerCase().startsWith('fe80:'),
-  );
-  return (outward.find(({ family }) => family === 'IPv4') ?? outward[0])?.address;
 }
 
 function nodeStatus({ member, reach, facts, roundTripUs, trouble }: NodeView): NodeStatus {

@@ -74,7 +74,7 @@ class Node {
     return `127.0.0.1:${this.port}`;
   }
 
-  async init(name: string, more: { certificateLifeMs?: number } = {}) {
+  async init(name: string, more: { certificateLifeMs?: number; listen?: string } = {}) {
     this.port = await freePort();
     return this.cluster.init(root, { name, listen: this.address, ...more });
   }
@@ -136,6 +136,13 @@ async function toldBy(link: PeerLink): Promise<string> {
     (error: Error) => `${error.name}: ${error.message}`,
   );
 }
+
+t.test('an address that this machine has not, or that is none, is refused', async (t) => {
+  const node = new Node(t);
+  for (const listen of ['no-such-host.invalid:7420', '192.0.2.9:7420', '0.0.0.0:7420', 'a b'])
+    await t.rejects(node.init('a', { listen }), { code: 'ERR_USAGE' }, listen);
+  await node.init('a');
+});
 
 t.test('init, token, join: both know both, and remember after a restart', async (t) => {
   const a = new Node(t);
