@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
@@ -18,7 +19,6 @@
 #include "core/base/clock.h"
 #include "core/base/proc_stat.h"
 #include "core/base/procfs.h"
-#include "core/base/self_timer.h"
 #include "core/base/sys_error.h"
 #include "core/base/urgency.h"
 #include "core/restore/rehearsal.h"
@@ -111,6 +111,7 @@ class ReplicaKeeper {
   [[nodiscard]] bool finished() const;
   [[nodiscard]] int linger_ms() const;
   [[nodiscard]] int wait_ms() const;
+  [[nodiscard]] uint64_t free_due_us() const;
   [[nodiscard]] bool order_is_near() const;
   [[nodiscard]] bool is_draining() const;
   [[nodiscard]] std::string status() const;
@@ -128,7 +129,7 @@ class ReplicaKeeper {
   std::unique_ptr<StandbyReplica> standby_;
   std::unique_ptr<FaultServer> faults_;
   FaultServer::Figures last_figures_;  // of a server that has done its work
-  std::optional<SelfTimer> quiet_;     // since the promotion
+  uint64_t quiet_until_us_ = 0;        // after the promotion
 
   State state_ = State::kStandby;
   bool urgent_ = false;
@@ -163,8 +164,18 @@ bool ReplicaKeeper::order_is_near() const {
 
 int ReplicaKeeper::wait_ms() const {
   if (state_ == State::kEnded) return linger_ms();
+  if (const uint64_t due = free_due_us(); due != 0) {
+    const uint64_t now = now_us();
+    return due <= now ? 0 : static_cast<int>(std::min(kProgressMs, (due - now) / 1000 + 1));
+  }
   if (is_draining()) return static_cast<int>(kProgressMs);
   return order_is_near() ? 0 : -1;
+}
+
+// 0: there is nothing to free, or SIGCHLD tells when.
+uint64_t ReplicaKeeper::free_due_us() const {
+  if (state_ != State::kPromoted) return 0;
+  return staging_ ? quiet_until_us_ : standby_->replica().free_again_us();
 }
 
 bool ReplicaKeeper::is_draining() const {
@@ -190,6 +201,7 @@ void ReplicaKeeper::wait_and_handle() {
   if (items[1].revents != 0) handle_lazy_news();
   if (items[0].revents != 0) handle_children();
   control_.handle(items);
+  if (const uint64_t due = free_due_us(); due != 0 && due <= now_us()) free_memory();
   tell_progress();
 }
 
@@ -319,7 +331,7 @@ void ReplicaKeeper::promote(const PromoteMessage& message) {
   protect_from_oom_killer();
   guard_while_lazy();
   handle_lazy_news();
-  quiet_.emplace(kQuietUs);
+  quiet_until_us_ = now_us() + kQuietUs;
   free_memory();
   reap();
 }
@@ -364,10 +376,11 @@ void ReplicaKeeper::handle_children() {
 // Also ends the tasks that waited for locks of the dying process.
 void ReplicaKeeper::free_memory() {
   if (state_ != State::kPromoted) return;
-  if (quiet_->passed()) staging_.reset();  // staged pages are never read again
+  const bool quiet = now_us() < quiet_until_us_;
+  if (!quiet) staging_.reset();  // staged pages are never read again
   const WaitLimit limit(kWorkUsMax);
   try {
-    standby_->replica().free_moved(!quiet_->passed());
+    standby_->replica().free_moved(quiet);
   } catch (const SysError&) {  // costs memory, nothing else
   }
 }

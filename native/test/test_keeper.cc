@@ -17,6 +17,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "core/base/clock.h"
 #include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 #include "core/restore/replica.h"
@@ -140,7 +141,9 @@ class Keeper {
       const auto pid = std::to_string(call.lazy.at(0).pid);
       answer.text = read_proc("/proc/" + pid + "/maps").value_or("");
     } else {
-      answer.resident_bytes = replica_->free_moved(false);
+      do {
+        answer.resident_bytes += replica_->free_moved(false);
+      } while (replica_->free_again_us() != 0 && replica_->free_again_us() <= now_us());
     }
   }
 

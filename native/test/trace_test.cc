@@ -3,6 +3,7 @@
 #include <sys/epoll.h>
 #include <sys/ipc.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/sem.h>
 #include <unistd.h>
 
@@ -72,20 +73,12 @@ TEST(tree_freezes_spinning_threads) {
   note("freeze of 4 spinning threads: median " + std::to_string(median(times)) + " us");
 }
 
-TEST(wait_events_returns_at_its_deadline_and_when_woken) {
-  Victim victim([] { sleep_forever(); });
-  Recorder recorder;
-  TraceTree tree(recorder);
-  tree.seize(victim.pid, true);
-  const uint64_t start = now_ns();
-  handle_for(tree, 20);
-  const uint64_t took = now_ns() - start;
-  CHECK(took >= 20 * kMs && took < 200 * kMs);
+// Each wake waits for the answer to the last one, so a lost one would hang.
+uint64_t wakes_answered(TraceTree& tree, uint64_t count) {
   std::atomic<bool> done{false};
   std::atomic<uint64_t> woken{0};
-  // Each wake waits for the answer to the last one, so a lost one would hang.
   std::thread waker([&] {
-    for (uint64_t i = 0; i < 20'000; ++i) {
+    for (uint64_t i = 0; i < count; ++i) {
       tree.wake();
       const uint64_t end = now_ns() + 5'000 * kMs;
       while (woken.load() <= i && now_ns() < end) {
@@ -100,7 +93,38 @@ TEST(wait_events_returns_at_its_deadline_and_when_woken) {
     ++woken;
   }
   waker.join();
-  CHECK(woken >= 20'000);
+  return woken;
+}
+
+TEST(wait_events_returns_at_its_deadline_and_when_woken) {
+  Victim victim([] { sleep_forever(); });
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  const uint64_t start = now_ns();
+  handle_for(tree, 20);
+  const uint64_t took = now_ns() - start;
+  CHECK(took >= 20 * kMs && took < 200 * kMs);
+  CHECK(wakes_answered(tree, 20'000) >= 20'000);
+}
+
+// All of a user's processes share RLIMIT_SIGPENDING: somebody else may have queued so many.
+TEST(no_wake_is_lost_while_no_signal_can_be_queued) {
+  Victim victim([] { sleep_forever(); });
+  Recorder recorder;
+  TraceTree tree(recorder);
+  tree.seize(victim.pid, true);
+  rlimit before{};
+  CHECK_EQUAL(::getrlimit(RLIMIT_SIGPENDING, &before), 0);
+  const rlimit none{0, before.rlim_max};
+  CHECK_EQUAL(::setrlimit(RLIMIT_SIGPENDING, &none), 0);
+  const uint64_t answered = wakes_answered(tree, 200);
+  const uint64_t start = now_ns();
+  handle_for(tree, 20);
+  const uint64_t took = now_ns() - start;
+  CHECK_EQUAL(::setrlimit(RLIMIT_SIGPENDING, &before), 0);
+  CHECK(answered >= 200);
+  CHECK(took >= 20 * kMs && took < 200 * kMs);
 }
 
 // Blocks in calls that give EINTR after any stop; see signal(7).

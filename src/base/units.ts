@@ -64,7 +64,7 @@ export function checkRange(
 /** "42" -> 42; up to nine digits. */
 export function parseWhole(text: string): number {
   if (/^\d{1,9}$/.test(text)) return Number(text);
-  throw new ReplicationError('ERR_USAGE', `"${text}" is not a whole number`);
+  throw new ReplicationError('ERR_USAGE', `"${text}" is not a whole number of 0 or more`);
 }
 
 /** "250us", "100ms", "2s", "1min", "1h" -> milliseconds. */

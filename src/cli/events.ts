@@ -16,7 +16,9 @@ interface EventFlags extends CommonFlags {
 
 export function addEvents(program: Command): void {
   withCommonFlags(program.command('events'))
-    .description('what happened to the groups lately, and why (--json: one object a line)')
+    .description(
+      'what happened to the groups since the daemon was started, and why; its log has what was before (--json: one object a line)',
+    )
     .option('--follow', 'go on with new events until interrupted')
     .action(async (flags: EventFlags) => {
       const context = contextOf(flags);

@@ -295,6 +295,8 @@ export class Daemon {
     const keepers = await this.#findKeepers();
     if (this.#store.unread) this.#noteLost(keepers);
     for (const record of state?.groups ?? []) {
+      // Its end was asked for, and this daemon's was before it came.
+      if (record.core.phase.kind === 'removed' && !record.address) continue;
       const mine = keepers.get(record.spec.name) ?? [];
       this.#takeUp(record, state?.bootId === bootId(), mine);
     }

@@ -4,6 +4,13 @@
 #include <unistd.h>
 
 namespace replpage {
+namespace {
+
+void set_nice(pid_t tid, int nice) {
+  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(tid == 0 ? ::gettid() : tid), nice);
+}
+
+}  // namespace
 
 bool run_before_others(pid_t tid) {
   const sched_param lowest{.sched_priority = 1};
@@ -15,10 +22,9 @@ void run_as_others(pid_t tid) {
   (void)::sched_setscheduler(tid, SCHED_OTHER, &none);
 }
 
-void run_after_others(pid_t tid) {
-  constexpr int kNice = 10;
-  (void)::setpriority(PRIO_PROCESS, static_cast<id_t>(tid == 0 ? ::gettid() : tid), kNice);
-}
+void run_after_others(pid_t tid) { set_nice(tid, 10); }
+
+void run_beside_others(pid_t tid) { set_nice(tid, 0); }
 
 cpu_set_t own_cpus() {
   cpu_set_t cpus;

@@ -15,8 +15,11 @@ bool run_before_others(pid_t tid = 0);
 void run_as_others(pid_t tid = 0);
 
 // The thread (0: the caller) gets a tenth of what an ordinary one gets where processors are short,
-// for good: for what nobody waits for.
+// until run_beside_others(): for what nobody waits for.
 void run_after_others(pid_t tid = 0);
+
+// Ends that.
+void run_beside_others(pid_t tid = 0);
 
 // Where the calling thread may run.
 cpu_set_t own_cpus();

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <system_error>
 #include <utility>
 
 #include "core/base/clock.h"
@@ -255,7 +256,6 @@ void DeathHandler::fall_silent() {
 
 // The keeper has read all that was staged; its next protection needs the memory.
 void DeathHandler::release_staging() {
-  run_after_others();
   const std::lock_guard lock(context_.worker_mutex);
   try {
     context_.staging.release();
@@ -276,10 +276,15 @@ void DeathHandler::on_promoted(const PromotedMessage& message) {
   planned_.reset();
   // Giving back much memory takes some 100 ms of a processor, which the first answers need.
   static constexpr std::chrono::milliseconds kQuiet{50};
-  releasing_ = std::jthread([this] {
-    std::this_thread::sleep_for(kQuiet);
+  try {
+    releasing_ = std::jthread([this] {
+      run_after_others();
+      std::this_thread::sleep_for(kQuiet);
+      release_staging();
+    });
+  } catch (const std::system_error&) {  // no more threads
     release_staging();
-  });
+  }
 }
 
 void DeathHandler::on_drained(const DrainedMessage& message) {

@@ -6,7 +6,9 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <csignal>
 
+#include "core/base/proc_stat.h"
 #include "core/base/sys_error.h"
 
 namespace replpage {
@@ -15,6 +17,8 @@ namespace {
 // Freed in one call, while the program's own mmap and munmap wait: 0.1 ms, or 4 ms where the host
 // takes freed memory back.
 constexpr uint64_t kChunkBytes = 2u << 20;
+// And by one order, which the keeper waits for.
+constexpr uint64_t kPartBytes = 16u << 20;
 
 constexpr uint64_t kProcessFlags = CLONE_VM | CLONE_FILES | CLONE_PARENT;
 constexpr uint64_t kThreadFlags =
@@ -56,17 +60,28 @@ bool Assistant::ready() {
   }
 }
 
-uint64_t Assistant::finish() {
-  uint64_t freed = 0;
+bool Assistant::is_orphan() const {
+  const auto stat = ProcStat::of(process_.pid());
+  return !stat || stat->is_dead();
+}
+
+void Assistant::kill() { (void)::kill(task_->tid(), SIGKILL); }
+
+bool Assistant::free_some(uint64_t& freed) {
+  waits_ = false;
   try {
-    for (const PageRange& range : moved_) {
+    if (!moved_.empty()) {
+      PageRange& range = moved_.back();
       SyscallBatch batch;
-      for (uint64_t at = range.start; at < range.end; at += kChunkBytes) {
-        batch.add("free moved memory", SYS_munmap, {at, std::min(kChunkBytes, range.end - at)},
-                  false);
+      const uint64_t end = std::min(range.end, range.start + kPartBytes);
+      for (uint64_t at = range.start; at < end; at += kChunkBytes) {
+        batch.add("free moved memory", SYS_munmap, {at, std::min(kChunkBytes, end - at)}, false);
       }
       task_->run(process_.stub(), batch);
-      freed += range.bytes();
+      freed += end - range.start;
+      range.start = end;
+      if (range.start == range.end) moved_.pop_back();
+      if (!moved_.empty()) return false;
     }
     const PageRange stub = process_.stub_range();
     task_->step(instruction_, SYS_munmap, {stub.start, stub.bytes()});
@@ -74,7 +89,7 @@ uint64_t Assistant::finish() {
   } catch (const SysError&) {
     // The program ended, or executed another, in the meantime: there is nothing left to free.
   }
-  return freed;
+  return true;
 }
 
 }  // namespace replpage

@@ -16,7 +16,7 @@ namespace replpage {
 class Assistant {
  public:
   // Creates it, parked in the stub of `process`, with the credentials that its leader has by now.
-  // Call with the leader stopped in the stub. The stub then stays until finish().
+  // Call with the leader stopped in the stub. The stub then stays until free_some().
   // `instruction`: a `syscall` in the process's code, for what must be done without the stub.
   // It waits for `locks` from now on.
   Assistant(StubProcess& process, std::vector<PageRange> moved,
@@ -26,11 +26,17 @@ class Assistant {
 
   [[nodiscard]] bool waits() const { return waits_; }
 
-  // Whether all locks are had, so that finish() can be called, or the process is gone.
+  // Whether all locks are had, so that free_some() can be called, or the process is gone.
   [[nodiscard]] bool ready();
 
-  // Frees everything, the stub last, and ends. Returns the bytes freed. The process may be gone.
-  uint64_t finish();
+  // Whether free_some() is to be called once more, without anything that tells.
+  [[nodiscard]] bool has_more() const { return !waits_; }
+  // Frees a part, the stub last, and ends then: true. Adds the bytes to `freed`.
+  bool free_some(uint64_t& freed);
+
+  // The process has ended. Whoever shares its descriptors would keep its ports and locks.
+  [[nodiscard]] bool is_orphan() const;
+  void kill();
 
  private:
   StubProcess& process_;

@@ -247,7 +247,7 @@ void Promotion::let_go(const GroupImage& image) {
   // A program that runs without a lock it believes to have could release it before it is had, or
   // see it taken by one of its own: the group waits until the dying process has let go of it.
   if (locks_waited_for()) {
-    lock_deadline_.emplace(kLocksUsMax);
+    lock_deadline_us_ = now_us() + kLocksUsMax;
   } else {
     detach_all();
   }
@@ -289,7 +289,7 @@ void Promotion::detach(const Kept& kept) {
 
 // First those that stop, and until they have: a SIGCONT of another that ran already would be lost.
 void Promotion::detach_all() {
-  lock_deadline_.reset();
+  lock_deadline_us_ = 0;
   auto kept = std::exchange(kept_, {});
   const auto running = std::stable_partition(kept.begin(), kept.end(), [](const Kept& process) {
     return process.job_control != JobControl::kRuns;
@@ -306,13 +306,22 @@ bool Promotion::locks_waited_for() const {
 uint64_t Promotion::free_moved(bool locks_only) {
   uint64_t freed = 0;
   std::erase_if(assistants_, [&freed, locks_only](const auto& assistant) {
+    if (assistant->is_orphan()) {
+      assistant->kill();
+      return true;
+    }
     if (!assistant->ready() || (locks_only && !assistant->waits())) return false;
-    freed += assistant->finish();
-    return true;
+    return assistant->free_some(freed);
   });
-  const bool late = lock_deadline_ && lock_deadline_->passed();
+  const bool late = lock_deadline_us_ != 0 && now_us() >= lock_deadline_us_;
   if (!kept_.empty() && (late || !locks_waited_for())) detach_all();
   return freed;
+}
+
+uint64_t Promotion::free_again_us() const {
+  const bool more = std::any_of(assistants_.begin(), assistants_.end(),
+                                [](const auto& assistant) { return assistant->has_more(); });
+  return more ? now_us() : lock_deadline_us_;
 }
 
 }  // namespace replpage

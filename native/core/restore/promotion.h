@@ -9,7 +9,6 @@
 #include <utility>
 #include <vector>
 
-#include "core/base/self_timer.h"
 #include "core/restore/assistant.h"
 #include "core/restore/lazy_memory.h"
 #include "core/restore/primary_files.h"
@@ -37,6 +36,7 @@ class Promotion {
   // Frees what was moved away; see Replica::free_moved. Lets the group go when it was kept for
   // locks.
   uint64_t free_moved(bool locks_only);
+  [[nodiscard]] uint64_t free_again_us() const;
 
  private:
   void give_memfds(PromoteInput& input);
@@ -72,7 +72,7 @@ class Promotion {
   static Kept kept_of(const ProcessImage& process);
   void detach(const Kept& kept);
   std::vector<Kept> kept_;
-  std::optional<SelfTimer> lock_deadline_;
+  uint64_t lock_deadline_us_ = 0;  // 0: no locks are waited for
 };
 
 }  // namespace replpage

@@ -66,6 +66,7 @@ class StubReplica final : public Replica {
     return promotion_.run(std::move(input), before_run);
   }
 
+  [[nodiscard]] uint64_t free_again_us() const override { return promotion_.free_again_us(); }
   uint64_t free_moved(bool locks_only) override { return promotion_.free_moved(locks_only); }
 
   ReplicaView view() override {

@@ -122,11 +122,14 @@ class Replica {
   virtual PromotedReplica promote(PromoteInput input,
                                   const std::function<void(PromotedReplica&)>& before_run) = 0;
 
-  // After promote(), from the same thread: frees the old content of lazy ranges, which was only
-  // moved away, while the group runs. Never stops it. Returns the bytes freed. What waits for locks
-  // that the dying process holds is left for another call, after SIGCHLD. `locks_only`: so is all
-  // that does not; freeing takes a processor, and the lock of the address space.
+  // After promote(), from the same thread: frees a part of the old content of lazy ranges, which
+  // was only moved away, while the group runs. Never stops it. Returns the bytes freed. What waits
+  // for locks that the dying process holds is left for another call, after SIGCHLD. `locks_only`:
+  // so is all that does not; freeing takes a processor, and the lock of the address space.
   virtual uint64_t free_moved(bool locks_only) = 0;
+
+  // When free_moved() is to be called again though no SIGCHLD may come (CLOCK_MONOTONIC); 0: never.
+  [[nodiscard]] virtual uint64_t free_again_us() const = 0;
 
   // For reading only. Throws SysError.
   virtual ReplicaView view() = 0;

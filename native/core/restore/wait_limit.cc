@@ -31,18 +31,18 @@ WaitLimit::WaitLimit(uint64_t us) {
   event.sigev_notify = SIGEV_THREAD_ID;
   event.sigev_signo = SIGALRM;
   event._sigev_un._tid = ::gettid();
-  if (::timer_create(CLOCK_MONOTONIC, &event, &timer_) != 0) {
-    throw SysError::from_errno("create a timer");
-  }
+  // Too many signals of the same user are queued, whoever's: better without a limit than not at
+  // all.
+  has_timer_ = ::timer_create(CLOCK_MONOTONIC, &event, &timer_) == 0;
   outer_us_ = std::exchange(ends_us, now_us() + us);
   const itimerspec when{
       .it_interval = {0, kAgainNs},
       .it_value = {static_cast<time_t>(us / 1'000'000), static_cast<long>(us % 1'000'000) * 1000}};
-  ::timer_settime(timer_, 0, &when, nullptr);
+  if (has_timer_) ::timer_settime(timer_, 0, &when, nullptr);
 }
 
 WaitLimit::~WaitLimit() {
-  ::timer_delete(timer_);
+  if (has_timer_) ::timer_delete(timer_);
   ends_us = outer_us_;
 }
 

@@ -13,7 +13,7 @@ namespace replpage {
 // Uses SIGALRM, of which only the handler is left behind.
 class WaitLimit {
  public:
-  // Throws SysError.
+  // Where the kernel has no timer left the wait is without limit.
   explicit WaitLimit(uint64_t us);
   ~WaitLimit();
   WaitLimit(const WaitLimit&) = delete;
@@ -21,6 +21,7 @@ class WaitLimit {
 
  private:
   timer_t timer_{};
+  bool has_timer_ = false;
   uint64_t outer_us_ = 0;
 };
 

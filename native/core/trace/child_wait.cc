@@ -109,13 +109,16 @@ void on_wake_signal(int, siginfo_t*, void* context) {
   }
 }
 
-// The highest real-time signal with the default action becomes ours for the process's lifetime.
+// One with the default action becomes ours for the process's lifetime. Not a real-time signal:
+// those are refused when the user's processes together have too many queued (RLIMIT_SIGPENDING),
+// and a wake-up would be lost; the others are always marked as pending (__send_signal_locked in
+// kernel/signal.c). The kernel raises none of these on its own.
 int claim_signal() {
   struct sigaction action {};
   action.sa_sigaction = on_wake_signal;
   action.sa_flags = SA_SIGINFO;  // without SA_RESTART: an interrupted wait returns
   sigfillset(&action.sa_mask);
-  for (int signal = SIGRTMAX; signal > SIGRTMIN; --signal) {
+  for (const int signal : {SIGSTKFLT, SIGPWR, SIGURG}) {
     struct sigaction old {};
     if (::sigaction(signal, nullptr, &old) != 0) continue;
     if (old.sa_handler != SIG_DFL) continue;
@@ -153,7 +156,10 @@ Peeked look_at(int type, pid_t id, ChildEvent& event, int options) {
 
 }  // namespace
 
-ChildWait::~ChildWait() { unbind(); }
+ChildWait::~ChildWait() {
+  unbind();
+  drop_timer();
+}
 
 void ChildWait::bind() {
   if (waiter_.load() == ::gettid()) return;
@@ -167,21 +173,36 @@ void ChildWait::bind() {
   }
   sigdelset(&mask, claimed_signal);
   ::pthread_sigmask(SIG_SETMASK, &mask, &old_mask_);
+  make_timer();
+  waiter_ = ::gettid();
+}
+
+// Kept from one bind() to the next: each takes a place among the user's queued signals, which may
+// be taken by then.
+void ChildWait::make_timer() {
+  if (timer_thread_ == ::gettid()) return;
+  drop_timer();
   sigevent notice{};
   notice.sigev_notify = SIGEV_THREAD_ID;
   notice.sigev_signo = claimed_signal;
   notice._sigev_un._tid = ::gettid();
   if (::timer_create(CLOCK_MONOTONIC, &notice, &timer_) != 0) {
-    throw SysError::from_errno("timer_create");
+    const int error = errno;
+    ::pthread_sigmask(SIG_SETMASK, &old_mask_, nullptr);
+    throw SysError("make the tracer's timer", error);
   }
-  has_timer_ = true;
-  waiter_ = ::gettid();
+  timer_thread_ = ::gettid();
+}
+
+void ChildWait::drop_timer() noexcept {
+  if (timer_thread_ != 0) ::timer_delete(timer_);
+  timer_thread_ = 0;
+  armed_ns_ = 0;
 }
 
 void ChildWait::unbind() noexcept {
   const pid_t waiter = waiter_.exchange(0);
-  if (has_timer_) ::timer_delete(timer_);
-  has_timer_ = false;
+  arm(0);
   if (waiter == ::gettid()) ::pthread_sigmask(SIG_SETMASK, &old_mask_, nullptr);
 }
 
@@ -198,7 +219,7 @@ void ChildWait::begin() noexcept { kicked = 0; }
 
 uint64_t ChildWait::arm(uint64_t deadline_ns) noexcept {
   const uint64_t before = armed_ns_;
-  if (!has_timer_ || deadline_ns == before) return before;
+  if (timer_thread_ == 0 || deadline_ns == before) return before;
   itimerspec when{};
   when.it_value.tv_sec = static_cast<time_t>(deadline_ns / 1'000'000'000u);
   when.it_value.tv_nsec = static_cast<long>(deadline_ns % 1'000'000'000u);

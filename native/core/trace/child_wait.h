@@ -37,7 +37,7 @@ class ChildWait {
   ChildWait& operator=(const ChildWait&) = delete;
 
   // Makes the calling thread the waiter: installs the process-wide handler of the wake signal (the
-  // highest real-time signal that nobody uses), unblocks it here and blocks every other
+  // one of a few that nobody uses), unblocks it here and blocks every other
   // asynchronous signal here until unbind(). Throws SysError.
   void bind();
   void unbind() noexcept;
@@ -67,9 +67,12 @@ class ChildWait {
   [[nodiscard]] bool is_continued(pid_t pid) noexcept;
 
  private:
+  void make_timer();
+  void drop_timer() noexcept;
+
   std::atomic<bool> woken_{false};
   std::atomic<pid_t> waiter_{0};
-  bool has_timer_ = false;
+  pid_t timer_thread_ = 0;  // whose timer_ is; 0: there is none
   uint64_t armed_ns_ = 0;
   timer_t timer_{};
   sigset_t old_mask_{};

@@ -3,7 +3,7 @@
 // Every method except wake() must be called from the thread that called seize(): ptrace binds to
 // the thread that attached (ptrace(2)). That thread must have no children of its own, since it
 // reaps what waitid gives it; children of other threads are not touched. Between seize() and
-// detach() its asynchronous signals are blocked, but for the highest unused real-time signal,
+// detach() its asynchronous signals are blocked, but for one that nobody uses,
 // which this module takes for wake().
 //
 // Stops are looked at with waitid(WNOWAIT) and ended by PTRACE_CONT, PTRACE_LISTEN or

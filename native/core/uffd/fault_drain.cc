@@ -43,12 +43,17 @@ void FaultServer::drain(DrainRole role) {
   ::pthread_setname_np(::pthread_self(), "drain");
   // The program goes first, and so do its faults.
   run_after_others();
+  bool hurries = false;
   if (role == DrainRole::kStoreOnly) wait_released();
   std::vector<uint8_t> buffer(kDrainBytes);
   try {
     while (!stopping_) {
       const std::optional<Chunk> chunk = next_chunk();
       if (!chunk) break;
+      if (hurries != must_hurry(role)) {
+        hurries = !hurries;
+        hurries ? run_beside_others() : run_after_others();
+      }
       drain_chunk(*chunk, buffer);
     }
   } catch (const std::exception& error) {
@@ -60,6 +65,15 @@ void FaultServer::drain(DrainRole role) {
     last = --drains_ == 0;
   }
   if (last && !stopping_ && events_.drained) events_.drained();
+}
+
+// After the first answers: a process that waits to go keeps its locks and its parent waiting, and
+// the OOM reaper may be after its memory.
+bool FaultServer::must_hurry(DrainRole role) const {
+  constexpr uint64_t kQuietUs = 50'000;
+  if (role != DrainRole::kAll) return false;
+  const std::lock_guard lock(mutex_);
+  return released_us_ == 0 && now_us() - started_us_ > kQuietUs;
 }
 
 void FaultServer::drain_chunk(const Chunk& chunk, std::span<uint8_t> buffer) {

@@ -128,6 +128,7 @@ class FaultServer {
   // Only one may read from processes: they go when it has found that nothing is left.
   enum class DrainRole : uint8_t { kAll, kStoreOnly };
   void drain(DrainRole role);
+  [[nodiscard]] bool must_hurry(DrainRole role) const;
   static void rest_a_while();
   void wait_released();
   void start_helpers();
