@@ -9,6 +9,7 @@
 #include <csignal>
 
 #include "core/base/proc_stat.h"
+#include "core/base/procfs.h"
 #include "core/base/sys_error.h"
 
 namespace replpage {
@@ -38,8 +39,8 @@ Assistant::Assistant(StubProcess& process, std::vector<PageRange> moved,
   batch.add("madvise", SYS_madvise, {stub.start, stub.bytes(), MADV_DONTFORK});
   // A lock is said to belong to the process of whoever took it: F_GETLK must tell the program's
   // pid.
-  const bool process_of_its_own = child_of_keeper && !waits_;
-  add_clone({.pid = 0, .flags = process_of_its_own ? kProcessFlags : kThreadFlags}, batch);
+  process_of_its_own_ = child_of_keeper && !waits_;
+  add_clone({.pid = 0, .flags = process_of_its_own_ ? kProcessFlags : kThreadFlags}, batch);
   const BatchResult result = process.run(batch);
   task_ = RemoteThread::adopt(static_cast<pid_t>(result.results[1]));
   if (!waits_) return;
@@ -60,9 +61,14 @@ bool Assistant::ready() {
   }
 }
 
+// A process whose first thread has ended lives on as long as it has others. One of those would take
+// the process with it, and ends with it.
 bool Assistant::is_orphan() const {
+  if (!process_of_its_own_) return false;
   const auto stat = ProcStat::of(process_.pid());
-  return !stat || stat->is_dead();
+  if (stat && !stat->is_dead()) return false;
+  const auto threads = numeric_entries("/proc/" + std::to_string(process_.pid()) + "/task");
+  return !threads || threads->size() <= 1;
 }
 
 void Assistant::kill() { (void)::kill(task_->tid(), SIGKILL); }

@@ -16,7 +16,7 @@ namespace replpage {
 class Assistant {
  public:
   // Creates it, parked in the stub of `process`, with the credentials that its leader has by now.
-  // Call with the leader stopped in the stub. The stub then stays until free_some().
+  // Call with the leader stopped in the stub. The stub then stays until all is freed.
   // `instruction`: a `syscall` in the process's code, for what must be done without the stub.
   // It waits for `locks` from now on.
   Assistant(StubProcess& process, std::vector<PageRange> moved,
@@ -34,7 +34,8 @@ class Assistant {
   // Frees a part, the stub last, and ends then: true. Adds the bytes to `freed`.
   bool free_some(uint64_t& freed);
 
-  // The process has ended. Whoever shares its descriptors would keep its ports and locks.
+  // It is left over: the program has ended. It shares the descriptors, and would keep ports and
+  // locks.
   [[nodiscard]] bool is_orphan() const;
   void kill();
 
@@ -43,6 +44,7 @@ class Assistant {
   std::vector<PageRange> moved_;
   uint64_t instruction_;
   bool waits_ = false;
+  bool process_of_its_own_ = false;
   std::optional<RemoteThread> task_;
 };
 
