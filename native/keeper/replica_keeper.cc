@@ -381,7 +381,7 @@ void ReplicaKeeper::free_memory() {
   const WaitLimit limit(kWorkUsMax);
   try {
     standby_->replica().free_moved(quiet);
-  } catch (const SysError&) {  // costs memory, nothing else
+  } catch (const std::exception&) {  // costs memory, nothing else
   }
 }
 

@@ -4,7 +4,7 @@
  */
 import { spawn } from 'node:child_process';
 import { constants } from 'node:fs';
-import { lstat, open, rename, rm, writeFile } from 'node:fs/promises';
+import { lstat, open, rename, rm, type FileHandle } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { describe, ReplicationError } from '../base/errors.js';
 import type { Log } from '../base/log.js';
@@ -191,8 +191,13 @@ async function writeOurPidfile(
   const fresh = `${path}.new.${process.pid}`;
   try {
     await rm(fresh, { force: true });
-    await writeFile(fresh, `${hostPid}\n`, { mode: 0o644, flag: 'wx' });
-    await takeAfter(fresh, path);
+    const file = await open(fresh, 'wx', 0o644);
+    try {
+      await file.writeFile(`${hostPid}\n`);
+      await takeAfter(file, path);
+    } finally {
+      await file.close();
+    }
     await rename(fresh, path);
     log.info({ hostPid }, 'outsider told');
     return undefined;
@@ -203,19 +208,16 @@ async function writeOurPidfile(
   }
 }
 
-/** Owner and mode stay: the program, as its own user, reads its pid file or removes it at its end. */
-async function takeAfter(fresh: string, path: string): Promise<void> {
+/**
+ * Owner and mode stay: the program, as its own user, reads its pid file or removes it at its end. Of
+ * the descriptor: whoever owns the folder could put something else in the place of the name.
+ */
+async function takeAfter(fresh: FileHandle, path: string): Promise<void> {
   const before = await lstat(path).catch(() => undefined);
   if (before?.isFile() !== true) return;
-  // Of the descriptor: whoever owns the folder could put a link in the place of the name.
-  const file = await open(fresh, constants.O_WRONLY | constants.O_NOFOLLOW);
-  try {
-    const own = await file.stat();
-    if (own.uid !== before.uid || own.gid !== before.gid) await file.chown(before.uid, before.gid);
-    await file.chmod(before.mode & 0o777);
-  } finally {
-    await file.close();
-  }
+  const own = await fresh.stat();
+  if (own.uid !== before.uid || own.gid !== before.gid) await fresh.chown(before.uid, before.gid);
+  await fresh.chmod(before.mode & 0o777);
 }
 
 /** setpriv(1) sets the supplementary groups too. */
@@ -295,7 +297,9 @@ function endGroup(pid: number | undefined): void {
 export async function makeOutputFile(logDir: string, name: string, owner: Owner): Promise<string> {
   const path = join(logDir, `${name}.log`);
   const left = await lstat(path).catch(() => undefined);
-  if (left !== undefined && (left.uid !== owner.uid || !left.isFile())) await rm(path);
+  if (left?.isFile() === false) await rm(path);
+  // Somebody else's group had that name, and what it promoted may still write there.
+  else if (left !== undefined && left.uid !== owner.uid) await rename(path, `${path}.${left.uid}`);
   const flags = constants.O_CREAT | constants.O_WRONLY | constants.O_APPEND | constants.O_NOFOLLOW;
   const file = await open(path, flags, 0o640);
   try {

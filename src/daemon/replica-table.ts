@@ -274,7 +274,7 @@ export class ReplicaTable implements DaemonControl {
     watch: { onProgress(bytes: number, bytesTotal: number): void; signal: AbortSignal },
   ): Promise<Omit<ProtectReport, 'takenOver'>> {
     const { name, stdio, owner } = group.spec;
-    const giveUp = (): void => void group.unprotect();
+    const giveUp = (): void => void group.unprotect().catch(() => undefined);
     watch.signal.addEventListener('abort', giveUp);
     try {
       const { logDir } = this.#options.config;
@@ -387,13 +387,16 @@ export class ReplicaTable implements DaemonControl {
     return this.#options.native.probeKernel();
   }
 
-  /** The kernel's own rule on what runs; of what has ended, whose it was. */
+  /** The kernel's own rule on what runs; of what has ended, or is about to, whose it was. */
   #mayAct(caller: Caller, group: Group): boolean {
     if (caller.uid === 0) return true;
-    if (this.#runs(group)) {
+    const isOwner = caller.uid === group.spec.owner.uid;
+    if (!this.#runs(group)) return isOwner;
+    try {
       return this.#options.native.mayTrace(caller, group.core.hostPid).allowed;
+    } catch {
+      return isOwner;
     }
-    return caller.uid === group.spec.owner.uid;
   }
 
   #maySee(caller: Caller, event: EventRecord): boolean {

@@ -202,4 +202,5 @@ t.test("an output file is never one of another user's", asRoot, async (t) => {
   await makeOutputFile(folder, 'web', { uid: 1, gid: 1, groups: [] });
   t.equal(readFileSync(path, 'utf8'), '');
   t.equal(statSync(path).uid, 1);
+  t.equal(readFileSync(`${path}.65534`, 'utf8'), 'secret', 'and is not lost either');
 });

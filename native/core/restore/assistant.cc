@@ -94,6 +94,7 @@ bool Assistant::free_some(uint64_t& freed) {
     task_->leave(instruction_, SYS_exit);
   } catch (const SysError&) {
     // The program ended, or executed another, in the meantime: there is nothing left to free.
+    if (process_of_its_own_) kill();
   }
   return true;
 }

@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <string>
 
 #include "core/base/proc_stat.h"
@@ -71,7 +72,13 @@ void ExitWatch::watch() {
   pollfd watched[2] = {{pidfd_.get(), POLLIN, 0}, {stop_.get(), POLLIN, 0}};
   while (::poll(watched, 2, -1) < 0 && errno == EINTR) {
   }
-  if (watched[1].revents == 0) ended_(wait_status_of(pid_, pidfd_.get()));
+  if (watched[1].revents != 0) return;
+  std::optional<int> status;
+  try {
+    status = wait_status_of(pid_, pidfd_.get());
+  } catch (const std::exception&) {  // out of descriptors: taken for killed
+  }
+  ended_(status);
 }
 
 }  // namespace replpage
